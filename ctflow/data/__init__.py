@@ -1,0 +1,1 @@
+"""Shards, their schema, the streams over them and the one LightningDataModule."""

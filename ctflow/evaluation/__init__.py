@@ -1,0 +1,1 @@
+"""Settings, protocols, the measuring module and the report page."""

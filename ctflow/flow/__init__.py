@@ -1,0 +1,1 @@
+"""The flow-matching path, time distributions and solvers."""

@@ -1,0 +1,1 @@
+"""Block rollout, stop rule and guidance; tensors only, no files."""

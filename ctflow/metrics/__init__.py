@@ -1,0 +1,1 @@
+"""Metrics and monitors as pure functions and torchmetrics classes."""

@@ -1,0 +1,1 @@
+"""LightningModules of the A-VAE, the embedded pair and the FMvT, and their callbacks."""
