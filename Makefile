@@ -1,0 +1,77 @@
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+
+# The first Python of 3.11 or newer that can make a virtual environment; override with PYTHON=…
+PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
+	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
+BIN := .venv/bin
+RUN := $(BIN)/python
+INSTALLED := .venv/.installed
+CONFIG ?=
+ARGS ?=
+
+.PHONY: help
+help: ## Show this list
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  \033[1m%-16s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: $(INSTALLED) ## Build .venv with the package and its dependencies
+
+$(INSTALLED): setup.cfg pyproject.toml
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer with venv found; install one or give PYTHON=/path/to/python"; exit 2; }
+	test -x $(RUN) || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	@touch $@
+
+.PHONY: demo
+demo: $(INSTALLED) ## From nothing to a generated chest CT with pictures (runs/demo/index.html)
+	$(RUN) -m ctflow.demo $(ARGS)
+
+.PHONY: train-vae
+train-vae: $(INSTALLED) ## Train the A-VAE [CONFIG=file.yaml ARGS="key=value …"]
+	$(RUN) -m ctflow.train --config $(or $(CONFIG),configs/train/vae.yaml) $(ARGS)
+
+.PHONY: train-clip
+train-clip: $(INSTALLED) ## Train the embedded text and image pair [CONFIG=… ARGS=…]
+	$(RUN) -m ctflow.train --config $(or $(CONFIG),configs/train/clip.yaml) $(ARGS)
+
+.PHONY: train-flow
+train-flow: $(INSTALLED) ## Train the FMvT [CONFIG=… ARGS=…]
+	$(RUN) -m ctflow.train --config $(or $(CONFIG),configs/train/flow.yaml) $(ARGS)
+
+.PHONY: checkpoints
+checkpoints: $(INSTALLED) ## Train the embedded checkpoint again (hours on a CPU; resumes)
+	$(BIN)/python -m ctflow.train_embedded $(ARGS)
+
+.PHONY: test
+test: $(INSTALLED) ## Run the fast tests
+	$(RUN) -m pytest -m "not slow and not gpu" $(ARGS)
+
+.PHONY: test-slow
+test-slow: $(INSTALLED) ## Run the slow tests
+	$(RUN) -m pytest -m "slow and not gpu" $(ARGS)
+
+.PHONY: test-gpu
+test-gpu: $(INSTALLED) ## Run the tests that need a CUDA device
+	$(RUN) -m pytest -m gpu $(ARGS)
+
+.PHONY: lint
+lint: $(INSTALLED) ## Check format, style, types and the import contract
+	$(BIN)/ruff check ctflow data_prep tests
+	$(BIN)/ruff format --check ctflow data_prep tests
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.PHONY: bench
+bench: $(INSTALLED) ## Time the stages on this machine
+	$(RUN) -m ctflow.bench $(ARGS)
+
+.PHONY: tensorboard
+tensorboard: $(INSTALLED) ## Show the curves and images of all runs (loopback only)
+	$(BIN)/tensorboard --logdir runs --host 127.0.0.1
+
+.PHONY: clean
+clean: ## Remove the virtual environment and caches (runs/ stays)
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
