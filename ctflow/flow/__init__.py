@@ -1,1 +1,20 @@
-"""The flow-matching path, time distributions and solvers."""
+"""The flow-matching path, time distributions, objective and solvers."""
+
+from ctflow.flow.objective import FlowDraw, draw, flow_matching_loss, sample_times, training_path
+from ctflow.flow.path import LinearPath, PathSample
+from ctflow.flow.solvers import ADAPTIVE_SOLVER, SOLVERS, KnownRegion, Velocity, solve
+
+__all__ = [
+    "ADAPTIVE_SOLVER",
+    "SOLVERS",
+    "FlowDraw",
+    "KnownRegion",
+    "LinearPath",
+    "PathSample",
+    "Velocity",
+    "draw",
+    "flow_matching_loss",
+    "sample_times",
+    "solve",
+    "training_path",
+]

@@ -1,0 +1,132 @@
+"""Configuration of the FMvT and of the flow it is trained on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ctflow.types import BLOCK_LENGTH
+
+TIME_DISTRIBUTIONS = ("logit_normal", "uniform")
+
+
+@dataclass
+class FMvTConfig:
+    """Architecture of the spatio-temporal flow-matching transformer.
+
+    The fields from ``scrambled_heads`` to ``text_modulation`` are where the published weights differ from a
+    fresh model; each default is the fresh choice, and ``models.fmvt_published`` sets the published one
+    (``docs/model.md`` says why).
+
+    Attributes:
+        input_size: Latent block (slices, rows, columns) the model is made for; other sizes divisible by the
+            patch work.
+        latent_channels: Channels of a latent; the network reads twice as many (noisy block and previous
+            block).
+        patch_size: Latent elements (slices, rows, columns) per token.
+        hidden_size: Width of a token.
+        depth: Number of transformer blocks.
+        num_heads: Attention heads; must divide ``hidden_size``.
+        mlp_ratio: Hidden width of the block's MLP over ``hidden_size``.
+        text_dim: Width of the text encoder's vectors.
+        text_tokens: Text tokens the model is meant for (1: one pooled vector per report).
+        space_scale: Divisor of the row and column positions in the sin-cos embedding.
+        time_scale: Divisor of the slice positions in the sin-cos embedding.
+        scrambled_heads: Self-attention's ``[B, heads, N, d]`` is reshaped to ``[B, N, heads * d]`` without
+            moving the
+            heads back. A defect that the published weights were trained with.
+        raw_temporal_branch: Temporal attention reads the un-normalised tokens and shares the spatial branch's
+            gate;
+            otherwise it has a normalisation, shift, scale and gate of its own.
+        raw_cross_queries: Cross-attention's queries come from the un-normalised tokens.
+        late_temporal_embedding: The temporal position embedding is added to the input of block 0's temporal
+            attention alone;
+            otherwise to the tokens themselves.
+        temporal_embedding: Whether there is a temporal position embedding at all.
+        time_multiplier: The flow time in [0, 1] is multiplied by it before its sinusoidal embedding.
+        learned_nulls: "No text" and "no previous block" are learned; otherwise there is an untrained stand-in
+            for the text
+            and none for the previous block.
+        normalise_text: Text vectors are brought to zero mean and unit variance before their MLP.
+        text_modulation: The mean text token is added to the time embedding, besides cross-attention.
+        position_input: The index of the block's first slice is an input.
+        length_input: The volume's number of slices is an input.
+        activation_checkpointing: Recompute each block in the backward pass instead of storing it.
+    """
+
+    input_size: list[int] = field(default_factory=lambda: [BLOCK_LENGTH, 32, 32])
+    latent_channels: int = 16
+    patch_size: list[int] = field(default_factory=lambda: [2, 2, 2])
+    hidden_size: int = 384
+    depth: int = 12
+    num_heads: int = 6
+    mlp_ratio: float = 4.0
+    text_dim: int = 768
+    text_tokens: int = 1
+    space_scale: float = 1.0
+    time_scale: float = 1.0
+    scrambled_heads: bool = False
+    raw_temporal_branch: bool = False
+    raw_cross_queries: bool = False
+    late_temporal_embedding: bool = False
+    temporal_embedding: bool = True
+    time_multiplier: float = 1000.0
+    learned_nulls: bool = True
+    normalise_text: bool = True
+    text_modulation: bool = True
+    position_input: bool = True
+    length_input: bool = True
+    activation_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self.input_size) != 3 or len(self.patch_size) != 3:
+            raise ValueError(
+                f"input_size and patch_size have 3 numbers, found {self.input_size} and {self.patch_size}"
+            )
+        if any(p < 1 or s < 1 or s % p for s, p in zip(self.input_size, self.patch_size, strict=True)):
+            raise ValueError(f"input_size {self.input_size} is not divisible by patch_size {self.patch_size}")
+        if self.hidden_size % self.num_heads or self.hidden_size % 4:
+            raise ValueError(
+                f"hidden_size must be divisible by num_heads and by 4 (sin-cos embedding), "
+                f"found hidden_size={self.hidden_size}, num_heads={self.num_heads}"
+            )
+        numbers = {
+            name: getattr(self, name)
+            for name in ("latent_channels", "depth", "num_heads", "mlp_ratio", "text_dim", "text_tokens",
+                         "space_scale", "time_scale", "time_multiplier")
+        }  # fmt: skip
+        if bad := {name: value for name, value in numbers.items() if value <= 0}:
+            raise ValueError(f"these must be positive: {bad}")
+
+
+@dataclass
+class FlowConfig:
+    """How the FMvT is trained to match the flow.
+
+    Attributes:
+        path_offset: Width of the path at t = 0 (the published weights: 1e-5).
+        time_distribution: ``logit_normal`` (sigmoid of a standard normal) or ``uniform`` on [0, 1].
+        noise_offset: Standard deviation of an extra noise that is constant over each channel of a block.
+        condition_noise: Standard deviation of the noise added to the previous block in training.
+        text_dropout: Probability of training a sample without its text.
+        previous_dropout: Probability of training a sample without its previous block.
+    """
+
+    path_offset: float = 0.0
+    time_distribution: str = "logit_normal"
+    noise_offset: float = 0.05
+    condition_noise: float = 0.05
+    text_dropout: float = 0.1
+    previous_dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.time_distribution not in TIME_DISTRIBUTIONS:
+            raise ValueError(
+                f"time_distribution is one of {TIME_DISTRIBUTIONS}, found {self.time_distribution!r}"
+            )
+        if not 0 <= self.path_offset < 1 or self.noise_offset < 0 or self.condition_noise < 0:
+            raise ValueError(f"path_offset lies in [0, 1) and noise levels are not negative, found {self}")
+        if not (0 <= self.text_dropout < 1 and 0 <= self.previous_dropout < 1):
+            raise ValueError(
+                f"dropout probabilities lie in [0, 1), found text_dropout={self.text_dropout}, "
+                f"previous_dropout={self.previous_dropout}"
+            )

@@ -1,0 +1,80 @@
+"""Flow matching as a training objective: what is drawn for a batch, and the loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ctflow.config.models import FlowConfig
+from ctflow.flow.path import LinearPath
+
+
+@dataclass(frozen=True)
+class FlowDraw:
+    """Everything random in one training step.
+
+    Attributes:
+        t: Times ``[B]``.
+        noise: Noise end of the path ``[B, C, T, h, w]``, noise offset included.
+        condition_noise: Noise to add to the previous block, same shape, already scaled.
+        drop_text: ``[B]`` bool, samples trained without text; None: none is.
+        drop_previous: ``[B]`` bool, samples trained without previous block; None: none is.
+    """
+
+    t: Tensor
+    noise: Tensor
+    condition_noise: Tensor
+    drop_text: Tensor | None = None
+    drop_previous: Tensor | None = None
+
+
+def sample_times(
+    n: int,
+    distribution: str,
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """``n`` times in [0, 1], ``uniform`` or ``logit_normal`` (Esser et al. 2024, section 3.1, m=0, s=1)."""
+    if distribution == "uniform":
+        return torch.rand(n, generator=generator, device=device)
+    if distribution == "logit_normal":
+        return torch.sigmoid(torch.randn(n, generator=generator, device=device))
+    raise ValueError(f"unknown time distribution {distribution!r}")
+
+
+def draw(config: FlowConfig, block: Tensor, generator: torch.Generator | None = None) -> FlowDraw:
+    """Draw times, noise and dropped conditions for a batch.
+
+    Args:
+        config: The flow.
+        block: The batch's target ``[B, C, T, h, w]``: gives shape, dtype and device.
+        generator: Source of randomness on the block's device; None: the global one.
+
+    Returns:
+        The draw, in a fixed order of draws for a given configuration.
+    """
+    batch, channels = block.shape[:2]
+    where = {"generator": generator, "device": block.device}
+    t = sample_times(batch, config.time_distribution, generator, block.device)
+    noise = torch.randn(block.shape, **where)
+    if config.noise_offset:
+        noise = noise + config.noise_offset * torch.randn(batch, channels, 1, 1, 1, **where)
+    condition_noise = config.condition_noise * torch.randn(block.shape, **where)
+    dropped = [
+        torch.rand(batch, **where) < probability if probability else None
+        for probability in (config.text_dropout, config.previous_dropout)
+    ]
+    return FlowDraw(t, noise, condition_noise, *dropped)
+
+
+def flow_matching_loss(prediction: Tensor, velocity: Tensor) -> Tensor:
+    """Mean squared error of the velocity over all values, in float32."""
+    return F.mse_loss(prediction.float(), velocity.float())
+
+
+def training_path(config: FlowConfig) -> LinearPath:
+    """The path of a configuration."""
+    return LinearPath(config.path_offset)

@@ -1,0 +1,105 @@
+"""Solvers of dz/dt = v(z, t) from noise (t = 1) to data (t = 0)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+from torchdiffeq import odeint
+
+from ctflow.flow.path import LinearPath
+
+Velocity = Callable[[Tensor, Tensor], Tensor]
+"""``velocity(z, t)`` with ``z [B, ...]`` and a scalar tensor ``t``, to dz/dt of z's shape."""
+
+FIXED_SOLVERS = ("euler", "midpoint", "heun")
+ADAPTIVE_SOLVER = "dopri5"
+SOLVERS = (*FIXED_SOLVERS, ADAPTIVE_SOLVER)
+DOPRI5_TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True)
+class KnownRegion:
+    """Values that are known at t = 0 and held on their own straight path while the rest is solved.
+
+    Attributes:
+        mask: Bool, broadcastable to the state; True where the value is known.
+        value: Data, of the state's shape (read where the mask is True).
+    """
+
+    mask: Tensor
+    value: Tensor
+
+
+def solve(
+    velocity: Velocity,
+    z1: Tensor,
+    steps: int,
+    solver: str = "euler",
+    known: KnownRegion | None = None,
+) -> Tensor:
+    """Integrate from t = 1 to t = 0.
+
+    The fixed solvers take ``steps`` equal steps over ``linspace(1, 0, steps + 1)``; dopri5 chooses its own
+    (relative and absolute tolerance 1e-5).
+
+    Args:
+        velocity: The field.
+        z1: Noise ``[B, ...]``.
+        steps: Number of steps; not read by dopri5.
+        solver: One of ``SOLVERS``.
+        known: Region held at known values: its velocity is replaced by that of the straight path from its
+            noise to its value, so that the network sees it at the right noise level at every t.
+
+    Returns:
+        The state at t = 0.
+
+    Raises:
+        ValueError: An unknown solver or fewer than one step.
+    """
+    if solver not in SOLVERS or steps < 1:
+        raise ValueError(f"solver is one of {SOLVERS} with at least 1 step, found {solver!r} with {steps}")
+    field = velocity if known is None else _hold(velocity, z1, known)
+    if solver == ADAPTIVE_SOLVER:
+        z = _dopri5(field, z1)
+    else:
+        step = {"euler": _euler_step, "midpoint": _midpoint_step, "heun": _heun_step}[solver]
+        times = torch.linspace(1, 0, steps + 1, device=z1.device)
+        z = z1
+        for t, t_next in pairwise(times):
+            z = step(field, z, t, t_next)
+    return z if known is None else torch.where(known.mask, known.value, z)
+
+
+def _hold(velocity: Velocity, z1: Tensor, known: KnownRegion) -> Velocity:
+    straight = LinearPath().velocity(known.value, z1)
+
+    def held(z: Tensor, t: Tensor) -> Tensor:
+        return torch.where(known.mask, straight, velocity(z, t))
+
+    return held
+
+
+def _euler_step(field: Velocity, z: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
+    return z + (t_next - t) * field(z, t)
+
+
+def _midpoint_step(field: Velocity, z: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
+    half = (t_next - t) / 2
+    return z + 2 * half * field(z + half * field(z, t), t + half)
+
+
+def _heun_step(field: Velocity, z: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
+    step = t_next - t
+    start = field(z, t)
+    return z + step / 2 * (start + field(z + step * start, t_next))
+
+
+def _dopri5(field: Velocity, z1: Tensor) -> Tensor:
+    times = torch.tensor([1.0, 0.0], device=z1.device)
+    return odeint(
+        lambda t, z: field(z, t), z1, times, method="dopri5", rtol=DOPRI5_TOLERANCE, atol=DOPRI5_TOLERANCE
+    )[-1]
