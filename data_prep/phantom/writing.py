@@ -1,0 +1,195 @@
+"""CT-RATE's tree and CSVs for phantoms; every file whole or absent."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import multiprocessing
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from tqdm import tqdm
+
+from ctflow.config.phantom import PhantomConfig
+from ctflow.errors import CTFlowError
+from ctflow.types import HUVolume
+from data_prep.phantom.render import make_phantom
+from data_prep.phantom.report import report_for
+from data_prep.phantom.sampling import sample_spec
+from data_prep.phantom.spec import LABELS, PhantomSpec
+
+log = logging.getLogger("ctflow.phantom")
+_MARK = "phantoms.json"
+_KEPT_KEYS = ("seed", "size", "slice_spacing", "valid_fraction", "masks", "volumes")
+
+
+def volume_names(config: PhantomConfig) -> list[tuple[str, str]]:
+    """(split, volume name such as ``train_1_a_1``) of every volume of a data set."""
+    valid_count = max(
+        round(config.volumes * config.valid_fraction), int(config.valid_fraction > 0 and config.volumes > 1)
+    )
+    valid = set(np.random.default_rng([config.seed, 21]).permutation(config.volumes)[:valid_count].tolist())
+    counts = {"train": 0, "valid": 0}
+    names = []
+    for index in range(config.volumes):
+        split = "valid" if index in valid else "train"
+        counts[split] += 1
+        names.append((split, f"{split}_{counts[split]}_a_1"))
+    return names
+
+
+def volume_path(output: Path, split: str, name: str) -> Path:
+    """Where CT-RATE keeps a volume: ``dataset/train/train_1/train_1_a/train_1_a_1.nii.gz``."""
+    parts = name.split("_")
+    return output / "dataset" / split / "_".join(parts[:2]) / "_".join(parts[:3]) / f"{name}.nii.gz"
+
+
+def generate(config: PhantomConfig) -> int:
+    """Make a data set, or what is missing of it.
+
+    Returns:
+        The number of volumes made now.
+
+    Raises:
+        CTFlowError: The folder holds a data set of other keys.
+    """
+    output = Path(config.output)
+    _check_folder(output, config)
+    names = volume_names(config)
+    jobs = [
+        (config, index, split, name)
+        for index, (split, name) in enumerate(names)
+        if not volume_path(output, split, name).is_file()
+    ]
+    workers = min(config.workers or os.cpu_count() or 1, len(jobs))
+    bar = tqdm(total=len(names), initial=len(names) - len(jobs), desc="phantoms", unit="volume")
+    if workers > 1:
+        with multiprocessing.get_context("spawn").Pool(workers) as pool:
+            for _ in pool.imap_unordered(_make_one, jobs, chunksize=2):
+                bar.update()
+    else:
+        for job in jobs:
+            _make_one(job)
+            bar.update()
+    bar.close()
+    _write_tables(output, config, names)
+    return len(jobs)
+
+
+def _check_folder(output: Path, config: PhantomConfig) -> None:
+    keys = {key: value for key, value in asdict(config).items() if key in _KEPT_KEYS}
+    mark = output / _MARK
+    if mark.is_file():
+        before = json.loads(mark.read_text())
+        changed = [f"{key}={before.get(key)}" for key in keys if before.get(key) != keys[key]]
+        if changed:
+            raise CTFlowError(
+                f"{output} holds phantoms made with {', '.join(changed)}",
+                ", ".join(f"{key}={keys[key]}" for key in keys),
+                "choose another --output, or delete the folder",
+            )
+        return
+    output.mkdir(parents=True, exist_ok=True)
+    _write_text(mark, json.dumps(keys, indent=1))
+
+
+def _make_one(job: tuple[PhantomConfig, int, str, str]) -> None:
+    config, index, split, name = job
+    path = volume_path(Path(config.output), split, name)
+    spec = sample_spec(config.seed, index, config.size, config.slice_spacing)
+    phantom = make_phantom(spec, masks=config.masks)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stem = str(path).removesuffix(".nii.gz")
+    truth = {"case_id": name, **phantom.truth}
+    _write_text(Path(stem + ".truth.json"), json.dumps(truth))
+    if config.masks:
+        partial = Path(f"{stem}.masks.{os.getpid()}.tmp.npz")
+        np.savez_compressed(partial, **phantom.masks)
+        partial.replace(stem + ".masks.npz")
+    # The volume comes last: where it lies, all that belongs to it lies too.
+    partial = path.with_name(f".{name}.{os.getpid()}.tmp.nii.gz")
+    nib.save(to_nifti(phantom.volume), partial)
+    partial.replace(path)
+
+
+def to_nifti(volume: HUVolume) -> nib.Nifti1Image:
+    """The volume in CT-RATE's axes (left, posterior, superior), int16 HU with slope 1."""
+    sz, sy, sx = volume.spacing
+    data = np.ascontiguousarray(volume.hu.astype(np.int16).transpose(2, 1, 0)[::-1])
+    width, height, _ = data.shape
+    affine = np.diag([-sx, -sy, sz, 1.0])
+    affine[:3, 3] = [sx * (width - 1) / 2, sy * (height - 1) / 2, 0.0]
+    image = nib.Nifti1Image(data, affine)
+    image.header.set_slope_inter(1.0, 0.0)
+    image.header.set_xyzt_units("mm")
+    return image
+
+
+def _write_text(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+def _write_tables(output: Path, config: PhantomConfig, names: Sequence[tuple[str, str]]) -> None:
+    """Reports, metadata and labels of both splits, under CT-RATE's names of files and columns."""
+    specs = [sample_spec(config.seed, i, config.size, config.slice_spacing) for i in range(len(names))]
+    for split in ("train", "valid"):
+        rows = [(f"{name}.nii.gz", spec) for (s, name), spec in zip(names, specs, strict=True) if s == split]
+        root = output / "dataset"
+        _write_csv(root / "radiology_text_reports" / f"{split}_reports.csv", _report_rows(rows))
+        _write_csv(root / "metadata" / f"{split}_metadata.csv", [_metadata_row(n, s) for n, s in rows])
+        labels = [{"VolumeName": name, **spec.labels} for name, spec in rows]
+        _write_csv(root / "multi_abnormality_labels" / f"{split}_predicted_labels.csv", labels)
+
+
+def _report_rows(rows: Iterable[tuple[str, PhantomSpec]]) -> list[dict[str, Any]]:
+    out = []
+    for name, spec in rows:
+        report = report_for(spec)
+        out.append(
+            {
+                "VolumeName": name,
+                "ClinicalInformation_EN": report.clinical_information,
+                "Technique_EN": report.technique,
+                "Findings_EN": report.findings,
+                "Impressions_EN": report.impressions,
+            }
+        )
+    return out
+
+
+def _metadata_row(name: str, spec: PhantomSpec) -> dict[str, Any]:
+    z, y, x = spec.acquisition.spacing
+    return {
+        "VolumeName": name,
+        "Manufacturer": "ctflow phantom",
+        "PatientSex": "F" if spec.anatomy.sex == "female" else "M",
+        "PatientAge": f"{spec.age:03d}Y",
+        "ReconstructionDiameter": round(spec.acquisition.field_of_view, 3),
+        "PatientPosition": "FFS",
+        "RescaleIntercept": 0,
+        "RescaleSlope": 1,
+        "Rows": spec.acquisition.size,
+        "Columns": spec.acquisition.size,
+        "NumberofSlices": spec.acquisition.slices,
+        "XYSpacing": f"[{x:.6f}, {y:.6f}]",
+        "ZSpacing": round(z, 6),
+    }
+
+
+def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    columns = list(rows[0]) if rows else ["VolumeName", *LABELS]
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with partial.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+    partial.replace(path)
