@@ -1,0 +1,263 @@
+"""What ``python -m ctflow.train`` can be told: one schema for the three trainings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ctflow.config.data import DataConfig
+from ctflow.config.encoders import AVAEConfig, CTCLIPConfig
+from ctflow.config.models import FlowConfig, FMvTConfig
+
+TASKS = ("autoencoder", "clip", "flow")
+
+
+@dataclass
+class OptimizerConfig:
+    """AdamW with linear warm-up and inverse-square-root decay (``ctflow.training.schedule.learning_rate``).
+
+    Attributes:
+        lr: Base learning rate, reached at the end of the warm-up.
+        betas: AdamW's two betas.
+        weight_decay: AdamW's decoupled weight decay.
+        warmup_steps: Optimizer steps of linear warm-up.
+        decay_rate: 0 keeps the rate constant after the warm-up; the published schedule has 2.
+        ref_steps: Steps after the warm-up at which the rate has fallen to ``lr / √(1 + decay_rate)``.
+        eta_min: Floor of the decay.
+    """
+
+    lr: float = 1e-4
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    weight_decay: float = 0.0
+    warmup_steps: int = 100
+    decay_rate: float = 2.0
+    ref_steps: int = 500_000
+    eta_min: float = 1e-6
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0 or self.warmup_steps < 0 or self.ref_steps < 1 or self.decay_rate < 0:
+            raise ValueError(
+                f"lr and ref_steps must be positive, warmup and decay not negative, found {self}"
+            )
+        if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
+            raise ValueError(f"betas must be two numbers in [0, 1), found {self.betas}")
+
+
+@dataclass
+class AdversaryConfig:
+    """The hinge PatchGAN of the A-VAE.
+
+    Attributes:
+        start_step: Batch from which on the discriminator is trained and weighs in; negative: never.
+        weight: Factor on the adaptive weight of the generator's adversarial term.
+        channels: Filters of the first layer, doubled by each further one.
+        layers: Strided layers.
+        max_adaptive_weight: Cap on the ratio of gradient norms at the last decoder layer.
+        optimizer: The discriminator's own optimizer.
+    """
+
+    start_step: int = 2000
+    weight: float = 0.5
+    channels: int = 32
+    layers: int = 3
+    max_adaptive_weight: float = 1e4
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+
+@dataclass
+class AutoencoderTask:
+    """Training of the A-VAE.
+
+    Attributes:
+        network: The A-VAE; its whitening is measured when training ends.
+        init_from: Sharing folder or published weights to start from (weights only); empty: from scratch.
+        l1_weight: Weight of the mean absolute error in the network's intensity range.
+        kl_weight: Weight of the KL divergence, averaged over latent values.
+        perceptual_weight: Weight of the VGG-16 feature distance; 0 switches it off.
+        perceptual_weights_path: torchvision's ``vgg16`` state dict on disk, needed where the weight is not 0.
+        adversary: The discriminator.
+        optimizer: The A-VAE's optimizer.
+        ema_cap: Greatest decay of the moving average.
+        gradient_clip: Greatest norm of either network's gradients; 0: no clipping.
+        whitening_batches: Training batches whose posterior samples the whitening is measured on.
+    """
+
+    network: AVAEConfig = field(default_factory=AVAEConfig)
+    init_from: str = ""
+    l1_weight: float = 1.0
+    kl_weight: float = 1e-6
+    perceptual_weight: float = 0.0
+    perceptual_weights_path: str = ""
+    adversary: AdversaryConfig = field(default_factory=AdversaryConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    ema_cap: float = 0.999
+    gradient_clip: float = 1.0
+    whitening_batches: int = 32
+
+    def __post_init__(self) -> None:
+        if self.perceptual_weight > 0 and not self.perceptual_weights_path:
+            raise ValueError(
+                f"perceptual_weight={self.perceptual_weight} needs perceptual_weights_path, a vgg16 state dict on disk"
+            )
+
+
+@dataclass
+class ClipTask:
+    """Training of the embedded pair of text and image encoder.
+
+    Attributes:
+        network: The CT-CLIP.
+        vocabulary_size: Most entries of the WordPiece vocabulary, trained on the training reports.
+        label_weight: Weight of the auxiliary loss: linear heads from both pooled states to the label columns.
+        optimizer: The pair's optimizer.
+        ema_cap: Greatest decay of the moving average.
+        gradient_clip: Greatest norm of the gradients; 0: no clipping.
+    """
+
+    network: CTCLIPConfig = field(default_factory=CTCLIPConfig)
+    vocabulary_size: int = 1024
+    label_weight: float = 1.0
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    ema_cap: float = 0.999
+    gradient_clip: float = 1.0
+
+
+@dataclass
+class FlowMonitor:
+    """What validation of the FMvT shows beside the loss.
+
+    Attributes:
+        rollout_every: Every so many validations a rollout of a few cases is generated; 0: never.
+        cases: Validation cases generated.
+        max_blocks: Longest rollout.
+        steps: Solver steps per block.
+        frechet: Log FID and FVD of the generated cases (needs ``rollout_every``).
+        avae: Sharing folder that decodes; empty: the one whose fingerprint the latent shards carry.
+    """
+
+    rollout_every: int = 0
+    cases: int = 2
+    max_blocks: int = 4
+    steps: int = 20
+    frechet: bool = False
+    avae: str = ""
+
+
+@dataclass
+class FlowTask:
+    """Training of the FMvT.
+
+    Attributes:
+        network: The transformer.
+        flow: Path, times and the noises and dropouts of training.
+        text: ``tokens`` (masked hidden states) or ``pooled`` (one token, as published).
+        init_from: Sharing folder or published weights to fine-tune from (weights only, fresh optimizer).
+        optimizer: AdamW and its schedule.
+        ema_cap: Greatest decay of the moving average.
+        gradient_clip: Greatest norm of the gradients; 0: no clipping.
+        monitor: Rollouts, images and Fréchet distances in validation.
+    """
+
+    network: FMvTConfig = field(default_factory=FMvTConfig)
+    flow: FlowConfig = field(default_factory=FlowConfig)
+    text: str = "tokens"
+    init_from: str = ""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    ema_cap: float = 0.9999
+    gradient_clip: float = 1.0
+    monitor: FlowMonitor = field(default_factory=FlowMonitor)
+
+    def __post_init__(self) -> None:
+        if self.text not in ("tokens", "pooled"):
+            raise ValueError(f"text must be 'tokens' or 'pooled', found {self.text!r}")
+
+
+@dataclass
+class LoopConfig:
+    """How long and on what a training runs.
+
+    Attributes:
+        max_steps: Optimizer steps (of the trained network) at which it ends.
+        max_minutes: Wall-clock minutes of this process after which it ends; 0: no limit.
+        val_every: Training batches between validations.
+        val_batches: Most batches of a validation per process.
+        log_every: Optimizer steps between logged values.
+        checkpoint_every: Optimizer steps between checkpoints; 0: by time alone.
+        checkpoint_minutes: Minutes between checkpoints; 0: by steps alone.
+        accelerator: Lightning's name: ``auto``, ``cpu``, ``gpu``.
+        devices: Processes on each machine.
+        nodes: Machines.
+        strategy: ``auto``, ``ddp`` or ``fsdp`` (FSDP2; FMvT only).
+        precision: ``auto`` (bfloat16 where the processor has it), ``bf16-mixed``, ``32-true``.
+        accumulate: Batches per optimizer step; batch × devices × accumulate is the global batch.
+        compile: Compile the network (worth it on a GPU).
+        progress: Show a progress bar.
+    """
+
+    max_steps: int = 10_000
+    max_minutes: float = 0.0
+    val_every: int = 500
+    val_batches: int = 16
+    log_every: int = 10
+    checkpoint_every: int = 500
+    checkpoint_minutes: float = 10.0
+    accelerator: str = "auto"
+    devices: int = 1
+    nodes: int = 1
+    strategy: str = "auto"
+    precision: str = "auto"
+    accumulate: int = 1
+    compile: bool = False
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        positive = (self.max_steps, self.val_every, self.log_every, self.devices, self.nodes, self.accumulate)
+        if min(positive) < 1 or min(self.max_minutes, self.checkpoint_minutes, self.checkpoint_every) < 0:
+            raise ValueError(
+                f"steps, devices and accumulate must be at least 1, minutes not negative, found {self}"
+            )
+        if self.strategy not in ("auto", "ddp", "fsdp"):
+            raise ValueError(f"strategy must be auto, ddp or fsdp, found {self.strategy!r}")
+        if self.precision not in ("auto", "bf16-mixed", "32-true"):
+            raise ValueError(f"precision must be auto, bf16-mixed or 32-true, found {self.precision!r}")
+
+
+@dataclass
+class TrainConfig:
+    """One training run.
+
+    Attributes:
+        task: ``autoencoder``, ``clip`` or ``flow``: which of the sections below counts.
+        name: Folder of the run under ``runs_dir/task``; empty: date and time.
+        runs_dir: Where runs go.
+        resume: ``auto`` (the run folder's own last checkpoint, if any), a path of a checkpoint, or ``none``.
+        export_only: Train nothing; write the sharing folder from the checkpoint that ``resume`` finds.
+        seed: Seeds initialisation, order of the data and every random number of training.
+        default_data: Make phantoms and shards where the default shards are missing.
+        loop: Length, device, precision, checkpoints.
+        data: Shards and batches.
+        autoencoder: The A-VAE.
+        clip: The embedded pair.
+        flow: The FMvT.
+    """
+
+    task: str = "autoencoder"
+    name: str = ""
+    runs_dir: str = "runs"
+    resume: str = "auto"
+    export_only: bool = False
+    seed: int = 0
+    default_data: bool = True
+    loop: LoopConfig = field(default_factory=LoopConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    autoencoder: AutoencoderTask = field(default_factory=AutoencoderTask)
+    clip: ClipTask = field(default_factory=ClipTask)
+    flow: FlowTask = field(default_factory=FlowTask)
+
+    def __post_init__(self) -> None:
+        if self.task not in TASKS:
+            raise ValueError(f"task must be one of {', '.join(TASKS)}, found {self.task!r}")
+        if self.task == "autoencoder" and (self.loop.accumulate > 1 or self.loop.strategy == "fsdp"):
+            raise ValueError(
+                "the A-VAE trains with two optimizers: accumulate=1 and strategy auto or ddp, found "
+                f"accumulate={self.loop.accumulate}, strategy={self.loop.strategy}"
+            )

@@ -1,0 +1,30 @@
+"""``python -m ctflow.train``: train the A-VAE, the embedded pair or the FMvT."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ctflow.config import parse_command, run_command
+from ctflow.config.training import TrainConfig
+
+DESCRIPTION = """Train one network: task=autoencoder (A-VAE), clip (embedded pair of text and image encoder) or flow (FMvT).
+The run lies in runs/<task>/<name>; the same name resumes it. Missing default shards are made from phantoms."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line, train, export.
+
+    Raises:
+        CTFlowError: See ``ctflow.training.runner.run_training``.
+    """
+    config = parse_command(TrainConfig, "python -m ctflow.train", DESCRIPTION, [], argv).config
+    from ctflow.training.runner import (
+        run_training,
+    )  # the import takes seconds: after the arguments are checked
+
+    run_training(config)
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,148 @@
+"""LightningModule of the A-VAE with its discriminator (manual optimisation)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
+
+from ctflow.config.training import AutoencoderTask
+from ctflow.data import SliceBatch
+from ctflow.models import AVAE
+from ctflow.training.base import CountingModule, unique_keys
+from ctflow.training.ema import averaged_copy
+from ctflow.training.losses import Adversary, PerceptualTerm, adaptive_weight, gradient_at
+from ctflow.training.optim import build_optimizer
+from ctflow.training.plain import from_plain, to_plain
+
+HU_RANGE = 2000.0
+"""Peak of PSNR and SSIM: [-1000, 1000] HU whatever the network's own window."""
+
+
+class AutoencoderModule(CountingModule):
+    """L1 + KL + perceptual + adversarial training of the A-VAE (paper section on the A-VAE).
+
+    Args:
+        config: ``AutoencoderTask`` or its plain dictionary (as checkpoints store it).
+        seed: The run's seed.
+    """
+
+    def __init__(self, config: AutoencoderTask | dict[str, Any], seed: int = 0) -> None:
+        typed = from_plain(AutoencoderTask, config)
+        super().__init__(seed, typed.ema_cap)
+        self.config = typed
+        self.save_hyperparameters({"config": to_plain(self.config), "seed": seed})
+        self.automatic_optimization = False
+        self.network = AVAE(self.config.network)
+        self.averaged = averaged_copy(self.network)
+        self.adversary: Adversary | None = None
+        if self.config.adversary.start_step >= 0:
+            self.adversary = Adversary(self.config.adversary, self.config.network.in_channels)
+        self.perceptual: PerceptualTerm | None = None
+        if self.config.perceptual_weight > 0:
+            self.perceptual = PerceptualTerm(self.config.perceptual_weights_path)
+        self.psnr = PeakSignalNoiseRatio(data_range=HU_RANGE)
+        self.ssim = StructuralSimilarityIndexMeasure(data_range=HU_RANGE)
+
+    @property
+    def trained(self) -> AVAE:
+        """The network to export: the moving average."""
+        assert isinstance(self.averaged, AVAE)
+        return self.averaged
+
+    def training_step(self, batch: SliceBatch, batch_idx: int) -> None:
+        """One step of the A-VAE, then, from ``adversary.start_step`` on, one of the discriminator."""
+        images = self.network.config.intensity.to_model(batch.images)
+        images = images.expand(-1, self.network.config.in_channels, -1, -1)
+        posterior = self.network.encode(images)
+        mean = posterior.mean.float()
+        noise = self.random(sample_keys(batch)).normal(*mean.shape[1:])
+        output = self.network.decode(mean + torch.exp(0.5 * posterior.logvar.float()) * noise).float()
+        terms = self._reconstruction_terms(output, images)
+        kl = posterior.kl().mean() / mean[0].numel()
+        loss = terms["l1"] * self.config.l1_weight + terms["perceptual"] * self.config.perceptual_weight
+        adversarial = self._adversarial(loss, output)
+        loss = loss + self.config.kl_weight * kl + adversarial
+        self._step(0, self.network, loss)
+        self.count_update()
+        if self._adversary_on():
+            assert self.adversary is not None
+            terms["discriminator"] = self.adversary.discriminator_loss(images, output).float()
+            self._step(1, self.adversary, terms["discriminator"])
+        self.batches += 1
+        self.log_terms({**terms, "kl": kl, "adversarial": adversarial, "loss": loss}, len(images))
+
+    def _reconstruction_terms(self, output: Tensor, images: Tensor) -> dict[str, Tensor]:
+        terms = {"l1": (output - images).abs().mean(), "perceptual": output.new_zeros(())}
+        if self.perceptual is not None:
+            window = self.network.config.intensity
+            scale = window.high - window.low
+            terms["perceptual"] = self.perceptual(
+                (output - window.low) / scale, (images - window.low) / scale
+            )
+        return terms
+
+    def _adversary_on(self) -> bool:
+        return self.adversary is not None and self.batches >= self.config.adversary.start_step
+
+    def _adversarial(self, reconstruction: Tensor, output: Tensor) -> Tensor:
+        """The weighted generator term; 0 before the discriminator starts."""
+        if not self._adversary_on():
+            return reconstruction.new_zeros(())
+        assert self.adversary is not None
+        self.adversary.requires_grad_(False)
+        term = self.adversary.generator_loss(output).float()
+        self.adversary.requires_grad_(True)
+        # Gradients are averaged over processes before the ratio, so that it does not depend on their number.
+        grads = [
+            self._mean_over_ranks(gradient_at(t, self.network.last_layer)) for t in (reconstruction, term)
+        ]
+        weight = adaptive_weight(grads[0], grads[1], self.config.adversary.max_adaptive_weight)
+        return self.config.adversary.weight * weight * term
+
+    def _mean_over_ranks(self, value: Tensor) -> Tensor:
+        return self.trainer.strategy.reduce(value, reduce_op="mean") if self.trainer.world_size > 1 else value
+
+    def _step(self, index: int, network: nn.Module, loss: Tensor) -> None:
+        """Backward, clip and step one of the two optimizers and its schedule."""
+        optimizers, schedulers = self.optimizers(), self.lr_schedulers()
+        optimizer = optimizers[index] if isinstance(optimizers, list) else optimizers
+        scheduler = schedulers[index] if isinstance(schedulers, list) else schedulers
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        if self.config.gradient_clip > 0:
+            nn.utils.clip_grad_norm_(network.parameters(), self.config.gradient_clip)
+        optimizer.step()
+        scheduler.step()  # type: ignore[union-attr,call-arg]
+
+    def validation_step(self, batch: SliceBatch, batch_idx: int) -> Tensor:
+        """PSNR (pooled MSE) and SSIM in HU of the averaged network's reconstruction of posterior means.
+
+        Returns:
+            The reconstruction ``[N, H, W]`` in HU, for the image callback.
+        """
+        target = batch.images[:, 0].clamp(-HU_RANGE / 2, HU_RANGE / 2)
+        latents = self.trained.whiten(self.trained.encode_hu(batch.images).mean.float())
+        output = self.trained.decode_to_hu(latents).float().clamp(-HU_RANGE / 2, HU_RANGE / 2)
+        # SSIM's luminance term needs values that start at 0.
+        self.ssim.update((output + HU_RANGE / 2)[:, None], (target + HU_RANGE / 2)[:, None])
+        self.psnr.update(output, target)
+        self.log("val/psnr", self.psnr, prog_bar=True, batch_size=len(output))
+        self.log("val/ssim", self.ssim, batch_size=len(output))
+        self.log("val/l1_hu", (output - target).abs().mean(), sync_dist=True, batch_size=len(output))
+        return output
+
+    def configure_optimizers(self) -> tuple[list[torch.optim.Optimizer], list[Any]]:
+        """One AdamW with schedule for the A-VAE, one for the discriminator."""
+        pairs = [build_optimizer(self.network.parameters(), self.config.optimizer)]
+        if self.adversary is not None:
+            pairs.append(build_optimizer(self.adversary.parameters(), self.config.adversary.optimizer))
+        return [p[0] for p in pairs], [p[1] for p in pairs]
+
+
+def sample_keys(batch: SliceBatch) -> list[str]:
+    """A name for each slice of a batch."""
+    pairs = zip(batch.case_id, batch.slice_index, strict=True)
+    return unique_keys(f"{case}/{int(index)}" for case, index in pairs)

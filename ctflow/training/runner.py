@@ -1,0 +1,148 @@
+"""One training run from a configuration: folder, data, module, trainer, export."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import replace
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import Strategy
+
+from ctflow.config import config_to_yaml
+from ctflow.config.training import TrainConfig
+from ctflow.errors import ConfigError
+from ctflow.training.base import CountingModule
+from ctflow.training.callbacks import LearningRate, Limits, PeriodicCheckpoint, SeedEachBatch, remove_partial
+from ctflow.training.curves import CurveFile
+from ctflow.training.default_data import ensure_default_data
+from ctflow.training.precision import resolve_precision
+from ctflow.training.runs import CONFIG_FILE, Run, locate_run
+from ctflow.training.tasks import TASKS, Task
+
+log = logging.getLogger("ctflow")
+
+NAME_VARIABLE = "CTFLOW_RUN_NAME"
+"""Carries the run's name to the processes Lightning starts for further devices."""
+
+
+def run_training(config: TrainConfig) -> Run:
+    """Train (unless ``export_only``) and write the sharing folder.
+
+    Returns:
+        The run; its ``export`` folder holds the result.
+
+    Raises:
+        ConfigError: A combination that does not work, or nothing to resume from or to export.
+        CTFlowError: Data or weights that do not fit.
+    """
+    config = replace(config, name=config.name or os.environ.get(NAME_VARIABLE, ""))
+    run = locate_run(config)
+    os.environ[NAME_VARIABLE] = run.folder.name
+    try:
+        task = TASKS[config.task]
+        run.folder.mkdir(parents=True, exist_ok=True)
+        if config.default_data:
+            config = ensure_default_data(config)
+        config = task.prepare(config, run)
+        data = task.data(config)
+        checkpoint = run.checkpoint
+        if not config.export_only:
+            (run.folder / CONFIG_FILE).write_text(config_to_yaml(config), encoding="utf-8")
+            log.info("run folder %s%s", run.folder, f", resuming {checkpoint}" if checkpoint else "")
+            trainer = fit(config, run, task, data)
+            if not trainer.is_global_zero:
+                return run
+            checkpoint = run.last
+        assert checkpoint is not None
+        task.export(config, run, checkpoint)
+        log.info("exported to %s", run.export)
+        return run
+    finally:
+        del os.environ[NAME_VARIABLE]
+
+
+def fit(config: TrainConfig, run: Run, task: Task, data: L.LightningDataModule) -> L.Trainer:
+    """Train from the run's checkpoint, or from scratch, until a limit is reached; ``last.ckpt`` is then current."""
+    torch.set_float32_matmul_precision("high")
+    L.seed_everything(config.seed, workers=True, verbose=False)
+    module = task.module(config, run)
+    if config.loop.compile:
+        module.network.compile()  # type: ignore[operator,union-attr]
+    remove_partial(run.folder)
+    trainer = build_trainer(config, run, task, module)
+    checkpoint = str(run.checkpoint) if run.checkpoint else None
+    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
+    return trainer
+
+
+def build_trainer(config: TrainConfig, run: Run, task: Task, module: CountingModule) -> L.Trainer:
+    """Lightning's Trainer as every task uses it; limits, checkpoints and curves are this package's callbacks."""
+    loop = config.loop
+    accelerator = device_type(loop.accelerator)
+    callbacks: list[L.Callback] = [
+        SeedEachBatch(),
+        LearningRate(),
+        *task.callbacks(config, run),
+        Limits(loop.max_steps, loop.max_minutes),
+        PeriodicCheckpoint(run.folder, loop.checkpoint_every, loop.checkpoint_minutes),
+    ]
+    if loop.progress:
+        callbacks.append(TQDMProgressBar(refresh_rate=5))
+    clip = task.gradient_clip(config) if module.automatic_optimization else 0.0
+    return L.Trainer(
+        accelerator="gpu" if accelerator == "cuda" else accelerator,
+        devices=loop.devices,
+        num_nodes=loop.nodes,
+        strategy=build_strategy(config),
+        precision=resolve_precision(loop.precision, accelerator),  # type: ignore[arg-type]
+        max_epochs=-1,
+        accumulate_grad_batches=loop.accumulate,
+        gradient_clip_val=clip or None,
+        val_check_interval=loop.val_every,
+        check_val_every_n_epoch=None,
+        limit_val_batches=loop.val_batches,
+        num_sanity_val_steps=0,
+        log_every_n_steps=loop.log_every,
+        logger=[TensorBoardLogger(run.folder / "tensorboard", name="", version=""), CurveFile(run.folder)],
+        callbacks=callbacks,
+        enable_checkpointing=False,
+        enable_progress_bar=loop.progress,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        default_root_dir=run.folder,
+    )
+
+
+def device_type(accelerator: str) -> str:
+    """``cuda`` or ``cpu`` for Lightning's accelerator names."""
+    if accelerator == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if accelerator in ("gpu", "cuda"):
+        if not torch.cuda.is_available():
+            raise ConfigError(
+                "loop.accelerator=gpu on a machine without a CUDA device", "", "leave accelerator=auto"
+            )
+        return "cuda"
+    return accelerator
+
+
+def build_strategy(config: TrainConfig) -> str | Strategy:
+    """The strategy for one or many processes.
+
+    Parameters may go without a gradient (the discriminator before its start, queries of single-token
+    cross-attention, nulls that no sample of a batch used), so DDP looks for unused ones.
+    """
+    many = config.loop.devices * config.loop.nodes > 1
+    if config.loop.strategy == "fsdp":
+        from lightning.pytorch.strategies import ModelParallelStrategy
+
+        return ModelParallelStrategy(
+            data_parallel_size=config.loop.devices * config.loop.nodes,
+            tensor_parallel_size=1,
+            save_distributed_checkpoint=False,
+        )
+    return "ddp_find_unused_parameters_true" if many or config.loop.strategy == "ddp" else "auto"

@@ -1,0 +1,82 @@
+"""Run folders: where a run lies, what it resumes from, and which run of a task is the newest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from ctflow.config.training import TrainConfig
+from ctflow.errors import ConfigError
+from ctflow.training.callbacks import LAST
+
+EXPORT = "export"
+"""Sub-folder of a run that holds the sharing folder."""
+
+CONFIG_FILE = "config.yaml"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run on disk.
+
+    Attributes:
+        folder: ``runs_dir/task/name``.
+        checkpoint: The Lightning checkpoint to resume from; None: start fresh.
+    """
+
+    folder: Path
+    checkpoint: Path | None
+
+    @property
+    def last(self) -> Path:
+        """The run's own checkpoint, rewritten as it goes."""
+        return self.folder / LAST
+
+    @property
+    def export(self) -> Path:
+        """Where the sharing folder goes."""
+        return self.folder / EXPORT
+
+    @property
+    def tokenizer(self) -> Path:
+        """Where the embedded pair's vocabulary is trained to."""
+        return self.folder / "tokenizer"
+
+
+def locate_run(config: TrainConfig) -> Run:
+    """The run folder and the checkpoint that ``resume`` and ``name`` ask for.
+
+    A path given as ``resume`` continues in the folder it lies in, unless ``name`` says otherwise. ``export_only``
+    without a name takes the task's newest run.
+
+    Raises:
+        ConfigError: The checkpoint to resume from, or to export, does not exist.
+    """
+    task_dir = Path(config.runs_dir) / config.task
+    if config.resume not in ("auto", "none"):
+        checkpoint = Path(config.resume)
+        if not checkpoint.is_file():
+            raise ConfigError(f"no checkpoint at {checkpoint}", "a Lightning checkpoint such as " + LAST)
+        return Run(task_dir / config.name if config.name else checkpoint.resolve().parent, checkpoint)
+    folder = task_dir / (config.name or datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
+    if config.export_only and not config.name:
+        folder = newest_run(task_dir, LAST) or folder
+    last = folder / LAST
+    found = last if config.resume == "auto" and last.is_file() else None
+    if config.export_only and found is None:
+        raise ConfigError(
+            f"nothing to export: no {last}", "a run with a checkpoint", "give name=… or resume=PATH"
+        )
+    return Run(folder, found)
+
+
+def newest_run(task_dir: Path, holding: str) -> Path | None:
+    """The folder around the file ``*/holding`` below ``task_dir`` that changed last; None where there is none."""
+    found = [p for p in task_dir.glob(f"*/{holding}") if p.exists()]
+    return max(found, key=lambda p: p.stat().st_mtime).parent if found else None
+
+
+def newest_export(runs_dir: Path | str, task: str) -> Path | None:
+    """The sharing folder of the task's newest exported run; None where there is none."""
+    return newest_run(Path(runs_dir) / task, f"{EXPORT}/{CONFIG_FILE}")
