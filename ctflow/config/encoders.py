@@ -141,11 +141,14 @@ class VolumeGrid:
     """What CT-CLIP's volume tower is fed.
 
     Attributes:
-        shape: Slices, rows, columns after the centre crop or pad.
-        spacing_mm: Spacing along them.
+        axes: Order and direction of the axes: ``SPR``, this project's, or ``SLP``, the order in which the
+            published code reads CT-RATE's files (slices, then nibabel's first axis, then its second).
+        shape: Sizes along ``axes`` after the centre crop or pad.
+        spacing_mm: Spacing along ``axes``.
         hu_limit: HU are clipped to ± this and divided by it, so that the input is in [-1, 1].
     """
 
+    axes: str = "SPR"
     shape: list[int] = field(default_factory=lambda: [240, 480, 480])
     spacing_mm: list[float] = field(default_factory=lambda: [1.5, 0.75, 0.75])
     hu_limit: float = 1000.0
@@ -153,6 +156,8 @@ class VolumeGrid:
     def __post_init__(self) -> None:
         if len(self.shape) != 3 or len(self.spacing_mm) != 3 or min(*self.shape, *self.spacing_mm) <= 0:
             raise ValueError(f"a volume grid needs three positive sizes and spacings, found {self}")
+        if self.axes not in ("SPR", "SLP"):
+            raise ValueError(f"axes of a volume grid are SPR or SLP, found {self.axes!r}")
 
 
 @dataclass
@@ -197,4 +202,5 @@ class CTCLIPConfig:
 
 def published_ctclip_config() -> CTCLIPConfig:
     """CT-CLIP as published (438,148,761 parameters), its quirks on."""
-    return CTCLIPConfig(ctvit=CTViTConfig(raw_temporal_reshape=True), published_extras=True)
+    grid, vit = VolumeGrid(axes="SLP"), CTViTConfig(raw_temporal_reshape=True)
+    return CTCLIPConfig(ctvit=vit, grid=grid, published_extras=True)

@@ -3,5 +3,21 @@
 from ctflow.models.avae import AVAE, Posterior
 from ctflow.models.ctclip import CTCLIP, TextEncoding, VolumeEncoding
 from ctflow.models.fmvt import FMvT, TextCondition
+from ctflow.models.text import TextEmbedding, TextEncoder, clean_text, join_report
+from ctflow.models.tokenizer import ReportTokenizer, train_wordpiece
 
-__all__ = ["AVAE", "CTCLIP", "FMvT", "Posterior", "TextCondition", "TextEncoding", "VolumeEncoding"]
+__all__ = [
+    "AVAE",
+    "CTCLIP",
+    "FMvT",
+    "Posterior",
+    "ReportTokenizer",
+    "TextCondition",
+    "TextEmbedding",
+    "TextEncoder",
+    "TextEncoding",
+    "VolumeEncoding",
+    "clean_text",
+    "join_report",
+    "train_wordpiece",
+]

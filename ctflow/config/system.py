@@ -1,0 +1,34 @@
+"""What a whole system (A-VAE, FMvT, text encoder) was trained for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class SystemConfig:
+    """The parts of a checkpoint folder that belong to none of its networks.
+
+    Attributes:
+        image_size: Rows and columns of a slice in pixels; rows and columns of a latent are this over the
+            A-VAE's downscale.
+        z_spacing_mm: Distance between slices of a generated volume.
+        pixel_spacing_mm: Distance between pixels of a generated volume (square). Where training resized whole
+            fields of view, the typical one.
+        text_mode: ``tokens`` or ``pooled``, see ``ctflow.models.text``.
+        max_slices: The longest volume the model was trained on.
+        provenance: What the weights came from: data, commands, source files and their sha256.
+    """
+
+    image_size: int = 256
+    z_spacing_mm: float = 1.5
+    pixel_spacing_mm: float = 1.5
+    text_mode: str = "tokens"
+    max_slices: int = 256
+    provenance: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if min(self.image_size, self.z_spacing_mm, self.pixel_spacing_mm, self.max_slices) <= 0:
+            raise ValueError(f"sizes and spacings must be positive, found {self}")
+        if self.text_mode not in ("tokens", "pooled"):
+            raise ValueError(f"text_mode is 'tokens' or 'pooled', found {self.text_mode!r}")

@@ -1,0 +1,103 @@
+"""CT-CLIP: a report and a chest CT in one latent space (arXiv:2403.17834)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import BertConfig as HFBertConfig
+from transformers import BertModel
+
+from ctflow.config.encoders import CTCLIPConfig
+from ctflow.errors import CTFlowError
+from ctflow.models.ctclip_extras import PublishedExtras
+from ctflow.models.ctvit import CTViT
+
+
+class TextEncoding(NamedTuple):
+    """What the text tower makes of B reports of L tokens.
+
+    Attributes:
+        tokens: ``[B, L, D]``, the last hidden states.
+        pooled: ``[B, D]``, the first token's, not normalised.
+        latent: ``[B, dim_latent]``, unit norm, in the space shared with volumes.
+    """
+
+    tokens: Tensor
+    pooled: Tensor
+    latent: Tensor
+
+
+class VolumeEncoding(NamedTuple):
+    """What the volume tower makes of B volumes.
+
+    Attributes:
+        latent: ``[B, dim_latent]``, unit norm, in the space shared with reports.
+        embedding: ``[B, h·w·D]``, the tokens averaged over the slabs and flattened.
+        commitment: Scalar loss of the quantiser, 0 without one.
+    """
+
+    latent: Tensor
+    embedding: Tensor
+    commitment: Tensor
+
+
+class CTCLIP(nn.Module):
+    """A text tower (BERT) and a volume tower (CTViT) with projections into one space.
+
+    The published model and the tiny embedded pair are both this class.
+
+    Args:
+        config: See ``CTCLIPConfig``.
+    """
+
+    def __init__(self, config: CTCLIPConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.text = BertModel(HFBertConfig(**asdict(config.bert)), add_pooling_layer=False)
+        self.volume = CTViT(config.ctvit)
+        self.to_text_latent = nn.Linear(config.bert.hidden_size, config.dim_latent, bias=False)
+        self.to_visual_latent = nn.Linear(config.dim_image, config.dim_latent, bias=False)
+        self.temperature = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.extras = PublishedExtras(config) if config.published_extras else None
+
+    def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> TextEncoding:
+        """Token ids and mask, both ``[B, L]``, to hidden states, pooled state and latent."""
+        limit = self.config.bert.max_position_embeddings
+        if input_ids.shape[1] > limit:
+            raise CTFlowError(f"reports of {input_ids.shape[1]} tokens", f"at most {limit}")
+        tokens = self.text(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        pooled = tokens[:, 0]
+        return TextEncoding(tokens, pooled, F.normalize(self.to_text_latent(pooled), dim=-1))
+
+    def encode_volume(self, volume: Tensor) -> VolumeEncoding:
+        """A preprocessed volume ``[B, 1, slices, rows, columns]`` in [-1, 1] to everything training needs."""
+        vit = self.config.ctvit
+        sides = [vit.temporal_patch_size, vit.image_size, vit.image_size]
+        fits = volume.ndim == 5 and volume.shape[1] == 1 and volume.shape[2] % sides[0] == 0
+        if not fits or list(volume.shape[3:]) != sides[1:]:
+            expected = f"[B, 1, a multiple of {sides[0]}, {sides[1]}, {sides[2]}]"
+            action = "bring HU volumes to the grid with ctflow.models.ctclip_preprocess.preprocess_volume"
+            raise CTFlowError(f"a volume of shape {list(volume.shape)}", expected, action)
+        output = self.volume(volume)
+        embedding = output.tokens.mean(dim=1).flatten(1)  # [B, h·w·D]
+        latent = F.normalize(self.to_visual_latent(embedding), dim=-1)
+        return VolumeEncoding(latent, embedding, output.commitment)
+
+    def encode_image(self, volume: Tensor) -> Tensor:
+        """The latent ``[B, dim_latent]`` of ``encode_volume``."""
+        return self.encode_volume(volume).latent
+
+    def similarity(self, text_latent: Tensor, volume_latent: Tensor) -> Tensor:
+        """exp(temperature) · cosine of every report with every volume, ``[reports, volumes]``."""
+        return self.temperature.exp() * text_latent @ volume_latent.T
+
+    def contrastive_loss(self, text_latent: Tensor, volume_latent: Tensor) -> Tensor:
+        """Symmetric cross-entropy of B matching pairs (InfoNCE, arXiv:2103.00020)."""
+        logits = self.similarity(text_latent, volume_latent)
+        target = torch.arange(len(logits), device=logits.device)
+        return 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))

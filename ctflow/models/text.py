@@ -1,0 +1,129 @@
+"""The one frozen text encoder: reports in, what conditions the FMvT out."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from ctflow.errors import CTFlowError
+from ctflow.models.ctclip import CTCLIP, TextEncoding
+from ctflow.models.tokenizer import ReportTokenizer
+
+log = logging.getLogger(__name__)
+
+TextMode = Literal["pooled", "tokens"]
+NOT_GIVEN = "Not given."
+POOLED_EPS = 1e-6
+
+
+class TextEmbedding(NamedTuple):
+    """What conditions the FMvT, for B reports.
+
+    Attributes:
+        tokens: ``[B, L, D]``: all hidden states, or (mode ``pooled``) the pooled vector alone, L = 1.
+        mask: ``[B, L]`` bool, true where a token stands.
+        pooled: ``[B, D]``, the first token's hidden state divided by its norm + 1e-6, as published.
+    """
+
+    tokens: Tensor
+    mask: Tensor
+    pooled: Tensor
+
+
+def clean_text(text: str) -> str:
+    """A report as CT-CLIP was trained on: no quotes, apostrophes, brackets or "Not given.", single spaces."""
+    text = re.sub(r"[\"'()]", "", text.replace(NOT_GIVEN, " "))
+    return " ".join(text.split())
+
+
+def join_report(findings: str, impression: str) -> str:
+    """Findings and impression as one cleaned text; either may be empty or "Not given."."""
+    return clean_text(f"{findings} {impression}")
+
+
+class TextEncoder:
+    """CT-CLIP's text tower, frozen, with its tokenizer.
+
+    Args:
+        clip: Put in evaluation mode; its device is used.
+        tokenizer: The one its text tower was trained with.
+        mode: ``tokens``: all hidden states, masked; ``pooled``: one normalised vector, as published.
+
+    Raises:
+        CTFlowError: The vocabulary is larger than the text tower's.
+    """
+
+    def __init__(self, clip: CTCLIP, tokenizer: ReportTokenizer, mode: TextMode = "tokens") -> None:
+        if mode not in ("pooled", "tokens"):
+            raise ValueError(f"a text mode is 'pooled' or 'tokens', found {mode!r}")
+        limit = clip.config.bert.vocab_size
+        if tokenizer.vocab_size > limit:
+            raise CTFlowError(
+                f"a tokenizer of {tokenizer.vocab_size} tokens for a text tower of {limit}",
+                "the tokenizer that belongs to the weights",
+            )
+        self.clip = clip.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.mode = mode
+        self.truncated = 0
+        """Reports that lost text to the token limit since this encoder was made."""
+
+    @property
+    def dim(self) -> int:
+        """Width of tokens and pooled vectors."""
+        return self.clip.config.bert.hidden_size
+
+    def encode(self, reports: Sequence[str], batch_size: int = 32) -> TextEmbedding:
+        """Encode reports; they are cleaned first, so that every caller sees the same text.
+
+        Args:
+            reports: Texts, at least one. An empty one is a report without words ([CLS] [SEP]).
+            batch_size: Reports per forward.
+
+        Returns:
+            Float32 tensors on the encoder's device.
+        """
+        parts = [(self._condition(encoding, mask), mask) for encoding, mask in self._run(reports, batch_size)]
+        length = max(part.tokens.shape[1] for part, _ in parts)
+        tokens = [F.pad(part.tokens, (0, 0, 0, length - part.tokens.shape[1])) for part, _ in parts]
+        masks = [F.pad(part.mask, (0, length - part.mask.shape[1])) for part, _ in parts]
+        return TextEmbedding(
+            torch.cat(tokens), torch.cat(masks), torch.cat([part.pooled for part, _ in parts])
+        )
+
+    def encode_latents(self, reports: Sequence[str], batch_size: int = 32) -> Tensor:
+        """Latents ``[B, dim_latent]`` of reports, of unit norm, to be compared with those of volumes."""
+        return torch.cat([encoding.latent for encoding, _ in self._run(reports, batch_size)])
+
+    def _condition(self, encoding: TextEncoding, mask: Tensor) -> TextEmbedding:
+        pooled = encoding.pooled / (encoding.pooled.norm(dim=-1, keepdim=True) + POOLED_EPS)
+        if self.mode == "pooled":
+            return TextEmbedding(pooled[:, None], mask[:, :1].bool(), pooled)
+        return TextEmbedding(encoding.tokens * mask[..., None], mask.bool(), pooled)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _run(self, reports: Sequence[str], batch_size: int) -> list[tuple[TextEncoding, Tensor]]:
+        if not reports:
+            raise CTFlowError("no report to encode", "at least one")
+        device = self.clip.temperature.device
+        texts = [clean_text(report) for report in reports]
+        results, truncated = [], 0
+        starts = range(0, len(texts), batch_size)
+        for start in tqdm(starts, "encoding reports", disable=len(starts) < 20, leave=False):
+            batch = self.tokenizer(texts[start : start + batch_size])
+            truncated += batch.truncated
+            mask = batch.mask.to(device)
+            results.append((self.clip.encode_text(batch.ids.to(device), mask), mask))
+        if truncated:
+            self.truncated += truncated
+            limit = self.tokenizer.max_tokens
+            log.warning("%d of %d reports exceed %d tokens and were truncated", truncated, len(texts), limit)
+        return results

@@ -1,0 +1,135 @@
+"""WordPiece tokens of reports: an own small vocabulary, or that of a published BERT."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
+from tokenizers.models import WordPiece
+from torch import Tensor
+
+from ctflow.errors import WeightsError
+
+UNKNOWN = "[UNK]"
+SPECIAL_TOKENS = ("[PAD]", UNKNOWN, "[CLS]", "[SEP]", "[MASK]")
+
+
+class TokenBatch(NamedTuple):
+    """Tokens of B reports, padded to the longest of them.
+
+    Attributes:
+        ids: ``[B, L]`` int64.
+        mask: ``[B, L]`` int64, 1 where a token stands.
+        truncated: How many reports lost text to the limit.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    truncated: int
+
+
+class ReportTokenizer:
+    """BERT's way with text: lower case, words and punctuation, word pieces, [CLS] … [SEP].
+
+    Args:
+        backend: A tokenizer of the ``tokenizers`` library with BERT's special tokens.
+        max_tokens: Longer reports are truncated, [SEP] kept.
+
+    Raises:
+        WeightsError: A special token is missing from the vocabulary.
+    """
+
+    def __init__(self, backend: Tokenizer, max_tokens: int) -> None:
+        missing = [t for t in SPECIAL_TOKENS[:4] if backend.token_to_id(t) is None]
+        if missing:
+            found = f"a vocabulary of {backend.get_vocab_size()} tokens without {', '.join(missing)}"
+            raise WeightsError(
+                found, "a BERT vocabulary", "point to the tokenizer that belongs to the weights"
+            )
+        backend.no_truncation()
+        backend.no_padding()
+        self.backend = backend
+        self.max_tokens = max_tokens
+        self.pad_id = int(backend.token_to_id("[PAD]"))
+        self.end_id = int(backend.token_to_id("[SEP]"))
+
+    @classmethod
+    def from_json(cls, text: str, max_tokens: int) -> ReportTokenizer:
+        """Read the text of a ``tokenizer.json``.
+
+        Raises:
+            WeightsError: The text is no tokenizer.
+        """
+        try:
+            json.loads(text)
+            return cls(Tokenizer.from_str(text), max_tokens)
+        except WeightsError:
+            raise
+        except Exception as error:  # the library raises plain Exception on a malformed file
+            raise WeightsError(f"tokenizer.json is not readable: {error}", "a tokenizer file") from None
+
+    @classmethod
+    def from_vocabulary(
+        cls, tokens: Sequence[str], max_tokens: int, lowercase: bool = True
+    ) -> ReportTokenizer:
+        """Build BERT's tokenizer from the lines of a ``vocab.txt``."""
+        vocabulary = {token: index for index, token in enumerate(tokens)}
+        backend = _bert_backend(WordPiece(vocabulary, unk_token=UNKNOWN), lowercase)
+        if all(t in vocabulary for t in ("[CLS]", "[SEP]")):
+            _frame(backend)
+        return cls(backend, max_tokens)
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens in the vocabulary."""
+        return int(self.backend.get_vocab_size())
+
+    def to_json(self) -> str:
+        """Text of a ``tokenizer.json``."""
+        return self.backend.to_str(pretty=True)
+
+    def __call__(self, reports: Sequence[str]) -> TokenBatch:
+        """Tokenise reports, at least one."""
+        rows = [encoding.ids for encoding in self.backend.encode_batch(list(reports))]
+        truncated = sum(len(row) > self.max_tokens for row in rows)
+        rows = [r if len(r) <= self.max_tokens else [*r[: self.max_tokens - 1], self.end_id] for r in rows]
+        ids = torch.full((len(rows), max(map(len, rows))), self.pad_id)
+        mask = torch.zeros_like(ids)
+        for i, row in enumerate(rows):
+            ids[i, : len(row)] = torch.tensor(row)
+            mask[i, : len(row)] = 1
+        return TokenBatch(ids, mask, truncated)
+
+
+def train_wordpiece(reports: Iterable[str], vocab_size: int, max_tokens: int = 512) -> ReportTokenizer:
+    """Learn a WordPiece vocabulary from reports.
+
+    Args:
+        reports: Cleaned report texts (``clean_text``).
+        vocab_size: Upper limit; few texts give fewer tokens.
+        max_tokens: See ``ReportTokenizer``.
+    """
+    backend = _bert_backend(WordPiece(unk_token=UNKNOWN), lowercase=True)
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size, special_tokens=list(SPECIAL_TOKENS), show_progress=False
+    )
+    backend.train_from_iterator(reports, trainer)
+    _frame(backend)
+    return ReportTokenizer(backend, max_tokens)
+
+
+def _bert_backend(model: WordPiece, lowercase: bool) -> Tokenizer:
+    backend = Tokenizer(model)
+    backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece()
+    return backend
+
+
+def _frame(backend: Tokenizer) -> None:
+    """Put [CLS] before and [SEP] after every report."""
+    ends = [(token, backend.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+    backend.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
