@@ -1,1 +1,27 @@
 """Shards, their schema, the streams over them and the one LightningDataModule."""
+
+from ctflow.data.batches import BlockBatch, SliceBatch, VolumeBatch
+from ctflow.data.datamodule import LatentDataModule
+from ctflow.data.manifest import file_sha256, read_manifest
+from ctflow.data.reader import LatentShards, SliceShards, padded_slices
+from ctflow.data.records import CaseEntry, LatentHeader, LatentRecord, ShardEntry, SliceRecord
+from ctflow.data.writer import LatentShardWriter, SliceShardWriter
+
+__all__ = [
+    "BlockBatch",
+    "CaseEntry",
+    "LatentDataModule",
+    "LatentHeader",
+    "LatentRecord",
+    "LatentShardWriter",
+    "LatentShards",
+    "ShardEntry",
+    "SliceBatch",
+    "SliceRecord",
+    "SliceShardWriter",
+    "SliceShards",
+    "VolumeBatch",
+    "file_sha256",
+    "padded_slices",
+    "read_manifest",
+]

@@ -1,0 +1,60 @@
+"""Configuration of the streams over shards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+VIEWS = ("slices", "blocks", "volumes")
+
+
+@dataclass
+class DataConfig:
+    """What the one DataModule streams.
+
+    Attributes:
+        train: Folder of training shards: slice shards for ``slices`` and ``volumes``, latent ones for ``blocks``.
+        valid: Folder of validation shards.
+        view: ``slices`` (A-VAE), ``blocks`` (FMvT) or ``volumes`` (embedded pair).
+        batch_size: Samples per process and micro-step.
+        valid_batch_size: Samples per process and validation step; 0 takes ``batch_size``.
+        num_workers: Loader processes; 0 reads in the training process.
+        seed: Seed of the order and of the posterior noise.
+        p_start: Probability that a training pair of ``blocks`` is (start block, first block): StartBoost.
+        repeat: Times the data set is seen in one epoch; raise it for sets smaller than a global batch.
+        shuffle_shards: Shards mixed with each other at a time; reading stays within that many files.
+        in_memory: Keep all arrays of the set in memory (small sets: latents of 600 phantoms are 180 MB).
+        max_valid_cases: Validation cases used, the first of the manifest; 0 takes all.
+        volume_spacing: Millimetres (z, y, x) that ``volumes`` resamples to.
+        volume_shape: Voxels (z, y, x) that ``volumes`` crops to or pads with air to, around the centre.
+    """
+
+    train: str = "runs/shards/latents/train"
+    valid: str = "runs/shards/latents/valid"
+    view: str = "blocks"
+    batch_size: int = 16
+    valid_batch_size: int = 0
+    num_workers: int = 0
+    seed: int = 0
+    p_start: float = 0.15
+    repeat: int = 1
+    shuffle_shards: int = 8
+    in_memory: bool = False
+    max_valid_cases: int = 0
+    volume_spacing: list[float] = field(default_factory=lambda: [1.5, 0.75, 0.75])
+    volume_shape: list[int] = field(default_factory=lambda: [240, 480, 480])
+
+    def __post_init__(self) -> None:
+        if self.view not in VIEWS:
+            raise ValueError(f"view must be one of {', '.join(VIEWS)}, found {self.view!r}")
+        if not 0.0 <= self.p_start <= 1.0:
+            raise ValueError(f"p_start must be in [0, 1], found {self.p_start}")
+        for name in ("batch_size", "repeat", "shuffle_shards"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+        for name in ("valid_batch_size", "num_workers", "max_valid_cases"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, found {getattr(self, name)}")
+        if len(self.volume_spacing) != 3 or min(self.volume_spacing) <= 0:
+            raise ValueError(f"volume_spacing must be three positive numbers, found {self.volume_spacing}")
+        if len(self.volume_shape) != 3 or min(self.volume_shape) < 1:
+            raise ValueError(f"volume_shape must be three positive sizes, found {self.volume_shape}")

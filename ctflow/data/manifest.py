@@ -1,0 +1,82 @@
+"""The manifest of a shard folder: JSON lines that name every complete shard and its cases."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ctflow.data.records import CaseEntry, ShardEntry
+from ctflow.errors import ShardError
+
+MANIFEST = "manifest.jsonl"
+_LOCK = ".manifest.lock"
+
+
+def read_manifest(folder: Path | str) -> list[ShardEntry]:
+    """The complete shards of a folder, ordered by file name; none where there is no manifest.
+
+    Raises:
+        ShardError: A line is not a shard entry, or a case is listed twice.
+    """
+    path = Path(folder) / MANIFEST
+    if not path.is_file():
+        return []
+    entries = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            entries.append(_entry(json.loads(line)))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ShardError(
+                f"{path}, line {number}, is no shard entry: {error}",
+                "one JSON object per complete shard",
+                "delete that line and run the preparation again",
+            ) from error
+    seen: dict[str, str] = {}
+    for entry in entries:
+        for case in entry.cases:
+            if case.case_id in seen:
+                raise ShardError(
+                    f"{path} lists case {case.case_id!r} in {seen[case.case_id]} and in {entry.file}",
+                    "every case once",
+                    "delete one of the two shards and its line",
+                )
+            seen[case.case_id] = entry.file
+    return entries
+
+
+def add_to_manifest(folder: Path, entry: ShardEntry) -> None:
+    """Add a complete shard: the whole manifest is rewritten under a lock and renamed, so it is never torn."""
+    with _locked(folder):
+        entries = {e.file: e for e in read_manifest(folder)} | {entry.file: entry}
+        lines = [json.dumps(asdict(entries[name]), ensure_ascii=False) for name in sorted(entries)]
+        temporary = folder / f".{MANIFEST}.{os.getpid()}.partial"
+        with temporary.open("w", encoding="utf-8") as stream:
+            stream.write("\n".join(lines) + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(folder / MANIFEST)
+
+
+def file_sha256(path: Path | str) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with Path(path).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    with (folder / _LOCK).open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def _entry(line: dict[str, Any]) -> ShardEntry:
+    cases = tuple(CaseEntry(**{**case, "spacing": tuple(case["spacing"])}) for case in line["cases"])
+    return ShardEntry(**{**line, "cases": cases})

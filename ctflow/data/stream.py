@@ -1,0 +1,178 @@
+"""The loader: batches of a view in planned order, over ranks and worker processes, resumable in mid-epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Self
+
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from ctflow.data.plan import epoch_order, rank_batches, rank_cases
+from ctflow.data.views import Batch, View
+from ctflow.errors import ConfigError
+
+
+class _Batches(IterableDataset[Batch]):
+    """Reads given batches; worker w of W reads every W-th, so the loader hands them out in order."""
+
+    def __init__(self, view: View, batches: Sequence[Sequence[int]], epoch: int | None) -> None:
+        self.view, self.batches, self.epoch = view, batches, epoch
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = get_worker_info()
+        first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        for items in self.batches[first::step]:
+            yield self.view.batch([int(i) for i in items], self.epoch)
+
+
+class _Loader:
+    """What the two loaders share: reading batches with or without worker processes."""
+
+    def __init__(self, view: View, num_workers: int, pin_memory: bool) -> None:
+        self.view, self.num_workers, self.pin_memory = view, num_workers, pin_memory
+
+    def _read(self, batches: Sequence[Sequence[int]], epoch: int | None) -> Iterator[Batch]:
+        workers = min(self.num_workers, len(batches))
+        dataset = _Batches(self.view, batches, epoch)
+        yield from DataLoader(dataset, batch_size=None, num_workers=workers, pin_memory=self.pin_memory)
+
+
+class TrainLoader(_Loader):
+    """One epoch of training batches of this rank.
+
+    The order depends on (seed, epoch) alone; ranks share each global batch. ``state_dict`` holds the place of the
+    next batch, counted in samples over all ranks, so that a run goes on where it was, also on another number of
+    ranks with the same global batch. Lightning calls ``state_dict``, ``load_state_dict`` and (through ``sampler``)
+    ``set_epoch`` by itself.
+
+    Args:
+        view: What is read.
+        batch_size: Samples per rank and micro-step.
+        accumulate: Micro-steps of one optimizer step.
+        repeat: Passes over the set in one epoch.
+        seed: Seed of the order.
+        shuffle_shards: Shards mixed at a time.
+        rank: This process.
+        world_size: All processes.
+        num_workers: Loader processes.
+        pin_memory: Put batches into page-locked memory.
+    """
+
+    def __init__(
+        self,
+        view: View,
+        *,
+        batch_size: int,
+        seed: int,
+        accumulate: int = 1,
+        repeat: int = 1,
+        shuffle_shards: int = 8,
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+    ) -> None:
+        super().__init__(view, num_workers, pin_memory)
+        self.batch_size, self.accumulate, self.repeat = batch_size, accumulate, repeat
+        self.seed, self.shuffle_shards = seed, shuffle_shards
+        self.rank, self.world_size = rank, world_size
+        self.epoch, self.position = 0, 0
+        self._order(0)  # too small a set fails here, not after the first checkpoint is loaded
+
+    @property
+    def sampler(self) -> Self:
+        """Where Lightning looks for ``set_epoch``."""
+        return self
+
+    @property
+    def micro_batch(self) -> int:
+        """Samples of one micro-step over all ranks."""
+        return self.batch_size * self.world_size
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch."""
+        samples = len(self.view) * self.repeat
+        return samples // (self.micro_batch * self.accumulate) * self.accumulate
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The rest of the epoch; the place moves on as each batch is handed out, worker prefetching aside."""
+        epoch, place = self.epoch, self.position
+        batches = rank_batches(self._order(epoch), self.rank, self.world_size, self.batch_size)[place:]
+        for batch in self._read(batches, epoch):
+            place += 1
+            self.epoch, self.position = (epoch, place) if place < len(self) else (epoch + 1, 0)
+            yield batch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the beginning of an epoch, unless the loader stands in it."""
+        if epoch != self.epoch:
+            self.epoch, self.position = epoch, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place of the next batch and what it depends on."""
+        return {
+            "epoch": self.epoch,
+            "samples": self.position * self.micro_batch,
+            "seed": self.seed,
+            "set_size": len(self.view) * self.repeat,
+            "global_batch": self.micro_batch * self.accumulate,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to a saved place.
+
+        Raises:
+            ConfigError: In mid-epoch, the data set, the seed or the global batch is another one.
+        """
+        ours = self.state_dict()
+        changed = [k for k in ("seed", "set_size", "global_batch") if state[k] != ours[k]]
+        if changed and state["samples"]:
+            was = ", ".join(f"{k}={state[k]}" for k in changed)
+            now = ", ".join(f"{k}={ours[k]}" for k in changed)
+            raise ConfigError(
+                f"the run to resume stopped in mid-epoch with {was}, now {now}",
+                "the same data, seed and global batch in mid-epoch",
+                "keep batch_size x devices x accumulation and the shards, or start from an end-of-epoch checkpoint",
+            )
+        self.epoch, self.position = state["epoch"], state["samples"] // self.micro_batch
+
+    def _order(self, epoch: int) -> Any:
+        items = self.view.shard_items() * self.repeat
+        order = epoch_order(items, self.seed, epoch, self.micro_batch * self.accumulate, self.shuffle_shards)
+        # the k-th pass over the set has its own sample numbers, so that its draws differ from the first pass's
+        return order
+
+
+class EvaluationLoader(_Loader):
+    """Every sample of every case once, in order; a case lies on one rank.
+
+    Args:
+        view: What is read.
+        batch_size: Samples per rank and step; the last batch may be smaller.
+        rank: This process.
+        world_size: All processes.
+        num_workers: Loader processes.
+        pin_memory: Put batches into page-locked memory.
+    """
+
+    def __init__(
+        self,
+        view: View,
+        *,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+    ) -> None:
+        super().__init__(view, num_workers, pin_memory)
+        items = [i for case in rank_cases(len(view.shards), rank, world_size) for i in view.case_items(case)]
+        self.batches = [items[first : first + batch_size] for first in range(0, len(items), batch_size)]
+
+    def __len__(self) -> int:
+        """Batches of this rank."""
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """All batches of this rank."""
+        return self._read(self.batches, None)

@@ -1,0 +1,239 @@
+"""Writers of shards: a temporary name, a rename when complete, then a line in the manifest."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from ctflow.data import schema
+from ctflow.data.manifest import add_to_manifest, file_sha256, read_manifest
+from ctflow.data.records import CaseEntry, LatentHeader, LatentRecord, ShardEntry, SliceRecord
+from ctflow.errors import ShardError
+
+PARTIAL = ".partial"
+"""Ending of every file that is not complete yet; readers never look at them."""
+
+
+class ShardFile:
+    """One shard while it is written.
+
+    Args:
+        folder: Folder of the shard set.
+        name: Final file name.
+        kind: ``slices`` or ``latents``.
+        header: Needed for ``latents``.
+        provenance: How the shards are made (JSON values).
+    """
+
+    def __init__(
+        self, folder: Path, name: str, kind: str, header: LatentHeader | None, provenance: dict[str, Any]
+    ) -> None:
+        self.folder, self.name, self.kind = folder, name, kind
+        self.cases: list[CaseEntry] = []
+        self._temporary = folder / f".{name}{PARTIAL}"
+        self._file = schema.create(self._temporary, kind, header, provenance)
+
+    def append(self, record: SliceRecord | LatentRecord) -> None:
+        """Write one case."""
+        if isinstance(record, SliceRecord):
+            schema.write_slice_record(self._file, record)
+            tokens = 0
+        else:
+            schema.write_latent_record(self._file, record)
+            tokens = len(record.text)
+        spacing = tuple(float(s) for s in record.spacing)
+        entry = CaseEntry(record.case_id, record.patient_id, record.slices, spacing, record.split, tokens)  # type: ignore[arg-type]
+        self.cases.append(entry)
+
+    def commit(self) -> ShardEntry:
+        """Close the file, give it its name and list it in the manifest; before that nobody sees it."""
+        self._file.close()
+        with self._temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
+        digest, size = file_sha256(self._temporary), self._temporary.stat().st_size
+        self._temporary.replace(self.folder / self.name)
+        entry = ShardEntry(self.name, self.kind, schema.VERSION, digest, size, tuple(self.cases))
+        add_to_manifest(self.folder, entry)
+        return entry
+
+    def discard(self) -> None:
+        """Drop what was written."""
+        self._file.close()
+        self._temporary.unlink(missing_ok=True)
+
+
+class SliceShardWriter:
+    """Appends scans to a folder of slice shards; one process owns it at a time.
+
+    Used as a context manager: leaving it completes the last shard, an exception drops the unfinished one. What a
+    killed process had completed stays, so ``completed_case_ids`` says what a new run may skip::
+
+        with SliceShardWriter(folder) as writer:
+            for record in records_not_in(writer.completed_case_ids()):
+                writer.append(record)
+
+    Args:
+        folder: Made where missing.
+        volumes_per_shard: Cases per file; at most this many are lost by a kill.
+        provenance: How the shards are made (JSON values); kept in every shard's header.
+
+    Raises:
+        ShardError: Another process writes to the folder, or it holds shards of another kind.
+    """
+
+    def __init__(
+        self, folder: Path | str, volumes_per_shard: int = 16, provenance: dict[str, Any] | None = None
+    ) -> None:
+        if volumes_per_shard < 1:
+            raise ValueError(f"volumes_per_shard must be at least 1, found {volumes_per_shard}")
+        self.folder = Path(folder)
+        self.volumes_per_shard = volumes_per_shard
+        self.provenance = provenance or {}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.folder / ".writer.lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.close()
+            raise ShardError(
+                f"another process is writing to {self.folder}",
+                "one writer per folder",
+                "wait for it or stop it",
+            ) from None
+        entries = shard_entries(self.folder, schema.SLICES)
+        self._done = {case.case_id for entry in entries for case in entry.cases}
+        self._next = 1 + max((shard_index(entry.file) for entry in entries), default=-1)
+        self._shard: ShardFile | None = None
+        remove_partial(self.folder)
+
+    def completed_case_ids(self) -> set[str]:
+        """Cases that lie in complete shards."""
+        return set(self._done)
+
+    def append(self, record: SliceRecord) -> None:
+        """Add one scan; every ``volumes_per_shard``-th completes a shard.
+
+        Raises:
+            ShardError: The case is already there.
+        """
+        open_ids = {case.case_id for case in self._shard.cases} if self._shard else set()
+        if record.case_id in self._done or record.case_id in open_ids:
+            raise ShardError(
+                f"case {record.case_id!r} is already in {self.folder}",
+                "every case once",
+                "skip completed cases",
+            )
+        if self._shard is None:
+            self._shard = ShardFile(self.folder, shard_name(self._next), schema.SLICES, None, self.provenance)
+        self._shard.append(record)
+        if len(self._shard.cases) == self.volumes_per_shard:
+            self.flush()
+
+    def flush(self) -> None:
+        """Complete the shard that is being filled, also a short one."""
+        if self._shard is None:
+            return
+        entry = self._shard.commit()
+        self._done |= {case.case_id for case in entry.cases}
+        self._shard = None
+        self._next += 1
+
+    def close(self) -> None:
+        """Complete the last shard and let go of the folder."""
+        self.flush()
+        self._lock.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+            return
+        if self._shard is not None:
+            self._shard.discard()
+            self._shard = None
+        self._lock.close()
+
+
+class LatentShardWriter:
+    """Writes latent shards by name: several ranks fill one folder, each its own names.
+
+    Args:
+        folder: Made where missing.
+        header: What all cases share.
+
+    Raises:
+        ShardError: The folder holds shards of another kind.
+    """
+
+    def __init__(self, folder: Path | str, header: LatentHeader) -> None:
+        self.folder = Path(folder)
+        self.header = header
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._shard: ShardFile | None = None
+
+    def completed_shards(self) -> set[str]:
+        """File names of complete shards."""
+        return {entry.file for entry in shard_entries(self.folder, schema.LATENTS)}
+
+    def begin(self, name: str) -> None:
+        """Start the shard ``name``."""
+        assert self._shard is None, "finish a shard before the next one begins"
+        self._shard = ShardFile(self.folder, name, schema.LATENTS, self.header, self.header.provenance)
+
+    def append(self, record: LatentRecord) -> None:
+        """Add one case to the shard begun last."""
+        assert self._shard is not None, "begin a shard before appending to it"
+        self._shard.append(record)
+
+    def finish(self) -> ShardEntry:
+        """Complete the shard: rename it and list it."""
+        assert self._shard is not None, "begin a shard before finishing it"
+        entry = self._shard.commit()
+        self._shard = None
+        return entry
+
+    def discard(self) -> None:
+        """Drop a shard that was begun and not finished."""
+        if self._shard is not None:
+            self._shard.discard()
+            self._shard = None
+
+
+def shard_name(index: int) -> str:
+    """File name of the shard number ``index``."""
+    return f"shard-{index:05d}.h5"
+
+
+def shard_index(name: str) -> int:
+    """The number in a shard's file name."""
+    return int(name.removeprefix("shard-").removesuffix(".h5"))
+
+
+def shard_entries(folder: Path, kind: str) -> list[ShardEntry]:
+    """The complete shards of a folder that may hold only one kind.
+
+    Raises:
+        ShardError: The folder holds another kind.
+    """
+    entries = read_manifest(folder)
+    for entry in entries:
+        if entry.kind != kind or entry.version != schema.VERSION:
+            raise ShardError(
+                f"{folder / entry.file} is a shard of {entry.kind}, version {entry.version}",
+                f"{kind}, version {schema.VERSION}",
+                "give another folder",
+            )
+    return entries
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove what a killed writer left; only for the one process that owns the folder."""
+    for path in folder.glob(f".*{PARTIAL}"):
+        path.unlink()
