@@ -65,7 +65,7 @@ class PeriodicCheckpoint(L.Callback):
 
     def _save(self, trainer: L.Trainer, step: int) -> None:
         partial = self.folder / (LAST + ".partial")
-        trainer.save_checkpoint(partial)
+        trainer.save_checkpoint(partial, weights_only=False)
         if trainer.is_global_zero:
             os.replace(partial, self.folder / LAST)
         trainer.strategy.barrier("checkpoint")

@@ -75,7 +75,7 @@ def fit(config: TrainConfig, run: Run, task: Task, data: L.LightningDataModule) 
     remove_partial(run.folder)
     trainer = build_trainer(config, run, task, module)
     checkpoint = str(run.checkpoint) if run.checkpoint else None
-    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
+    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     return trainer
 
 

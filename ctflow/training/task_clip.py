@@ -1,0 +1,82 @@
+"""The embedded pair's training as a task: volumes and reports in, a sharing folder with its vocabulary out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import lightning as L
+
+from ctflow.checkpoint import load_tokenizer, save_ctclip
+from ctflow.config.training import TrainConfig
+from ctflow.data import LatentDataModule, SliceShards
+from ctflow.errors import ConfigError
+from ctflow.models.text import clean_text
+from ctflow.models.tokenizer import train_wordpiece
+from ctflow.training.contrastive import ClipModule
+from ctflow.training.runs import Run
+from ctflow.training.task import card
+
+TOKENIZER_FILE = "tokenizer.json"
+
+
+class ClipTraining:
+    """The embedded pair from slice shards with reports and labels."""
+
+    def prepare(self, config: TrainConfig, run: Run) -> TrainConfig:
+        """Learn the vocabulary from the training reports (once per run) and fit the text tower to it."""
+        network = config.clip.network
+        path = run.tokenizer / TOKENIZER_FILE
+        if not path.is_file():
+            shards = SliceShards(config.data.train)
+            reports = [clean_text(shards.metadata(i)["report"]) for i in range(len(shards))]
+            tokenizer = train_wordpiece([r for r in reports if r], config.clip.vocabulary_size, network.max_tokens)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_suffix(".partial")
+            partial.write_text(tokenizer.to_json(), encoding="utf-8")
+            partial.replace(path)
+        size = load_tokenizer(run.tokenizer, network.max_tokens).vocab_size
+        network = replace(network, bert=replace(network.bert, vocab_size=size))
+        return replace(config, clip=replace(config.clip, network=network))
+
+    def data(self, config: TrainConfig) -> LatentDataModule:
+        """Whole volumes on the image tower's grid."""
+        grid = config.clip.network.grid
+        return LatentDataModule(
+            replace(
+                config.data,
+                view="volumes",
+                seed=config.seed,
+                volume_shape=list(grid.shape),
+                volume_spacing=list(grid.spacing_mm),
+            )
+        )
+
+    def module(self, config: TrainConfig, run: Run) -> ClipModule:
+        """The pair with its label heads."""
+        names = {split: self._label_names(config, split) for split in ("train", "valid")}
+        if names["train"] != names["valid"]:
+            raise ConfigError(
+                f"training labels {names['train']} and validation labels {names['valid']} differ",
+                "the same label columns in both splits",
+            )
+        text = (run.tokenizer / TOKENIZER_FILE).read_text(encoding="utf-8")
+        return ClipModule(config.clip, text, names["train"], config.seed)
+
+    def _label_names(self, config: TrainConfig, split: str) -> list[str]:
+        shards = SliceShards(config.data.train if split == "train" else config.data.valid)
+        return sorted({name for i in range(len(shards)) for name in shards.metadata(i)["labels"]})
+
+    def callbacks(self, config: TrainConfig, run: Run) -> list[L.Callback]:
+        """None of its own."""
+        return []
+
+    def gradient_clip(self, config: TrainConfig) -> float:
+        """As configured."""
+        return config.clip.gradient_clip
+
+    def export(self, config: TrainConfig, run: Run, checkpoint: Path) -> None:
+        """The averaged pair and its tokenizer."""
+        module = ClipModule.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
+        text = card("Embedded pair of text and volume encoder", config, module.updates)
+        save_ctclip(run.export, module.trained.eval(), module.tokenizer, card=text)
