@@ -109,6 +109,7 @@ class FlowConfig:
         condition_noise: Standard deviation of the noise added to the previous block in training.
         text_dropout: Probability of training a sample without its text.
         previous_dropout: Probability of training a sample without its previous block.
+        length_dropout: Probability of training a sample without its volume's length.
     """
 
     path_offset: float = 0.0
@@ -117,6 +118,7 @@ class FlowConfig:
     condition_noise: float = 0.05
     text_dropout: float = 0.1
     previous_dropout: float = 0.1
+    length_dropout: float = 0.1
 
     def __post_init__(self) -> None:
         if self.time_distribution not in TIME_DISTRIBUTIONS:
@@ -125,8 +127,6 @@ class FlowConfig:
             )
         if not 0 <= self.path_offset < 1 or self.noise_offset < 0 or self.condition_noise < 0:
             raise ValueError(f"path_offset lies in [0, 1) and noise levels are not negative, found {self}")
-        if not (0 <= self.text_dropout < 1 and 0 <= self.previous_dropout < 1):
-            raise ValueError(
-                f"dropout probabilities lie in [0, 1), found text_dropout={self.text_dropout}, "
-                f"previous_dropout={self.previous_dropout}"
-            )
+        dropouts = (self.text_dropout, self.previous_dropout, self.length_dropout)
+        if not all(0 <= probability < 1 for probability in dropouts):
+            raise ValueError(f"text_, previous_ and length_dropout lie in [0, 1), found {dropouts}")

@@ -22,6 +22,7 @@ class FlowDraw:
         condition_noise: Noise to add to the previous block, same shape, already scaled.
         drop_text: ``[B]`` bool, samples trained without text; None: none is.
         drop_previous: ``[B]`` bool, samples trained without previous block; None: none is.
+        drop_length: ``[B]`` bool, samples trained without their length; None: none is.
     """
 
     t: Tensor
@@ -29,6 +30,7 @@ class FlowDraw:
     condition_noise: Tensor
     drop_text: Tensor | None = None
     drop_previous: Tensor | None = None
+    drop_length: Tensor | None = None
 
 
 def sample_times(
@@ -65,14 +67,14 @@ def draw(config: FlowConfig, block: Tensor, generator: torch.Generator | None = 
     condition_noise = config.condition_noise * torch.randn(block.shape, **where)
     dropped = [
         torch.rand(batch, **where) < probability if probability else None
-        for probability in (config.text_dropout, config.previous_dropout)
+        for probability in (config.text_dropout, config.previous_dropout, config.length_dropout)
     ]
     return FlowDraw(t, noise, condition_noise, *dropped)
 
 
 def flow_matching_loss(prediction: Tensor, velocity: Tensor) -> Tensor:
-    """Mean squared error of the velocity over all values, in float32."""
-    return F.mse_loss(prediction.float(), velocity.float())
+    """Mean squared error of the velocity of each sample, ``[B]`` float32."""
+    return F.mse_loss(prediction.float(), velocity.float(), reduction="none").flatten(1).mean(dim=1)
 
 
 def training_path(config: FlowConfig) -> LinearPath:

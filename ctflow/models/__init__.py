@@ -2,7 +2,8 @@
 
 from ctflow.models.avae import AVAE, Posterior
 from ctflow.models.ctclip import CTCLIP, TextEncoding, VolumeEncoding
-from ctflow.models.fmvt import FMvT, TextCondition
+from ctflow.models.fmvt import FMvT
+from ctflow.models.fmvt_text import TextCondition
 from ctflow.models.text import TextEmbedding, TextEncoder, clean_text, join_report
 from ctflow.models.tokenizer import ReportTokenizer, train_wordpiece
 

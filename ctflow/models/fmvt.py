@@ -2,54 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ctflow.config.models import FMvTConfig
+from ctflow.models.fmvt_block import FMvTBlock, modulation_rows
 from ctflow.models.fmvt_layers import (
-    CaptionEmbedder,
     FinalLayer,
-    FMvTBlock,
     NumberEmbedder,
     PatchEmbedder,
-    PreparedText,
     TimeEmbedder,
-    modulation_rows,
     spatial_embedding,
     temporal_embedding,
 )
-
-
-@dataclass(frozen=True)
-class TextCondition:
-    """A batch of reports, projected for every block once, for all steps of a rollout.
-
-    Attributes:
-        summary: ``[B, hidden]``, the mean text token.
-        blocks: One ``PreparedText`` per transformer block.
-    """
-
-    summary: Tensor
-    blocks: tuple[PreparedText, ...]
-
-    @property
-    def batch(self) -> int:
-        """Number of reports."""
-        return self.summary.shape[0]
-
-    def select(self, index: Tensor) -> TextCondition:
-        """The reports at ``index`` (a tensor of positions, repeats allowed)."""
-
-        def take(part: Tensor | None) -> Tensor | None:
-            return None if part is None else part[index]
-
-        return TextCondition(
-            self.summary[index], tuple(PreparedText(*map(take, block)) for block in self.blocks)
-        )
+from ctflow.models.fmvt_text import CaptionEmbedder, PreparedText, TextCondition, TextTokens
 
 
 class FMvT(nn.Module):
@@ -57,9 +25,8 @@ class FMvT(nn.Module):
 
     Time convention: t = 1 is noise, t = 0 is data; the output is the velocity dz/dt (see
     ``ctflow.flow.LinearPath``).
-    Shapes: B samples, C latent channels, T slices, h rows, w columns; tokens are ``[B, t, s, hidden]`` with t
-        = T / patch and
-    s = (h / patch) * (w / patch).
+    Shapes: B samples, C latent channels, T slices, h rows, w columns; tokens are ``[B, t, s, hidden]`` with
+    t = T / p slice patches and s = (h / q) * (w / r) places for a patch of [p, q, r].
 
     Args:
         config: Architecture.
@@ -145,36 +112,9 @@ class FMvT(nn.Module):
         Raises:
             ValueError: A shape that does not fit.
         """
-        if text is None:
-            device = self.pos_embed.device
-            text = torch.zeros(batch, 1, self.config.text_dim, device=device)
-            mask, drop = None, torch.ones(batch, dtype=torch.bool, device=device)
-        if text.ndim != 3 or text.shape[2] != self.config.text_dim:
-            raise ValueError(f"text must be [B, L, {self.config.text_dim}], found {list(text.shape)}")
-        if mask is not None:
-            if mask.shape != text.shape[:2]:
-                raise ValueError(
-                    f"text_mask must be [B, L] = {list(text.shape[:2])}, found {list(mask.shape)}"
-                )
-            mask = mask.to(device=text.device, dtype=torch.bool)
-            empty = ~mask.any(dim=1)
-            drop = empty if drop is None else drop | empty
-            mask = mask | empty[:, None]
-        present = None
-        if drop is not None and self.config.learned_nulls:
-            null = self.y_embedder.null_text(text.shape[0], text.shape[1])
-            text = torch.where(drop[:, None, None], null, text)
-        elif drop is not None:
-            present = (~drop).to(text.dtype)[:, None, None]  # [B, 1, 1]
-        tokens = self.y_embedder(text)  # [B, L, hidden]
-        if mask is None:
-            summary = tokens.mean(dim=1)  # [B, hidden]
-        else:
-            weight = mask.to(tokens.dtype)
-            summary = (tokens * weight[:, :, None]).sum(dim=1) / weight.sum(
-                dim=1, keepdim=True
-            )  # [B, hidden]
-        return TextCondition(summary, tuple(b.cross_attn.prepare(tokens, mask, present) for b in self.blocks))
+        read = self.y_embedder(text, mask, drop, batch)
+        prepared = tuple(block.cross_attn.prepare(read) for block in self.blocks)
+        return TextCondition(read.summary(), prepared)
 
     def forward(
         self,
@@ -187,6 +127,7 @@ class FMvT(nn.Module):
         length: Tensor | None = None,
         drop_text: Tensor | None = None,
         drop_previous: Tensor | None = None,
+        drop_length: Tensor | None = None,
     ) -> Tensor:
         """Velocity of a noisy block.
 
@@ -200,6 +141,7 @@ class FMvT(nn.Module):
             length: ``[B]`` number of slices of the volume; NaN or None: unknown.
             drop_text: ``[B]`` bool, True: as if without text; only with a text tensor.
             drop_previous: ``[B]`` bool, True: as if without previous block.
+            drop_length: ``[B]`` bool, True: as if of unknown length.
 
         Returns:
             dz/dt ``[B, C, T, h, w]`` in float32 (or the parameters' precision).
@@ -217,21 +159,14 @@ class FMvT(nn.Module):
             tokens = tokens + temporal[:, :, None]  # [B, t, s, hidden]
             temporal = None
 
-        if isinstance(text, TextCondition):
-            if text_mask is not None or drop_text is not None:
-                raise ValueError(
-                    "text_mask and drop_text belong to encode_text where the text is already encoded"
-                )
-            condition = text
-        else:
-            condition = self.encode_text(text, text_mask, drop_text, batch=x.shape[0])
-        if condition.batch != x.shape[0]:
-            raise ValueError(f"text has {condition.batch} rows for a batch of {x.shape[0]}")
-
-        time = self._time(x, t, condition, position, length)  # [B, hidden]
+        summary, texts = self._text(text, text_mask, drop_text, x.shape[0])
+        total = _number(length, x, "length")  # [B]
+        if drop_length is not None:
+            total = total.masked_fill(drop_length, torch.nan)
+        time = self._time(x, t, summary, _number(position, x, "position"), total)  # [B, hidden]
         modulation = self.t_block(time).view(x.shape[0], -1, config.hidden_size)  # [B, rows, hidden]
         for index, block in enumerate(self.blocks):
-            arguments = (tokens, modulation, condition.blocks[index], temporal if index == 0 else None)
+            arguments = (tokens, modulation, texts[index], temporal if index == 0 else None)
             if config.activation_checkpointing and self.training:
                 tokens = checkpoint(block, *arguments, use_reentrant=False)  # [B, t, s, hidden]
             else:
@@ -239,13 +174,34 @@ class FMvT(nn.Module):
         patches = self.final_layer(tokens, time)  # [B, t, s, p*q*r*C]
         return self._unpatchify(patches, grid)  # [B, C, T, h, w]
 
+    def _text(
+        self, text: Tensor | TextCondition | None, mask: Tensor | None, drop: Tensor | None, batch: int
+    ) -> tuple[Tensor, tuple[TextTokens | PreparedText, ...]]:
+        """The mean token ``[B, hidden]``, and what each block reads.
+
+        Where the text is not yet encoded the blocks project it themselves, so that all weights of a block are
+        used inside it (sharded training gathers them there).
+        """
+        if isinstance(text, TextCondition):
+            if mask is not None or drop is not None:
+                raise ValueError(
+                    "text_mask and drop_text belong to encode_text where the text is encoded already"
+                )
+            summary, texts = text.summary, text.blocks
+        else:
+            read = self.y_embedder(text, mask, drop, batch)
+            summary, texts = read.summary(), (read,) * len(self.blocks)
+        if summary.shape[0] != batch:
+            raise ValueError(f"text has {summary.shape[0]} rows for a batch of {batch}")
+        return summary, texts
+
     def _time(
         self,
         x: Tensor,
         t: Tensor | float,
-        condition: TextCondition,
-        position: Tensor | None,
-        length: Tensor | None,
+        summary: Tensor,
+        place: Tensor,
+        total: Tensor,
     ) -> Tensor:
         """Everything that modulates the blocks, summed: ``[B, hidden]``."""
         batch = x.shape[0]
@@ -254,8 +210,7 @@ class FMvT(nn.Module):
             raise ValueError(f"t must be a scalar or [B] = [{batch}], found {list(moment.shape)}")
         time = self.t_embedder(moment.expand(batch))  # [B, hidden]
         if self.text_modulation is not None:
-            time = time + self.text_modulation(condition.summary)
-        place, total = _number(position, x, "position"), _number(length, x, "length")
+            time = time + self.text_modulation(summary)
         if self.position_embedder is not None:
             time = time + self.position_embedder(place)
         if self.length_embedder is not None:

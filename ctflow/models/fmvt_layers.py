@@ -1,18 +1,14 @@
-"""Layers of the FMvT: embeddings, the two attentions and the transformer block."""
+"""Layers of the FMvT: embeddings, self-attention, modulation and the output layer."""
 
 from __future__ import annotations
 
 import math
 from functools import partial
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from timm.layers import Mlp
 from torch import Tensor, nn
-
-from ctflow.config.models import FMvTConfig
 
 TanhGELU = partial(nn.GELU, approximate="tanh")
 NORM_EPS = 1e-6
@@ -86,38 +82,6 @@ class NumberEmbedder(nn.Module):
         return torch.where(known[:, None], self.mlp(sinusoid(values.nan_to_num())), self.unknown)
 
 
-class CaptionEmbedder(nn.Module):
-    """Text vectors to tokens of the transformer's width, and the vector that stands for "no text".
-
-    ``y_embedding`` is that vector where it is learned; the published models carry an untrained buffer of one
-    row per text
-    token under this name and never read it.
-    """
-
-    y_embedding: Tensor
-
-    def __init__(self, config: FMvTConfig) -> None:
-        super().__init__()
-        self.normalise = config.normalise_text
-        self.y_proj = Mlp(config.text_dim, config.hidden_size, config.hidden_size, act_layer=TanhGELU)
-        rows = 1 if config.learned_nulls else config.text_tokens
-        null = torch.randn(rows, config.text_dim) / math.sqrt(config.text_dim)
-        if config.learned_nulls:
-            self.y_embedding = nn.Parameter(null)
-        else:
-            self.register_buffer("y_embedding", null)
-
-    def null_text(self, batch: int, tokens: int) -> Tensor:
-        """The learned vector as ``[batch, tokens, text_dim]``; equal tokens attend as one."""
-        return self.y_embedding.expand(batch, tokens, -1)
-
-    def forward(self, text: Tensor) -> Tensor:
-        """``[B, L, text_dim]`` to ``[B, L, hidden]``."""
-        if self.normalise:
-            text = F.layer_norm(text, text.shape[-1:], eps=NORM_EPS)
-        return self.y_proj(text)
-
-
 class PatchEmbedder(nn.Module):
     """Non-overlapping patches to tokens: a strided 3D convolution, computed as one matrix product."""
 
@@ -162,74 +126,6 @@ class SelfAttention(nn.Module):
         return self.proj(merged)
 
 
-class PreparedText(NamedTuple):
-    """What one block's cross-attention needs of the text, the same at every step of the flow.
-
-    Attributes:
-        answer: ``[B, 1, hidden]``, the layer's whole output where the text is one token; else None.
-        keys: ``[B, heads, L, d]``; None where ``answer`` is set.
-        values: ``[B, heads, L, d]``; None where ``answer`` is set.
-        mask: ``[B, L]`` bool, True where a token counts; None: all count.
-        present: ``[B, 1, 1]``, 0 for samples whose cross-attention is left out, else 1; None: all are
-            present.
-    """
-
-    answer: Tensor | None
-    keys: Tensor | None = None
-    values: Tensor | None = None
-    mask: Tensor | None = None
-    present: Tensor | None = None
-
-
-class CrossAttention(nn.Module):
-    """Attention from latent tokens to text tokens."""
-
-    def __init__(self, hidden_size: int, num_heads: int) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.q_linear = nn.Linear(hidden_size, hidden_size)
-        self.kv_linear = nn.Linear(hidden_size, 2 * hidden_size)
-        self.proj = nn.Linear(hidden_size, hidden_size)
-
-    def prepare(
-        self, text: Tensor, mask: Tensor | None = None, present: Tensor | None = None
-    ) -> PreparedText:
-        """Project ``text [B, L, hidden]`` once; ``mask`` and ``present`` as in ``PreparedText``.
-
-        With one token the softmax is over a single score, so every query's answer is ``proj(v)`` exactly.
-        """
-        if text.shape[1] == 1:
-            hidden = text.shape[2]
-            value = F.linear(
-                text, self.kv_linear.weight[hidden:], self.kv_linear.bias[hidden:]
-            )  # [B, 1, hidden]
-            answer = self.proj(value)  # [B, 1, hidden]
-            return PreparedText(answer if present is None else answer * present)
-        keys, values = self.keys_values(text)
-        return PreparedText(None, keys, values, mask, present)
-
-    def keys_values(self, text: Tensor) -> tuple[Tensor, Tensor]:
-        """``[B, L, hidden]`` to keys and values, each ``[B, heads, L, d]``."""
-        pattern = "b l (two heads d) -> two b heads l d"
-        keys, values = rearrange(self.kv_linear(text), pattern, two=2, heads=self.num_heads)
-        return keys, values
-
-    def attend(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-        """The general path: ``x [B, N, hidden]``, ``mask [B, L]`` (True: attend) to ``[B, N, hidden]``."""
-        q = rearrange(self.q_linear(x), "b n (heads d) -> b heads n d", heads=self.num_heads)
-        allowed = None if mask is None else mask[:, None, None, :]  # [B, 1, 1, L]
-        out = F.scaled_dot_product_attention(q, keys, values, attn_mask=allowed)  # [B, heads, N, d]
-        return self.proj(rearrange(out, "b heads n d -> b n (heads d)"))
-
-    def forward(self, x: Tensor, text: PreparedText) -> Tensor:
-        """``[B, N, hidden]`` to ``[B, N, hidden]``, or ``[B, 1, hidden]``, one answer for all queries."""
-        if text.answer is not None:
-            return text.answer
-        assert text.keys is not None and text.values is not None
-        out = self.attend(x, text.keys, text.values, text.mask)  # [B, N, hidden]
-        return out if text.present is None else out * text.present
-
-
 def normalise(x: Tensor) -> Tensor:
     """LayerNorm over the last axis, without affine parameters."""
     return F.layer_norm(x, x.shape[-1:], eps=NORM_EPS)
@@ -238,58 +134,6 @@ def normalise(x: Tensor) -> Tensor:
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """``x [B, T, S, hidden]`` normalised, then scaled and shifted by ``[B, 1, 1, hidden]``."""
     return torch.addcmul(shift, normalise(x), 1 + scale)
-
-
-class FMvTBlock(nn.Module):
-    """Spatial, temporal and cross-attention and an MLP, under adaLN-single (PixArt-α, section 2.3)."""
-
-    def __init__(self, config: FMvTConfig) -> None:
-        super().__init__()
-        hidden = config.hidden_size
-        self.raw_temporal_branch = config.raw_temporal_branch
-        self.raw_cross_queries = config.raw_cross_queries
-        self.attn = SelfAttention(hidden, config.num_heads, config.scrambled_heads)
-        self.cross_attn = CrossAttention(hidden, config.num_heads)
-        self.mlp = Mlp(hidden, int(hidden * config.mlp_ratio), act_layer=TanhGELU)
-        self.scale_shift_table = nn.Parameter(torch.zeros(modulation_rows(config), hidden))
-        self.attn_temp = SelfAttention(hidden, config.num_heads, config.scrambled_heads)
-
-    def forward(
-        self, x: Tensor, modulation: Tensor, text: PreparedText, late_embedding: Tensor | None
-    ) -> Tensor:
-        """One block.
-
-        Args:
-            x: Tokens ``[B, T, S, hidden]``.
-            modulation: ``[B, rows, hidden]``, shared by all blocks.
-            text: This block's projected text.
-            late_embedding: ``[1, T, hidden]`` added to the temporal branch's input, or None.
-
-        Returns:
-            Tokens ``[B, T, S, hidden]``.
-        """
-        batch, slices, places, _ = x.shape
-        rows = (self.scale_shift_table + modulation)[:, :, None, None]  # [B, rows, 1, 1, hidden]
-        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp, *own = rows.unbind(1)  # each [B, 1, 1, hidden]
-
-        h = rearrange(modulate(x, shift, scale), "b t s c -> (b t) s c")
-        x = x + gate * rearrange(self.attn(h), "(b t) s c -> b t s c", b=batch)  # [B, T, S, hidden]
-
-        if self.raw_temporal_branch:
-            h = x
-        else:
-            shift_time, scale_time, gate = own
-            h = modulate(x, shift_time, scale_time)
-        h = rearrange(h, "b t s c -> (b s) t c")
-        if late_embedding is not None:
-            h = h + late_embedding
-        x = x + gate * rearrange(self.attn_temp(h), "(b s) t c -> b t s c", b=batch)  # [B, T, S, hidden]
-
-        h = x if self.raw_cross_queries or text.answer is not None else normalise(x)
-        answer = self.cross_attn(rearrange(h, "b t s c -> b (t s) c"), text)  # [B, T*S or 1, hidden]
-        x = x + (answer[:, None] if text.answer is not None else answer.view(batch, slices, places, -1))
-
-        return x + gate_mlp * self.mlp(modulate(x, shift_mlp, scale_mlp))  # [B, T, S, hidden]
 
 
 class FinalLayer(nn.Module):
@@ -305,8 +149,3 @@ class FinalLayer(nn.Module):
         rows = (self.scale_shift_table + time[:, None])[:, :, None, None]  # [B, 2, 1, 1, hidden]
         shift, scale = rows.unbind(1)
         return self.linear(modulate(x, shift, scale))
-
-
-def modulation_rows(config: FMvTConfig) -> int:
-    """Shift, scale and gate for each modulated branch."""
-    return 6 if config.raw_temporal_branch else 9
