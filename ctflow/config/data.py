@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ctflow.config.encoders import VolumeGrid
+
 VIEWS = ("slices", "blocks", "volumes")
 
 
@@ -12,7 +14,7 @@ class DataConfig:
     """What the one DataModule streams.
 
     Attributes:
-        train: Folder of training shards: slice shards for ``slices`` and ``volumes``, latent ones for ``blocks``.
+        train: Folder of training shards; slice shards for ``slices`` and ``volumes``, latent ones else.
         valid: Folder of validation shards.
         view: ``slices`` (A-VAE), ``blocks`` (FMvT) or ``volumes`` (embedded pair).
         batch_size: Samples per process and micro-step.
@@ -24,8 +26,7 @@ class DataConfig:
         shuffle_shards: Shards mixed with each other at a time; reading stays within that many files.
         in_memory: Keep all arrays of the set in memory (small sets: latents of 600 phantoms are 180 MB).
         max_valid_cases: Validation cases used, the first of the manifest; 0 takes all.
-        volume_spacing: Millimetres (z, y, x) that ``volumes`` resamples to.
-        volume_shape: Voxels (z, y, x) that ``volumes`` crops to or pads with air to, around the centre.
+        grid: What ``volumes`` resamples to; the same as the volume tower's.
     """
 
     train: str = "runs/shards/latents/train"
@@ -40,8 +41,7 @@ class DataConfig:
     shuffle_shards: int = 8
     in_memory: bool = False
     max_valid_cases: int = 0
-    volume_spacing: list[float] = field(default_factory=lambda: [1.5, 0.75, 0.75])
-    volume_shape: list[int] = field(default_factory=lambda: [240, 480, 480])
+    grid: VolumeGrid = field(default_factory=VolumeGrid)
 
     def __post_init__(self) -> None:
         if self.view not in VIEWS:
@@ -54,7 +54,3 @@ class DataConfig:
         for name in ("valid_batch_size", "num_workers", "max_valid_cases"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, found {getattr(self, name)}")
-        if len(self.volume_spacing) != 3 or min(self.volume_spacing) <= 0:
-            raise ValueError(f"volume_spacing must be three positive numbers, found {self.volume_spacing}")
-        if len(self.volume_shape) != 3 or min(self.volume_shape) < 1:
-            raise ValueError(f"volume_shape must be three positive sizes, found {self.volume_shape}")

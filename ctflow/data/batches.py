@@ -14,9 +14,8 @@ class _Bundle:
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Self:
         """A copy whose tensors lie on ``device``."""
-        return replace(
-            self, **{k: v.to(device, non_blocking=non_blocking) for k, v in self._tensors().items()}
-        )  # type: ignore[type-var]
+        moved = {k: v.to(device, non_blocking=non_blocking) for k, v in self._tensors().items()}
+        return replace(self, **moved)  # type: ignore[type-var]
 
     def pin_memory(self) -> Self:
         """A copy whose tensors lie in page-locked memory."""
@@ -79,7 +78,7 @@ class VolumeBatch(_Bundle):
     """Whole volumes on the image tower's grid, for the embedded pair.
 
     Attributes:
-        hu: Float32 HU ``[B, 1, D, H, W]``.
+        hu: Float32 HU ``[B, 1, D, H, W]``, clipped to the grid's limit.
         reports: The reports' texts.
         labels: Float32 ``[B, K]``, 0 or 1, NaN where a case has no such label.
         label_names: The K names, the same in every batch of a set.

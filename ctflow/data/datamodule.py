@@ -14,8 +14,8 @@ from ctflow.data.views import BlockView, SliceView, View, VolumeView
 class LatentDataModule(LightningDataModule):
     """Streams shards to the A-VAE (``slices``), the FMvT (``blocks``) or the embedded pair (``volumes``).
 
-    The place in the epoch is saved in every Lightning checkpoint and restored from it. Ranks are split here, so it
-    does not matter whether the trainer would add distributed samplers.
+    The place in the epoch is saved in every Lightning checkpoint and restored from it. Ranks are split here:
+    the trainer adds no distributed samplers, whatever its settings.
 
     Args:
         config: What is streamed.
@@ -72,7 +72,7 @@ class LatentDataModule(LightningDataModule):
             return BlockView(LatentShards(folder, cases, config.in_memory), config.seed, config.p_start)
         if config.view == "slices":
             return SliceView(SliceShards(folder, cases, config.in_memory))
-        return VolumeView(SliceShards(folder, cases), config, config.in_memory)
+        return VolumeView(SliceShards(folder, cases), config.grid, config.in_memory)
 
     def _ranks(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

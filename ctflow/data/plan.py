@@ -17,9 +17,9 @@ def epoch_order(
 ) -> NDArray[np.int64]:
     """All samples of a training epoch in global order.
 
-    Shards are shuffled, then the samples of ``shuffle_shards`` neighbouring ones are mixed: reading stays within a
-    few files. The remainder under one global batch is left out; it moves on with the epoch, so that every sample
-    has its turn.
+    Shards are shuffled, then the samples of ``shuffle_shards`` neighbouring ones are mixed: reading stays
+    within a few files. The remainder under one global batch is left out; it moves on with the epoch, so that
+    every sample has its turn.
 
     Args:
         shard_items: Samples in each shard; samples are numbered through all shards.
@@ -56,7 +56,7 @@ def epoch_order(
 
 
 def rank_batches(order: NDArray[np.int64], rank: int, world_size: int, batch_size: int) -> NDArray[np.int64]:
-    """This rank's batches ``[steps, batch_size]``: of each run of ``world_size · batch_size`` samples, its share."""
+    """This rank's share ``[steps, batch_size]`` of each run of ``world_size · batch_size`` samples."""
     return order.reshape(-1, world_size, batch_size)[:, rank]
 
 

@@ -24,7 +24,7 @@ TextArrays = tuple[NDArray[np.float16], NDArray[np.bool_], NDArray[np.float32]]
 
 
 def padded_slices(slices: int) -> int:
-    """Slices with the end slices that follow: the next multiple of a block, one whole block after an exact one."""
+    """Slices and end slices: the next multiple of a block, one whole block more after an exact one."""
     return (slices // BLOCK_LENGTH + 1) * BLOCK_LENGTH
 
 
@@ -52,7 +52,7 @@ class ShardSet:
             raise ShardError(
                 f"no complete {self.kind} shard in {self.folder}",
                 "a folder with manifest.jsonl and shard-*.h5",
-                "prepare it: python -m data_prep.phantom or data_prep.ct_rate, then python -m data_prep.encode",
+                "prepare it with python -m data_prep.ct_rate, latents then with data_prep.encode",
             )
         self.cases: list[CaseEntry] = [case for _, _, case in places]
         self._places = [(file, i) for file, i, _ in places]
@@ -171,7 +171,7 @@ class LatentShards(ShardSet):
     def posterior(
         self, i: int, start: int = 0, stop: int | None = None
     ) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
-        """Posterior mean and log-variance of slices ``start … stop−1``, each ``[n, C, h, w]``; not whitened."""
+        """Mean and log-variance of slices ``start … stop−1``, each ``[n, C, h, w]``; not whitened."""
         stop = self.cases[i].slices if stop is None else stop
         if self._posteriors:
             mean, logvar = self._posteriors[i]
@@ -213,7 +213,7 @@ class LatentShards(ShardSet):
             generator: Source of the noise; equal generators give equal samples.
 
         Returns:
-            Float32 ``[C, stop − start, h, w]``. End slices are posterior means: what ends a volume is no random draw.
+            Float32 ``[C, stop − start, h, w]``. End slices are posterior means, never a random draw.
         """
         slices = self.cases[i].slices
         mean, logvar = self.posterior(i, min(start, slices), min(stop, slices))

@@ -1,16 +1,22 @@
 """The HDF5 layout of shards: the only module that knows keys, dtypes and attributes.
 
-A file holds the attributes ``format`` and ``version``, a ``header`` and one group per case. Every dataset is chunked
-and carries a fletcher32 checksum, texts too (UTF-8 bytes of JSON), because HDF5 checks neither attributes nor
-variable-length strings::
+A file holds the attributes ``format``, ``kind`` and ``version``, a ``header`` and one group per case. Every
+dataset is chunked and carries a fletcher32 checksum, texts too (UTF-8 bytes of JSON), because HDF5 checks
+neither attributes nor variable-length strings::
 
-    /                attributes: format = "ctflow", kind = "slices" | "latents", version
-    /header          JSON bytes
-    /air, /white     float32 [channels, h, w]                (latents)
-    /cases/00000     hu        int16 [slices, rows, columns]  (slices)
-                     mean      float16 [slices, channels, h, w], logvar the same     (latents)
-                     text      float16 [tokens, width], text_mask uint8 [tokens], pooled float32 [width]   (latents)
-                     metadata  JSON bytes: case and patient id, spacing, report, labels, split, source hash …
+    /               attributes: format = "ctflow", kind = "slices" | "latents", version
+    /header         JSON bytes
+    /cases/00000/   metadata      JSON bytes: case, patient, spacing, report, labels, split, source …
+
+    slices:
+    /cases/00000/   hu            int16 [slices, rows, columns]
+
+    latents:
+    /air, /white    float32 [channels, h, w]
+    /cases/00000/   mean, logvar  float16 [slices, channels, h, w]
+                    text          float16 [tokens, width]
+                    text_mask     uint8 [tokens]
+                    pooled        float32 [width]
 """
 
 from __future__ import annotations

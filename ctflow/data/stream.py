@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
+import numpy as np
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from ctflow.data.plan import epoch_order, rank_batches, rank_cases
@@ -40,10 +42,10 @@ class _Loader:
 class TrainLoader(_Loader):
     """One epoch of training batches of this rank.
 
-    The order depends on (seed, epoch) alone; ranks share each global batch. ``state_dict`` holds the place of the
-    next batch, counted in samples over all ranks, so that a run goes on where it was, also on another number of
-    ranks with the same global batch. Lightning calls ``state_dict``, ``load_state_dict`` and (through ``sampler``)
-    ``set_epoch`` by itself.
+    The order depends on (seed, epoch) alone; ranks share each global batch. ``state_dict`` holds the place of
+    the next batch, counted in samples over all ranks, so that a run goes on where it was, also on another
+    number of ranks with the same global batch. Lightning calls ``state_dict``, ``load_state_dict`` and
+    (through ``sampler``) ``set_epoch`` by itself.
 
     Args:
         view: What is read.
@@ -132,15 +134,13 @@ class TrainLoader(_Loader):
             raise ConfigError(
                 f"the run to resume stopped in mid-epoch with {was}, now {now}",
                 "the same data, seed and global batch in mid-epoch",
-                "keep batch_size x devices x accumulation and the shards, or start from an end-of-epoch checkpoint",
+                "keep batch_size x devices x accumulation, or resume from an end-of-epoch checkpoint",
             )
         self.epoch, self.position = state["epoch"], state["samples"] // self.micro_batch
 
-    def _order(self, epoch: int) -> Any:
+    def _order(self, epoch: int) -> NDArray[np.int64]:
         items = self.view.shard_items() * self.repeat
-        order = epoch_order(items, self.seed, epoch, self.micro_batch * self.accumulate, self.shuffle_shards)
-        # the k-th pass over the set has its own sample numbers, so that its draws differ from the first pass's
-        return order
+        return epoch_order(items, self.seed, epoch, self.micro_batch * self.accumulate, self.shuffle_shards)
 
 
 class EvaluationLoader(_Loader):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ctflow.config.data import DataConfig
+from ctflow.config.encoders import VolumeGrid
 from ctflow.data.batches import BlockBatch, SliceBatch, VolumeBatch
 from ctflow.data.reader import LatentShards, ShardSet, SliceShards, padded_slices
 from ctflow.data.resample import to_grid
@@ -17,6 +18,14 @@ from ctflow.seeding import derived_generator
 from ctflow.types import BLOCK_LENGTH, HUVolume
 
 Batch = SliceBatch | BlockBatch | VolumeBatch
+
+
+class Place(NamedTuple):
+    """A sample: the case, its number inside the case, and the pass over the set."""
+
+    case: int
+    number: int
+    turn: int
 
 
 class View(ABC):
@@ -44,10 +53,11 @@ class View(ABC):
         """Sample numbers of a case."""
         return range(int(self.starts[case]), int(self.starts[case + 1]))
 
-    def locate(self, item: int) -> tuple[int, int]:
-        """Case of a sample and its number inside the case."""
+    def locate(self, item: int) -> Place:
+        """What a sample number means; numbers beyond the set are further passes over it."""
+        turn, item = divmod(item, len(self))
         case = int(np.searchsorted(self.starts, item, side="right")) - 1
-        return case, int(item - self.starts[case])
+        return Place(case, int(item - self.starts[case]), turn)
 
     @abstractmethod
     def batch(self, items: Sequence[int], epoch: int | None) -> Batch:
@@ -65,12 +75,12 @@ class SliceView(View):
     def batch(self, items: Sequence[int], epoch: int | None) -> SliceBatch:
         """HU slices ``[B, 1, H, W]``; the epoch changes nothing."""
         places = [self.locate(i) for i in items]
-        cases = [self.shards.cases[c] for c, _ in places]
-        images = [torch.from_numpy(self.shards.hu(c, s, s + 1)).float() for c, s in places]
+        cases = [self.shards.cases[p.case] for p in places]
+        images = [torch.from_numpy(self.shards.hu(p.case, p.number, p.number + 1)).float() for p in places]
         return SliceBatch(
             images=torch.stack(images),
             case_id=[case.case_id for case in cases],
-            slice_index=torch.tensor([s for _, s in places]),
+            slice_index=torch.tensor([p.number for p in places]),
             spacing=torch.tensor([case.spacing for case in cases]),
         )
 
@@ -78,9 +88,10 @@ class SliceView(View):
 class BlockView(View):
     """Pairs of blocks: per case and epoch as many as the padded volume has blocks.
 
-    In training each pair is, with probability ``p_start``, (start block, first block); otherwise it is drawn evenly
-    from that pair and all pairs of neighbouring blocks that begin at any slice. In evaluation pairs are the blocks
-    in order, each with the one before it. Posterior noise is a function of (seed, epoch, case, first slice).
+    In training each pair is, with probability ``p_start``, (start block, first block); otherwise it is drawn
+    evenly from that pair and all pairs of neighbouring blocks that begin at any slice. In evaluation pairs
+    are the blocks in order, each with the one before it. Posterior noise is a function of (seed, epoch, case,
+    first slice).
 
     Args:
         shards: The set.
@@ -94,15 +105,16 @@ class BlockView(View):
         super().__init__(shards, [padded_slices(case.slices) // BLOCK_LENGTH for case in shards.cases])
         self.seed, self.p_start = seed, p_start
 
-    def first_slice(self, case: int, number: int, epoch: int | None) -> int:
+    def first_slice(self, place: Place, epoch: int | None) -> int:
         """Where the target of a case's pair begins; 0 is the first block."""
         if epoch is None:
-            return number * BLOCK_LENGTH
-        generator = derived_generator(self.seed, "pair", epoch, self.shards.cases[case].case_id, number)
+            return place.number * BLOCK_LENGTH
+        case = self.shards.cases[place.case]
+        generator = derived_generator(self.seed, "pair", epoch, case.case_id, place.number, place.turn)
         if torch.rand((), generator=generator).item() < self.p_start:
             return 0
         # starts 1 … 15 are left out: their previous block would mix air and body, which no rollout ever shows
-        last = padded_slices(self.shards.cases[case].slices) - BLOCK_LENGTH
+        last = padded_slices(case.slices) - BLOCK_LENGTH
         choice = int(torch.randint(0, max(last - BLOCK_LENGTH + 2, 1), (), generator=generator))
         return 0 if choice == 0 else BLOCK_LENGTH - 1 + choice
 
@@ -117,10 +129,10 @@ class BlockView(View):
     def batch(self, items: Sequence[int], epoch: int | None) -> BlockBatch:
         """Pairs of blocks with their reports; text padded to the longest of the set."""
         places = [self.locate(i) for i in items]
-        first = [self.first_slice(case, number, epoch) for case, number in places]
-        pairs = [self.pair(case, start, epoch) for (case, _), start in zip(places, first, strict=True)]
-        cases = [self.shards.cases[case] for case, _ in places]
-        text, mask, pooled = self._texts([case for case, _ in places])
+        first = [self.first_slice(place, epoch) for place in places]
+        pairs = [self.pair(place.case, start, epoch) for place, start in zip(places, first, strict=True)]
+        cases = [self.shards.cases[place.case] for place in places]
+        text, mask, pooled = self._texts([place.case for place in places])
         return BlockBatch(
             previous=torch.stack([previous for previous, _ in pairs]),
             target=torch.stack([target for _, target in pairs]),
@@ -148,21 +160,22 @@ class VolumeView(View):
 
     Args:
         shards: The set.
-        config: ``volume_spacing`` and ``volume_shape``.
+        grid: What volumes are resampled to.
         in_memory: Keep the resampled volumes (int16), which are small where the grid is.
     """
 
     shards: SliceShards
 
-    def __init__(self, shards: SliceShards, config: DataConfig, in_memory: bool) -> None:
+    def __init__(self, shards: SliceShards, grid: VolumeGrid, in_memory: bool) -> None:
         super().__init__(shards, [1] * len(shards))
-        self.spacing, self.shape = config.volume_spacing, config.volume_shape
+        self.grid = grid
         self.metadata = [shards.metadata(i) for i in range(len(shards))]
         self.label_names = sorted({name for m in self.metadata for name in m["labels"]})
         self._volumes = [self._volume(i).to(torch.int16) for i in range(len(shards))] if in_memory else []
 
     def batch(self, items: Sequence[int], epoch: int | None) -> VolumeBatch:
         """Volumes ``[B, 1, D, H, W]`` with reports and labels; the epoch changes nothing."""
+        items = [self.locate(i).case for i in items]
         labels = [[float(self.metadata[i]["labels"].get(n, np.nan)) for n in self.label_names] for i in items]
         volumes = [self._volumes[i].float() if self._volumes else self._volume(i) for i in items]
         return VolumeBatch(
@@ -175,4 +188,4 @@ class VolumeView(View):
 
     def _volume(self, i: int) -> Tensor:
         volume = HUVolume(self.shards.hu(i).astype(np.float32), self.shards.cases[i].spacing)
-        return to_grid(volume, self.spacing, self.shape)
+        return to_grid(volume, self.grid)

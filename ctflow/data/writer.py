@@ -68,8 +68,8 @@ class ShardFile:
 class SliceShardWriter:
     """Appends scans to a folder of slice shards; one process owns it at a time.
 
-    Used as a context manager: leaving it completes the last shard, an exception drops the unfinished one. What a
-    killed process had completed stays, so ``completed_case_ids`` says what a new run may skip::
+    Used as a context manager: leaving it completes the last shard, an exception drops the unfinished one.
+    What a killed process had completed stays, so ``completed_case_ids`` says what a new run may skip::
 
         with SliceShardWriter(folder) as writer:
             for record in records_not_in(writer.completed_case_ids()):
