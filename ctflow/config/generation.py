@@ -1,0 +1,81 @@
+"""Configuration of the block rollout."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ctflow.types import BLOCK_LENGTH
+
+STOP_RULES = ("every_slice", "first_slice")
+
+
+@dataclass
+class StopConfig:
+    """How a volume's end is recognised in whitened latents.
+
+    A slice is white where more than ``fraction`` of its values lie within the threshold of the white latent.
+    Trailing white slices are trimmed under either rule.
+
+    Attributes:
+        rule: ``every_slice``: all slices are examined, and the volume ends in a block whose last slices are
+            white. ``first_slice`` (published): it ends when a block's first slice is white; the others are
+            not read.
+        threshold: Distance from the white latent; None: from the A-VAE's own spread of white latents.
+        spread_multiple: Threshold over that spread.
+        least_threshold: Smallest threshold taken from the spread: a generated white slice is less exact than
+            an encoded one, and nothing in a body is this near to white.
+        fraction: Part of a slice's values that must be within the threshold.
+    """
+
+    rule: str = "every_slice"
+    threshold: float | None = None
+    spread_multiple: float = 4.0
+    least_threshold: float = 0.25
+    fraction: float = 0.9
+
+    def __post_init__(self) -> None:
+        if self.rule not in STOP_RULES:
+            raise ValueError(f"stop rule is one of {STOP_RULES}, found {self.rule!r}")
+        thresholds = (self.threshold, self.spread_multiple, self.least_threshold)
+        if any(value is not None and value <= 0 for value in thresholds) or not 0 < self.fraction < 1:
+            raise ValueError(f"thresholds are positive and fraction lies in (0, 1), found {self}")
+
+    def distance(self, white_spread: float) -> float:
+        """The threshold for an A-VAE whose sampled white latents have this RMS spread."""
+        if self.threshold is not None:
+            return self.threshold
+        return max(self.spread_multiple * white_spread, self.least_threshold)
+
+
+@dataclass
+class RolloutConfig:
+    """How blocks are generated, one after the other.
+
+    Attributes:
+        steps: Solver steps per block (not read by dopri5).
+        solver: ``euler``, ``midpoint``, ``heun`` or ``dopri5``.
+        overlap: Slices at the end of the volume so far that each new block repeats: they are held along the
+            flow, and the block adds the rest.
+        text_guidance: Scale of classifier-free guidance by the text; 1: none.
+        previous_guidance: Scale of classifier-free guidance by the previous block; 1: none.
+        max_slices: Longest volume.
+        stop: How the end is recognised.
+    """
+
+    steps: int = 50
+    solver: str = "euler"
+    overlap: int = 0
+    text_guidance: float = 1.0
+    previous_guidance: float = 1.0
+    max_slices: int = 256
+    stop: StopConfig = field(default_factory=StopConfig)
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.max_slices < 1:
+            raise ValueError(f"steps and max_slices are at least 1, found {self.steps} and {self.max_slices}")
+        if not 0 <= self.overlap < BLOCK_LENGTH:
+            raise ValueError(f"overlap lies between 0 and {BLOCK_LENGTH - 1} slices, found {self.overlap}")
+        if self.text_guidance < 0 or self.previous_guidance < 0:
+            raise ValueError(
+                f"guidance scales are not negative, found {self.text_guidance} and {self.previous_guidance}"
+            )

@@ -1,0 +1,291 @@
+"""Whole volumes, block by block: each is generated from the slices before it, the report and its place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ctflow.config.generation import RolloutConfig
+from ctflow.flow import ADAPTIVE_SOLVER, KnownRegion, solve
+from ctflow.generation.guidance import BlockConditions, encode_reports, guided_velocity
+from ctflow.generation.stop import StopRule, trailing_run
+from ctflow.models import FMvT, TextCondition
+from ctflow.seeding import case_noise
+from ctflow.types import BLOCK_LENGTH
+
+NoiseSource = Callable[[str, int, Sequence[int]], Tensor]
+"""``noise(case_id, block_index, shape)``: the noise of one block ``[C, T, h, w]``."""
+
+
+class StopReason(StrEnum):
+    """Why a case's rollout ended."""
+
+    END_RECOGNISED = "end recognised"
+    LENGTH_REACHED = "requested length reached"
+    LIMIT_REACHED = "limit of slices reached"
+    REAL_LENGTH = "as long as the real volume"
+
+
+@dataclass(frozen=True)
+class RolloutCase:
+    """One volume to generate.
+
+    Attributes:
+        case_id: Names the case's noise; unique within a rollout.
+        text: The report's text vectors ``[L, D]``.
+        text_mask: ``[L]``, True where a token counts; None: all count.
+        length: Slices asked for; an input of the model where it takes one, and a limit. None: unknown.
+        given: Real first slices ``[C, S, h, w]``, whitened, that the rollout continues (gt-head: 16).
+        real: Real volume ``[C, S, h, w]``, whitened: every block is generated from the real slices before it
+            (teacher forcing, next-block), as many as the real volume has, and nothing stops it earlier.
+    """
+
+    case_id: str
+    text: Tensor
+    text_mask: Tensor | None = None
+    length: int | None = None
+    given: Tensor | None = None
+    real: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.given is not None and self.real is not None:
+            raise ValueError(f"case {self.case_id}: given and real exclude each other")
+        for name, latents in (("given", self.given), ("real", self.real)):
+            if latents is not None and (latents.ndim != 4 or not latents.shape[1]):
+                raise ValueError(
+                    f"case {self.case_id}: {name} must be [C, S, h, w], found {list(latents.shape)}"
+                )
+        if self.length is not None and self.length < 1:
+            raise ValueError(f"case {self.case_id}: length must be at least 1 slice, found {self.length}")
+
+
+@dataclass(frozen=True)
+class CaseRollout:
+    """One generated volume.
+
+    Attributes:
+        case_id: The case.
+        latents: Whitened latents ``[C, S, h, w]``, given slices included, trailing white slices trimmed.
+        given_slices: How many of the leading slices were given.
+        blocks: Every generated block as solved ``[K, C, T, h, w]``, overlap included.
+        positions: Index of each block's first slice ``[K]``.
+        white: For each slice before trimming ``[S']``, whether it is white.
+        stop: Why the rollout ended.
+    """
+
+    case_id: str
+    latents: Tensor
+    given_slices: int
+    blocks: Tensor
+    positions: list[int]
+    white: Tensor
+    stop: StopReason
+
+    @property
+    def slices(self) -> int:
+        """Number of slices of the volume."""
+        return self.latents.shape[1]
+
+
+@dataclass(frozen=True)
+class BlockProgress:
+    """What the progress callback is told after each round of blocks.
+
+    Attributes:
+        block: Index of the round, from 0.
+        generated: Case ids that got a block in this round.
+        finished: Number of cases that have ended.
+        cases: Number of cases.
+    """
+
+    block: int
+    generated: list[str]
+    finished: int
+    cases: int
+
+
+class _Running:
+    """The growing volume of one case."""
+
+    def __init__(self, case: RolloutCase, row: int, start: Tensor, config: RolloutConfig) -> None:
+        self.case, self.row = case, row
+        self.given = 0 if case.given is None else case.given.shape[1]
+        # The start block stands before slice 0, so that slice s is at index s + BLOCK_LENGTH.
+        self.volume = start if case.given is None else torch.cat([start, case.given.to(start)], dim=1)
+        self.real = None if case.real is None else torch.cat([start, case.real.to(start)], dim=1)
+        self.limit = config.max_slices if case.length is None else min(case.length, config.max_slices)
+        if case.real is not None:
+            self.limit = case.real.shape[1]
+        self.blocks: list[Tensor] = []
+        self.positions: list[int] = []
+        self.stop: StopReason | None = None
+        self.overlap = config.overlap
+
+    @property
+    def slices(self) -> int:
+        return self.volume.shape[1] - BLOCK_LENGTH
+
+    @property
+    def held(self) -> int:
+        """Slices that the next block repeats."""
+        return min(self.overlap, self.slices)
+
+    @property
+    def position(self) -> int:
+        """Index of the next block's first slice."""
+        return self.slices - self.held
+
+    @property
+    def block_index(self) -> int:
+        """Index of the next block within the volume; given slices count as blocks."""
+        return len(self.blocks) + -(-self.given // BLOCK_LENGTH)
+
+    def before(self) -> Tensor:
+        """The 16 slices before the next block ``[C, T, h, w]``."""
+        source = self.volume if self.real is None else self.real
+        return source[:, self.position : self.position + BLOCK_LENGTH]
+
+    def known(self, block: Tensor) -> tuple[Tensor, Tensor]:
+        """Mask ``[1, T, 1, 1]`` and values ``[C, T, h, w]`` of the slices that the next block repeats."""
+        mask = torch.zeros(1, BLOCK_LENGTH, 1, 1, dtype=torch.bool, device=block.device)
+        mask[:, : self.held] = True
+        value = torch.zeros_like(block)
+        value[:, : self.held] = self.volume[:, self.volume.shape[1] - self.held :]
+        return mask, value
+
+    def append(self, block: Tensor, rule: StopRule) -> None:
+        """Add a solved block ``[C, T, h, w]`` and decide whether the volume ends."""
+        self.positions.append(self.position)
+        self.blocks.append(block)
+        new = block[:, self.held :]
+        self.volume = torch.cat([self.volume, new], dim=1)
+        if self.real is not None:
+            self.stop = StopReason.REAL_LENGTH if self.slices >= self.limit else None
+            return
+        flags = rule.white_slices(new)
+        if rule.is_end(flags) and self.slices - trailing_run(flags) < self.limit:
+            self.stop = StopReason.END_RECOGNISED
+        elif self.slices >= self.limit:
+            asked = self.limit == self.case.length
+            self.stop = StopReason.LENGTH_REACHED if asked else StopReason.LIMIT_REACHED
+
+    def result(self, rule: StopRule) -> CaseRollout:
+        assert self.stop is not None
+        latents = self.volume[:, BLOCK_LENGTH:][:, : max(self.limit, self.given)]
+        white = rule.white_slices(latents)
+        keep = latents.shape[1]
+        if self.real is None:
+            keep -= min(trailing_run(white), keep - self.given)
+        blocks = torch.stack(self.blocks) if self.blocks else self.volume.new_zeros(0, *self.before().shape)
+        return CaseRollout(
+            self.case.case_id, latents[:, :keep], self.given, blocks, self.positions, white, self.stop
+        )
+
+
+@torch.no_grad()
+def rollout(
+    model: FMvT,
+    cases: Sequence[RolloutCase],
+    start: Tensor,
+    rule: StopRule,
+    config: RolloutConfig,
+    seed: int = 0,
+    noise: NoiseSource | None = None,
+    progress: Callable[[BlockProgress], None] | None = None,
+) -> list[CaseRollout]:
+    """Generate volumes, all cases at once; a case that has ended leaves the batch.
+
+    A case's noise is a function of (seed, case id, block index), so that its volume depends on no other case.
+
+    Args:
+        model: The FMvT, in evaluation mode.
+        cases: What to generate: from the report alone (full-body), continuing given slices (gt-head), or from
+            the real slices before each block (next-block).
+        start: What stands before the first slice: the whitened latent of an air slice ``[C, h, w]``, or a
+            whole start block ``[C, T, h, w]``.
+        rule: How the end is recognised.
+        config: Solver, steps, overlap, guidance, limit.
+        seed: Of the noise; not read where ``noise`` is given.
+        noise: Another source of noise.
+        progress: Called after each round of blocks.
+
+    Returns:
+        One result per case, in the order of ``cases``.
+
+    Raises:
+        ValueError: Two cases share an id; overlap together with real volumes; a start that does not fit.
+    """
+    ids = [case.case_id for case in cases]
+    if len(set(ids)) != len(ids) or not cases:
+        raise ValueError(f"a rollout needs cases with different ids, found {ids}")
+    if config.overlap and any(case.real is not None for case in cases):
+        raise ValueError(f"overlap={config.overlap} has no meaning where every block follows real slices")
+    start = _start_block(start, model)
+    running = [_Running(case, row, start, config) for row, case in enumerate(cases)]
+    for case in running:
+        if case.real is None and case.slices >= case.limit:
+            raise ValueError(
+                f"case {case.case.case_id}: {case.given} slices are given, the limit is {case.limit}"
+            )
+    text, no_text = encode_reports(
+        model, [c.text for c in cases], [c.text_mask for c in cases], guided=config.text_guidance != 1
+    )
+    source = partial(case_noise, seed) if noise is None else noise
+    index = 0
+    while active := [case for case in running if case.stop is None]:
+        for group in [[case] for case in active] if config.solver == ADAPTIVE_SOLVER else [active]:
+            blocks = _generate(model, group, text, no_text, source, config)
+            for case, block in zip(group, blocks, strict=True):
+                case.append(block, rule)
+        if progress is not None:
+            finished = sum(case.stop is not None for case in running)
+            progress(BlockProgress(index, [c.case.case_id for c in active], finished, len(cases)))
+        index += 1
+    return [case.result(rule) for case in running]
+
+
+def _start_block(start: Tensor, model: FMvT) -> Tensor:
+    channels = model.config.latent_channels
+    if start.ndim == 3:
+        start = start[:, None].expand(-1, BLOCK_LENGTH, -1, -1)
+    if start.ndim != 4 or start.shape[:2] != (channels, BLOCK_LENGTH):
+        raise ValueError(
+            f"start must be [{channels}, h, w] or [{channels}, {BLOCK_LENGTH}, h, w], found {list(start.shape)}"
+        )
+    return start.to(device=model.pos_embed.device, dtype=torch.float32)
+
+
+def _generate(
+    model: FMvT,
+    group: list[_Running],
+    text: TextCondition,
+    no_text: TextCondition | None,
+    noise: NoiseSource,
+    config: RolloutConfig,
+) -> Tensor:
+    """One block for each case: ``[B, C, T, h, w]``."""
+    previous = torch.stack([case.before() for case in group])  # [B, C, T, h, w]
+    device = previous.device
+    z1 = torch.stack(
+        [noise(case.case.case_id, case.block_index, previous.shape[1:]).to(previous) for case in group]
+    )
+    rows = torch.tensor([case.row for case in group], device=device)
+    lengths = [torch.nan if case.case.length is None else float(case.case.length) for case in group]
+    conditions = BlockConditions(
+        text=text.select(rows),
+        no_text=None if no_text is None else no_text.select(rows),
+        previous=previous,
+        position=torch.tensor([float(case.position) for case in group], device=device),
+        length=torch.tensor(lengths, device=device),
+    )
+    known = None
+    if any(case.held for case in group):
+        masks, values = zip(*(case.known(z) for case, z in zip(group, z1, strict=True)), strict=True)
+        known = KnownRegion(torch.stack(masks), torch.stack(values))
+    velocity = guided_velocity(model, conditions, config.text_guidance, config.previous_guidance)
+    return solve(velocity, z1, config.steps, config.solver, known)

@@ -1,0 +1,108 @@
+"""The published rollouts, reproduced from recorded noise: all three settings, the stop test and the trimming."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from ctflow.config.generation import RolloutConfig, StopConfig
+from ctflow.generation import RolloutCase, StopReason, StopRule, rollout, trailing_run, white_slices
+from ctflow.generation.stop import is_end
+from ctflow.models import FMvT
+from ctflow.models.fmvt_published import fmvt_config_from_published, fmvt_state_from_published
+from ctflow.whitening import Whitening
+
+FLUX = Whitening([0.1159], [0.3611])
+PUBLISHED_STOP = StopConfig(rule="first_slice", threshold=0.1)
+
+
+def relative(found, expected):
+    return float((found - expected).norm() / expected.norm())
+
+
+@pytest.fixture(scope="module")
+def denoiser(shared_dir: Path) -> FMvT:
+    folder = shared_dir / "fixtures/stdit/A"
+    model = FMvT(fmvt_config_from_published(json.loads((folder / "config.json").read_text())))
+    state = load_file(folder / "diffusion_pytorch_model.safetensors")
+    model.load_state_dict(fmvt_state_from_published(state))
+    return model.eval()
+
+
+@pytest.fixture
+def recorded(shared_dir: Path):
+    return lambda name: load_file(shared_dir / "fixtures/ar" / f"{name}.safetensors")
+
+
+def published(solver: str = "euler", max_slices: int = 48) -> RolloutConfig:
+    return RolloutConfig(steps=5, solver=solver, max_slices=max_slices, stop=PUBLISHED_STOP)
+
+
+def replay(file, first: int = 0):
+    """Recorded noise as a noise source; ``first`` is the index of the first generated block."""
+    return lambda case_id, block, shape: file["noise"][block - first].view(shape)
+
+
+def rule(file) -> StopRule:
+    return StopRule(PUBLISHED_STOP, file["one_latent_scaled"][0], white_spread=0.0)
+
+
+def test_full_body(denoiser, recorded):
+    file = recorded("full_body")
+    start = FLUX.whiten(file["zero_latent_unscaled"])[0]
+    case = RolloutCase("x", file["prompt_embeds"][0])
+    (result,) = rollout(denoiser, [case], start, rule(file), published(), noise=replay(file))
+    assert relative(result.blocks, file["blocks"]) < 1e-5
+    assert relative(result.latents, file["result_latent"][0]) < 1e-5
+    assert result.stop is StopReason.LIMIT_REACHED
+    assert result.positions == [0, 16, 32]
+
+
+def test_gt_head(denoiser, recorded):
+    file = recorded("gt_head")
+    start = FLUX.whiten(file["zero_latent_unscaled"])[0]
+    case = RolloutCase("x", file["prompt_embeds"][0], given=FLUX.whiten(file["gt_latent"])[0, :, 16:32])
+    (result,) = rollout(denoiser, [case], start, rule(file), published(), noise=replay(file, first=1))
+    assert relative(result.blocks, file["blocks"]) < 1e-5
+    assert relative(result.latents, file["result_latent"][0]) < 1e-5
+    assert result.given_slices == 16
+    assert result.positions == [16, 32]
+
+
+@pytest.mark.parametrize(
+    ("solver", "key", "tolerance"), [("euler", "blocks_euler", 1e-5), ("dopri5", "blocks_dopri5", 1e-3)]
+)
+def test_next_block(denoiser, recorded, solver, key, tolerance):
+    file = recorded("block_wise")
+    stored = FLUX.whiten(file["gt_latent"])[0]  # begins with the stored all-air block
+    case = RolloutCase("x", file["prompt_embeds"][0], real=stored[:, 16:])
+    (result,) = rollout(denoiser, [case], stored[:, :16], rule(file), published(solver), noise=replay(file))
+    assert relative(result.blocks, file[key]) < tolerance
+    assert result.slices == 64
+    assert result.stop is StopReason.REAL_LENGTH
+
+
+def test_whitening_the_wrong_way_is_caught(denoiser, recorded):
+    file = recorded("full_body")
+    start = FLUX.unwhiten(file["zero_latent_unscaled"])[0]
+    case = RolloutCase("x", file["prompt_embeds"][0])
+    (result,) = rollout(denoiser, [case], start, rule(file), published(max_slices=16), noise=replay(file))
+    assert relative(result.blocks[0], file["blocks"][0]) > 1e-3
+
+
+def test_stop_and_trim(shared_dir: Path):
+    file = load_file(shared_dir / "fixtures/ar/stop_trim.safetensors")
+    names = ["none", "all_white", "tail5", "head_only", "all_95pct", "all_85pct", "tail_but_last", "amp_0.2"]
+    white = file["one_latent_scaled"][0]
+    flags = [white_slices(file[f"case.{name}"][0], white, 0.1, 0.9) for name in names]
+    assert [is_end(f, "first_slice") for f in flags] == file["is_stop"].tolist()
+    assert [16 - trailing_run(f) for f in flags] == file["keep"].tolist()
+    # The fresh rule reads every slice: a white tail ends a volume, a white first slice alone does not.
+    every = dict(zip(names, (is_end(f, "every_slice") for f in flags), strict=True))
+    assert every == {
+        "none": False, "all_white": True, "tail5": True, "head_only": False, "all_95pct": True, "all_85pct":
+        False, "tail_but_last": False, "amp_0.2": False,
+    }  # fmt: skip
