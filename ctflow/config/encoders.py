@@ -173,6 +173,7 @@ class CTCLIPConfig:
         published_extras: Hold the published parameters on which no output depends (BERT's pooler, pixel
             decoders, a second pair of projections and others), so that an export is complete. Fresh models
             go without.
+        published_position_ids: Among them, the positions 0, 1, 2, … that some published files hold.
     """
 
     bert: BertConfig = field(default_factory=BertConfig)
@@ -181,6 +182,7 @@ class CTCLIPConfig:
     dim_latent: int = 512
     max_tokens: int = 512
     published_extras: bool = False
+    published_position_ids: bool = False
 
     def __post_init__(self) -> None:
         if self.max_tokens > self.bert.max_position_embeddings:

@@ -93,11 +93,15 @@ class CTCLIP(nn.Module):
         return self.encode_volume(volume).latent
 
     def similarity(self, text_latent: Tensor, volume_latent: Tensor) -> Tensor:
+        """exp(temperature) · cosine of B matching pairs, ``[B]``; both arguments ``[B, dim_latent]``."""
+        return self.temperature.exp() * (text_latent * volume_latent).sum(dim=-1)
+
+    def similarity_matrix(self, text_latent: Tensor, volume_latent: Tensor) -> Tensor:
         """exp(temperature) · cosine of every report with every volume, ``[reports, volumes]``."""
         return self.temperature.exp() * text_latent @ volume_latent.T
 
     def contrastive_loss(self, text_latent: Tensor, volume_latent: Tensor) -> Tensor:
         """Symmetric cross-entropy of B matching pairs (InfoNCE, arXiv:2103.00020)."""
-        logits = self.similarity(text_latent, volume_latent)
+        logits = self.similarity_matrix(text_latent, volume_latent)
         target = torch.arange(len(logits), device=logits.device)
         return 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))

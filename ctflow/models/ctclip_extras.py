@@ -7,9 +7,12 @@ from torch import Tensor, nn
 
 from ctflow.config.encoders import CTCLIPConfig
 
+POSITION_IDS = "text_transformer.embeddings.position_ids"
+"""0, 1, 2, …: stored by older versions of transformers, absent from newer ones."""
+
 
 def published_extra_shapes(config: CTCLIPConfig) -> dict[str, list[int]]:
-    """Published key → shape of every stored but unused tensor."""
+    """Published key → shape of every stored but unused floating-point tensor."""
     bert, vit = config.bert.hidden_size, config.ctvit
     frame, patch = vit.patch_size**2, vit.temporal_patch_size * vit.patch_size**2
     shapes: dict[str, list[int]] = {
@@ -45,6 +48,10 @@ class PublishedExtras(nn.Module):
         super().__init__()
         for key, shape in published_extra_shapes(config).items():
             self.register_buffer(key.replace(".", ":"), torch.zeros(shape))
+        if config.published_position_ids:
+            self.register_buffer(
+                POSITION_IDS.replace(".", ":"), torch.arange(config.bert.max_position_embeddings)[None]
+            )
 
     def published(self) -> dict[str, Tensor]:
         """Published key → tensor."""

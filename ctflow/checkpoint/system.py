@@ -1,0 +1,132 @@
+"""A whole system: a folder of sharing folders (``avae/``, ``fmvt/``, ``clip/``) and a ``config.yaml``."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from ctflow.checkpoint.files import CONFIG_FILE, WEIGHTS_FILE, read_config
+from ctflow.checkpoint.parts import (
+    CARD_FILE,
+    load_avae,
+    load_fmvt,
+    load_text_encoder,
+    save_avae,
+    save_ctclip,
+    save_fmvt,
+)
+from ctflow.config import config_to_yaml
+from ctflow.config.encoders import AVAEConfig, CTCLIPConfig
+from ctflow.config.models import FMvTConfig
+from ctflow.config.system import SystemConfig
+from ctflow.errors import WeightsError
+from ctflow.models.avae import AVAE
+from ctflow.models.fmvt import FMvT
+from ctflow.models.text import TextEncoder
+
+AVAE_FOLDER, FMVT_FOLDER, CLIP_FOLDER = "avae", "fmvt", "clip"
+
+
+@dataclass
+class System:
+    """Everything a report needs to become a volume.
+
+    Attributes:
+        config: What belongs to none of the networks.
+        avae: Decoder of the slices.
+        fmvt: Generator of the blocks.
+        text_encoder: Encoder of the reports.
+    """
+
+    config: SystemConfig
+    avae: AVAE
+    fmvt: FMvT
+    text_encoder: TextEncoder
+
+
+def save_system(folder: Path | str, system: System, card: str = "", half: bool = False) -> Path:
+    """Write a full checkpoint folder; arguments as in ``save_avae``."""
+    folder = Path(folder)
+    save_avae(folder / AVAE_FOLDER, system.avae, half=half)
+    save_fmvt(folder / FMVT_FOLDER, system.fmvt, half=half)
+    save_ctclip(folder / CLIP_FOLDER, system.text_encoder.clip, system.text_encoder.tokenizer, half=half)
+    return write_system_config(folder, system.config, card)
+
+
+def write_system_config(folder: Path | str, config: SystemConfig, card: str = "") -> Path:
+    """Make a folder that holds ``avae/``, ``fmvt/`` and ``clip/`` a full checkpoint folder.
+
+    Raises:
+        WeightsError: One of the three is missing, or they do not fit one another.
+    """
+    folder = Path(folder)
+    _check_parts(folder)
+    check_fit(
+        config,
+        read_config(folder / AVAE_FOLDER, AVAEConfig),
+        read_config(folder / FMVT_FOLDER, FMvTConfig),
+        read_config(folder / CLIP_FOLDER, CTCLIPConfig),
+    )
+    (folder / CONFIG_FILE).write_text(config_to_yaml(config), encoding="utf-8")
+    if card:
+        (folder / CARD_FILE).write_text(card.rstrip() + "\n", encoding="utf-8")
+    return folder
+
+
+def load_system(folder: Path | str) -> System:
+    """Read a full checkpoint folder; float32, on the CPU, in evaluation mode.
+
+    Raises:
+        WeightsError: A part is missing (see ``load_avae``), or the parts do not fit one another.
+    """
+    folder = Path(folder)
+    _check_parts(folder)
+    config = read_config(folder, SystemConfig)
+    encoder = load_text_encoder(folder / CLIP_FOLDER, config.text_mode)  # type: ignore[arg-type]
+    system = System(config, load_avae(folder / AVAE_FOLDER), load_fmvt(folder / FMVT_FOLDER), encoder)
+    check_fit(config, system.avae.config, system.fmvt.config, encoder.clip.config)
+    return system
+
+
+def folder_fingerprint(folder: Path | str) -> str:
+    """SHA-256 over names and bytes of all files of a sharing or full folder, for provenance records."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in Path(folder).rglob("*") if p.is_file() and p.name != CARD_FILE):
+        digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _check_parts(folder: Path) -> None:
+    parts = (AVAE_FOLDER, FMVT_FOLDER, CLIP_FOLDER)
+    missing = [part for part in parts if not (folder / part / WEIGHTS_FILE).is_file()]
+    if missing:
+        raise WeightsError(
+            f"{folder} lacks {', '.join(f'{part}/{WEIGHTS_FILE}' for part in missing)}",
+            f"a checkpoint folder with {', '.join(parts)}, each with {CONFIG_FILE} and {WEIGHTS_FILE}",
+            "import published parts with `python -m ctflow.weights import`, or export your own training run",
+        )
+
+
+def check_fit(system: SystemConfig, avae: AVAEConfig, fmvt: FMvTConfig, clip: CTCLIPConfig) -> None:
+    """Make sure that the parts of a system were made for one another.
+
+    Raises:
+        WeightsError: Lists every mismatch.
+    """
+    problems = []
+    if avae.latent_channels != fmvt.latent_channels:
+        problems.append(
+            f"the A-VAE has {avae.latent_channels} latent channels, the FMvT {fmvt.latent_channels}"
+        )
+    if system.image_size != avae.downscale * fmvt.input_size[1]:
+        problems.append(
+            f"image_size={system.image_size}, but the FMvT's latents of {fmvt.input_size[1]} "
+            f"times the A-VAE's {avae.downscale} are {avae.downscale * fmvt.input_size[1]}"
+        )
+    if clip.bert.hidden_size != fmvt.text_dim:
+        problems.append(f"the text encoder's width is {clip.bert.hidden_size}, the FMvT's {fmvt.text_dim}")
+    if problems:
+        raise WeightsError("the parts of the system do not fit: " + "; ".join(problems))

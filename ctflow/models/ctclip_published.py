@@ -1,0 +1,134 @@
+"""The published CT-CLIP's configuration and flat state dict, to ours and back (facts of the format only)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, fields
+from typing import Any
+
+from torch import Tensor
+
+from ctflow.config.encoders import BertConfig, CTCLIPConfig, CTViTConfig, VolumeGrid, published_ctclip_config
+from ctflow.errors import WeightsError
+from ctflow.models.ctclip_extras import POSITION_IDS
+
+CODES = "volume.quantizer.codes"
+_EXTRAS = "extras."
+_VIT = "visual_transformer."
+_PREFIXES = {  # ours: published
+    "text.": "text_transformer.",
+    "volume.position_bias.hidden.0.": _VIT + "spatial_rel_pos_bias.net.0.0.",
+    "volume.position_bias.hidden.1.": _VIT + "spatial_rel_pos_bias.net.1.0.",
+    "volume.position_bias.out.": _VIT + "spatial_rel_pos_bias.net.2.",
+    "volume.to_tokens.0.": _VIT + "to_patch_emb.1.",
+    "volume.to_tokens.1.": _VIT + "to_patch_emb.2.",
+    "volume.to_tokens.2.": _VIT + "to_patch_emb.3.",
+    "volume.spatial.": _VIT + "enc_spatial_transformer.",
+    "volume.temporal.": _VIT + "enc_temporal_transformer.",
+    CODES: _VIT + "vq._codebook.embed",
+}
+_LAYER_PARTS = {  # ours: published, after "layers.<i>."
+    "position.conv.": "0.dsconv.",
+    "attention.": "1.",
+    "feed_forward.norm.": "3.0.",
+    "feed_forward.up.": "3.1.",
+    "feed_forward.down.": "3.4.",
+}
+
+
+def ctclip_config_from_published(config: Mapping[str, Any] | None, keys: Iterable[str]) -> CTCLIPConfig:
+    """Our configuration of a published CT-CLIP, its quirks on.
+
+    Args:
+        config: A parsed ``config.json`` with ``bert``, ``ctvit`` and ``dim_latent``; None for the published
+            dimensions.
+        keys: Keys of the state dict: they say whether position ids are stored.
+
+    Raises:
+        WeightsError: The configuration does not describe a CT-CLIP.
+    """
+    result = published_ctclip_config()
+    result.published_position_ids = POSITION_IDS in set(keys)
+    if config is None:
+        return result
+    try:
+        bert = BertConfig(**_known(BertConfig, config["bert"]))
+        ctvit = CTViTConfig(**_known(CTViTConfig, config["ctvit"]), raw_temporal_reshape=True)
+        depth = result.grid.shape[0] - result.grid.shape[0] % ctvit.temporal_patch_size
+        loaded = CTCLIPConfig(
+            bert=bert,
+            ctvit=ctvit,
+            grid=VolumeGrid(result.grid.axes, [depth, ctvit.image_size, ctvit.image_size]),
+            dim_latent=int(config["dim_latent"]),
+            max_tokens=min(result.max_tokens, bert.max_position_embeddings),
+            published_extras=True,
+            published_position_ids=result.published_position_ids,
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeightsError(f"CT-CLIP's config.json cannot be used: {error!r}") from error
+    if config.get("dim_image", loaded.dim_image) != loaded.dim_image:
+        found = f"CT-CLIP's config.json has dim_image={config['dim_image']}"
+        raise WeightsError(found, f"{loaded.dim_image}, which its ctvit part gives")
+    return loaded
+
+
+def ctclip_config_to_published(config: CTCLIPConfig) -> dict[str, Any]:
+    """The ``config.json`` that ``ctclip_config_from_published`` reads.
+
+    Raises:
+        WeightsError: The model has a property that the published class cannot express.
+    """
+    vit = config.ctvit
+    if not (config.published_extras and vit.quantize and vit.raw_temporal_reshape):
+        raise WeightsError(
+            f"this CT-CLIP has published_extras={config.published_extras}, quantize={vit.quantize}, "
+            f"raw_temporal_reshape={vit.raw_temporal_reshape}",
+            "a CT-CLIP imported from published weights",
+            "share it as this project's own folder",
+        )
+    sizes = {
+        key: value for key, value in asdict(vit).items() if key not in ("quantize", "raw_temporal_reshape")
+    }
+    dims = {
+        "dim_text": config.bert.hidden_size,
+        "dim_image": config.dim_image,
+        "dim_latent": config.dim_latent,
+    }
+    return {"bert": asdict(config.bert), "ctvit": sizes, **dims}
+
+
+def published_name(key: str) -> str:
+    """The published name of one of our keys."""
+    if key.startswith(_EXTRAS):
+        return key.removeprefix(_EXTRAS).replace(":", ".")
+    for ours, published in _PREFIXES.items():
+        if key.startswith(ours):
+            key = published + key.removeprefix(ours)
+            break
+    for ours, published in _LAYER_PARTS.items():
+        before, found, after = key.partition("." + ours)
+        if found and before.rpartition(".")[0].endswith("_transformer.layers"):
+            return f"{before}.{published}{after}"
+    return key
+
+
+def ctclip_state_to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our state dict in the published layout; the codebook gets its leading axis."""
+    return {published_name(k): v[None] if k == CODES else v for k, v in state.items()}
+
+
+def ctclip_state_from_published(state: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Published tensors under our names; the inverse of ``ctclip_state_to_published``.
+
+    Args:
+        state: Holds every key that ``ctclip_state_to_published(like)`` has.
+        like: Our state dict, for its names.
+    """
+    found = {key: state[published_name(key)] for key in like}
+    return {key: value[0] if key == CODES else value for key, value in found.items()}
+
+
+def _known(schema: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that a dataclass has; a BERT config holds many more that change nothing here."""
+    names = {field.name for field in fields(schema)} - {"quantize", "raw_temporal_reshape"}
+    return {key: value for key, value in values.items() if key in names}
