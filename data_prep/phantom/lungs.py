@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from data_prep.phantom.canvas import Canvas, draw_path
+from data_prep.phantom.canvas import Array, Canvas, draw_path
 from data_prep.phantom.mediastinum import Mediastinum
 from data_prep.phantom.spec import LOBES
 from data_prep.phantom.thorax import Thorax
@@ -20,8 +20,8 @@ def draw_lungs(canvas: Canvas, thorax: Thorax, m: Mediastinum) -> None:
     for side in ("right", "left"):
         _draw_fissures(canvas, thorax, side)
         hilum = m.hila[side]
-        for count, offset, root in ((70, (0, -4, 4), 5.0), (40, (0, -10, -14), 4.6)):
-            targets = lung_points(canvas, thorax, rng, side, count, depth=4.0)
+        for count, offset, root in ((80, (0, -4, 4), 7.0), (45, (0, -10, -14), 6.0)):
+            targets = lung_points(canvas, thorax, rng, side, count, depth=4.0, near=thorax.pleura)
             if len(targets):
                 _draw_tree(canvas, thorax, hilum + np.asarray(offset, float), targets, root)
         _draw_bronchi(canvas, thorax, m, side)
@@ -35,8 +35,12 @@ def lung_points(
     count: int,
     depth: float,
     lobe: str | None = None,
+    near: Array | None = None,
 ) -> np.ndarray:
-    """Random points (x, y, z) of a lung or lobe at least ``depth`` mm inside, at most ``count``."""
+    """Random points (x, y, z) of a lung or lobe at least ``depth`` mm inside, at most ``count``.
+
+    ``near`` replaces the lungs' signed distance, e.g. by one that does not know the heart.
+    """
     a = thorax.anatomy
     n = 40 * count
     sign = 1.0 if side == "right" else -1.0
@@ -53,7 +57,7 @@ def lung_points(
     ).astype(int)
     inside = np.all((index >= 0) & (index < np.asarray(canvas.hu.shape)[:, None]), 0)
     points, index = points[inside], index[:, inside]
-    keep = thorax.lung[tuple(index)] < -depth
+    keep = (thorax.lung if near is None else near)[tuple(index)] < -depth
     if lobe is not None:
         keep &= thorax.in_lobe(points[:, 0], points[:, 1], points[:, 2], lobe) > depth
     return points[keep][:count]
@@ -101,16 +105,35 @@ def _draw_tree(
         )
 
 
+_LOBAR_BRONCHI = {
+    "right upper lobe": (30.0, -6.0, 38.0),
+    "right middle lobe": (34.0, -34.0, -26.0),
+    "right lower lobe": (28.0, 18.0, -52.0),
+    "left upper lobe": (28.0, -16.0, 34.0),
+    "left lower lobe": (26.0, 18.0, -50.0),
+}
+"""Course of the lobar bronchi from the hilum: outwards, to the back, upwards (mm)."""
+
+
+def bronchial_paths(
+    thorax: Thorax, m: Mediastinum, side: str, segments: bool = False
+) -> list[tuple[list[np.ndarray], list[float]]]:
+    """Centre lines and lumen radii of the lobar bronchi of a side, with segmental ones where wanted."""
+    sign, hilum = thorax.side_sign(side), m.hila[side]
+    paths: list[tuple[list[np.ndarray], list[float]]] = []
+    for lobe in LOBES[side]:
+        course = np.array(_LOBAR_BRONCHI[lobe]) * (sign, 1.0, 1.0)
+        middle, end = hilum + 0.5 * course * (1.0, 0.6, 0.9), hilum + course
+        paths.append(([hilum, middle, end], [4.2, 3.0, 2.2]))
+        if segments:
+            for turn in ((1.5, 1.7, 1.35), (1.9, 0.4, 1.3), (1.25, 0.9, 1.75)):
+                paths.append(([end, hilum + course * turn], [2.2, 1.7]))
+    return paths
+
+
 def _draw_bronchi(canvas: Canvas, thorax: Thorax, m: Mediastinum, side: str) -> None:
-    for lobe, (reach, rise) in zip(
-        LOBES[side],
-        {"right": ((30, 45), (38, -28), (28, -55)), "left": ((28, 35), (24, -52))}[side],
-        strict=True,
-    ):
-        sign = thorax.side_sign(side)
-        hilum = m.hila[side]
-        forward = -18.0 if "middle" in lobe else (-6.0 if "upper" in lobe else 14.0)
-        middle = hilum + np.array([sign * reach * 0.5, forward * 0.5, rise * 0.4])
-        end = hilum + np.array([sign * reach, forward * 1.6, rise])
-        draw_path(canvas, [hilum, middle, end], [5.8, 4.6, 3.4], 0.0, thorax.lung_alpha)
-        draw_path(canvas, [hilum, middle, end], [4.2, 3.0, 1.9], -950.0)
+    paths = bronchial_paths(thorax, m, side)
+    for points, radii in paths:
+        draw_path(canvas, points, [r + 1.6 for r in radii], 0.0, thorax.lung_alpha)
+    for points, radii in paths:
+        draw_path(canvas, points, radii, -950.0)

@@ -35,9 +35,9 @@ class Mediastinum:
     heart_width: float
 
 
-def build_mediastinum(canvas: Canvas, thorax: Thorax) -> Mediastinum:
+def build_mediastinum(canvas: Canvas, thorax: Thorax, cardiothoracic_ratio: float) -> Mediastinum:
     """Place heart, vessels and airways, and let the lungs spare them."""
-    heart = _heart(thorax)
+    heart = _heart(thorax, cardiothoracic_ratio)
     a = thorax.anatomy
     left = min(part.center[0] - part.extent[0] for part in heart)
     right = max(part.center[0] + part.extent[0] for part in heart)
@@ -72,14 +72,14 @@ def build_mediastinum(canvas: Canvas, thorax: Thorax) -> Mediastinum:
     return found
 
 
-def _heart(thorax: Thorax) -> tuple[Ellipsoid, ...]:
+def _heart(thorax: Thorax, cardiothoracic_ratio: float) -> tuple[Ellipsoid, ...]:
     """Heart of the wanted width, resting on the diaphragm behind the sternum."""
     a = thorax.anatomy
     tilt, drop = a.heart_tilt, 0.5
     long_axis = np.array([-np.cos(tilt) * np.cos(drop), -np.sin(tilt) * np.cos(drop), -np.sin(drop)])
     second = np.array([np.sin(tilt), -np.cos(tilt), 0.0])
     axes = np.stack([long_axis, second, np.cross(long_axis, second)])
-    goal = a.cardiothoracic_ratio * 2 * a.half_width
+    goal = cardiothoracic_ratio * 2 * a.half_width
     scale = 1.0
     parts: tuple[Ellipsoid, ...] = ()
     for _ in range(4):

@@ -18,10 +18,11 @@ from data_prep.phantom.body import (
     draw_spine,
 )
 from data_prep.phantom.canvas import Array, Canvas
-from data_prep.phantom.findings import Scene, draw_findings
+from data_prep.phantom.findings import draw_findings
 from data_prep.phantom.lungs import draw_lungs
 from data_prep.phantom.mediastinum import Mediastinum, build_mediastinum, draw_airways, draw_mediastinum
 from data_prep.phantom.report import Report, report_for
+from data_prep.phantom.scene import Scene
 from data_prep.phantom.spec import Acquisition, PhantomSpec
 from data_prep.phantom.thorax import Thorax, build_thorax
 
@@ -60,14 +61,14 @@ def make_phantom(spec: PhantomSpec, masks: bool = False) -> Phantom:
     draw_shoulders(canvas, thorax)
     draw_ribs(canvas, thorax)
     draw_spine(canvas, thorax)
-    mediastinum = build_mediastinum(canvas, thorax)
+    mediastinum = build_mediastinum(canvas, thorax, spec.cardiothoracic_ratio)
     thorax.close_lungs(canvas)
     draw_abdomen(canvas, thorax)
     draw_lungs(canvas, thorax, mediastinum)
     draw_mediastinum(canvas, thorax, mediastinum)
     draw_airways(canvas, thorax, mediastinum)
     scene = Scene(canvas, thorax, mediastinum, wants_masks=masks)
-    findings = draw_findings(scene, spec.findings)
+    findings = draw_findings(scene, spec.findings, spec.reserved)
     hu = _scan(canvas.hu, spec.acquisition)
     truth = {
         "shape": list(hu.shape),

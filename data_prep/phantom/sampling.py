@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from data_prep.phantom.spec import LOBES, Acquisition, Anatomy, Finding, PhantomSpec
+from data_prep.phantom.sampling_findings import sample_findings
+from data_prep.phantom.spec import Acquisition, Anatomy, PhantomSpec
 
 _SLICE_SPACINGS = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0)
 _SLICE_WEIGHTS = (0.03, 0.05, 0.12, 0.2, 0.2, 0.2, 0.12, 0.08)
-HEALTHY_SHARE = 0.22
 
 
 def sample_spec(seed: int, index: int, size: int = 128, slice_spacing: float | None = None) -> PhantomSpec:
@@ -25,15 +25,9 @@ def sample_spec(seed: int, index: int, size: int = 128, slice_spacing: float | N
     """
     rng = np.random.default_rng([seed, index, 11])
     anatomy = _sample_anatomy(rng)
-    findings = _sample_findings(np.random.default_rng([seed, index, 12]), anatomy)
-    ctr = 0.0
-    for finding in findings:
-        if finding.label == "Cardiomegaly":
-            ctr = float(np.random.default_rng([seed, index, 13]).uniform(0.55, 0.66))
-    if ctr:
-        anatomy = Anatomy(**{**anatomy.__dict__, "cardiothoracic_ratio": ctr})
+    age = int(np.random.default_rng([seed, index, 13]).integers(22, 92))
     acquisition = _sample_acquisition(np.random.default_rng([seed, index, 14]), anatomy, size, slice_spacing)
-    age = int(rng.integers(22, 92))
+    findings = sample_findings(np.random.default_rng([seed, index, 12]), anatomy, age)
     return PhantomSpec(seed, index, age, anatomy, acquisition, findings, int(rng.integers(2**31)))
 
 
@@ -103,51 +97,3 @@ def _sample_acquisition(
         sharpness=float(rng.random()),
         seed=int(rng.integers(2**31)),
     )
-
-
-def _side(rng: np.random.Generator) -> str:
-    return "right" if rng.random() < 0.5 else "left"
-
-
-def _lobe(rng: np.random.Generator, side: str) -> str:
-    return str(rng.choice(LOBES[side]))
-
-
-def _sample_findings(rng: np.random.Generator, anatomy: Anatomy) -> tuple[Finding, ...]:
-    if rng.random() < HEALTHY_SHARE:
-        return ()
-
-    def new(label: str, **values: object) -> Finding:
-        return Finding(label, seed=int(rng.integers(2**31)), **values)  # type: ignore[arg-type]
-
-    found: list[Finding] = []
-    if rng.random() < 0.38:
-        which = rng.choice(["right", "left", "both"], p=[0.36, 0.32, 0.32])
-        for side in ("right", "left"):
-            if which in (side, "both"):
-                found.append(
-                    new(
-                        "Pleural effusion",
-                        side=side,
-                        volume_ml=float(np.exp(rng.uniform(*np.log([120, 1250])))),
-                    )
-                )
-    if rng.random() < 0.26:
-        side = _side(rng)
-        found.append(
-            new(
-                "Consolidation",
-                side=side,
-                lobe=_lobe(rng, side),
-                size_mm=float(np.round(rng.uniform(35, 80))),
-            )
-        )
-    if rng.random() < 0.39:
-        for _ in range(int(rng.choice([1, 2, 3, 4], p=[0.5, 0.25, 0.15, 0.1]))):
-            side = _side(rng)
-            kind = str(rng.choice(["solid", "calcified"], p=[0.85, 0.15]))
-            size = float(np.round(np.exp(rng.uniform(*np.log([6, 30])))))
-            found.append(new("Lung nodule", side=side, lobe=_lobe(rng, side), size_mm=size, kind=kind))
-    if rng.random() < 0.16:
-        found.append(new("Cardiomegaly"))
-    return tuple(found)

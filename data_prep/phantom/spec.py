@@ -44,6 +44,7 @@ class Finding:
         lobe: One of ``LOBES``, or None.
         size_mm: Diameter, thickness or length in mm, by label; None where it has none.
         volume_ml: Millilitres (pleural effusion).
+        ratio: Cardiothoracic ratio (cardiomegaly).
         kind: Variety within the label, e.g. ``pacemaker``.
         seed: Random stream of its place and details.
     """
@@ -53,6 +54,7 @@ class Finding:
     lobe: str | None = None
     size_mm: float | None = None
     volume_ml: float | None = None
+    ratio: float | None = None
     kind: str = ""
     seed: int = 0
 
@@ -176,6 +178,7 @@ class PhantomSpec:
         acquisition: The scan.
         findings: What is abnormal.
         report_seed: Random stream of the report's wording.
+        reserved: Findings taken out again, whose places stay free, so that all others stay where they were.
     """
 
     seed: int
@@ -185,6 +188,13 @@ class PhantomSpec:
     acquisition: Acquisition
     findings: tuple[Finding, ...]
     report_seed: int
+    reserved: tuple[Finding, ...] = ()
+
+    @property
+    def cardiothoracic_ratio(self) -> float:
+        """Width of the heart over the width of the thorax, as drawn."""
+        ratios = [f.ratio for f in self.findings if f.label == "Cardiomegaly" and f.ratio]
+        return max(ratios, default=self.anatomy.cardiothoracic_ratio)
 
     @property
     def labels(self) -> dict[str, int]:
@@ -193,12 +203,18 @@ class PhantomSpec:
         return {label: int(label in present) for label in LABELS}
 
     def with_findings(self, *findings: Finding) -> PhantomSpec:
-        """The same patient, scan and noise with other findings."""
-        return dataclasses.replace(self, findings=tuple(findings))
+        """The same patient, scan and noise with these findings and no others."""
+        return dataclasses.replace(self, findings=tuple(findings), reserved=())
 
-    def without(self, label: str) -> PhantomSpec:
-        """The same patient, scan and noise without the findings of one label."""
-        return self.with_findings(*(f for f in self.findings if f.label != label))
+    def plus(self, *findings: Finding) -> PhantomSpec:
+        """The same patient, scan and noise with further findings."""
+        return dataclasses.replace(self, findings=(*self.findings, *findings))
+
+    def without(self, label: str, side: str | None = None) -> PhantomSpec:
+        """The same patient without the findings of one label (on one side): all else stays in its place."""
+        gone = tuple(f for f in self.findings if f.label == label and side in (None, f.side))
+        kept = tuple(f for f in self.findings if f not in gone)
+        return dataclasses.replace(self, findings=kept, reserved=(*self.reserved, *gone))
 
     def resized(self, size: int, slice_spacing: float | None = None) -> PhantomSpec:
         """The same patient and scan range on another grid."""

@@ -31,6 +31,7 @@ class Thorax:
         diaphragm: Height of the diaphragm's surface ``[R, C]``.
         lung: Signed distance to the lungs (with pleural space) ``[S, R, C]``; filled by ``close_lungs``.
         lung_alpha: Share of lung in a voxel.
+        pleura: Signed distance to the space between cage and diaphragm, mediastinum included.
         mediastinum: Signed distance to what keeps the lungs apart.
     """
 
@@ -46,6 +47,7 @@ class Thorax:
     mediastinum: Array
     lung: Array
     lung_alpha: Array
+    pleura: Array
 
     def keep_out(self, box: Box, distance: Array) -> None:
         """Let the lungs spare a structure."""
@@ -54,9 +56,10 @@ class Thorax:
 
     def close_lungs(self, canvas: Canvas) -> None:
         """Lungs = cage over the diaphragm without the mediastinum."""
-        lung = np.maximum(self.cage + np.float32(2.5), -self.mediastinum)
-        np.maximum(lung, (self.diaphragm[None] - canvas.z) * np.float32(0.85), out=lung)
-        self.lung = lung
+        self.pleura = np.maximum(
+            self.cage + np.float32(2.5), (self.diaphragm[None] - canvas.z) * np.float32(0.85)
+        )
+        self.lung = lung = np.maximum(self.pleura, -self.mediastinum)
         self.lung_alpha = canvas.soft(lung)
 
     def side_sign(self, side: str) -> float:
@@ -129,6 +132,7 @@ def build_thorax(canvas: Canvas, anatomy: Anatomy) -> Thorax:
         base_z,
         _diaphragm(canvas, a),
         np.full(shape, 1e3, np.float32),
+        np.empty(0, np.float32),
         np.empty(0, np.float32),
         np.empty(0, np.float32),
     )

@@ -1,0 +1,223 @@
+"""Findings of the heart, vessels and mediastinum, and foreign material."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from data_prep.phantom.canvas import Ellipsoid, draw_ellipsoid, draw_path, smooth_curve
+from data_prep.phantom.scene import WHOLE, Scene
+from data_prep.phantom.spec import Finding
+
+METAL_HU = 2600.0
+CALCIUM_HU = 850.0
+
+
+def cardiomegaly(scene: Scene, finding: Finding) -> dict[str, Any]:
+    """Drawn with the anatomy; the truth is the width of the heart."""
+    heart = scene.mediastinum.heart[0]
+    return {
+        "size_mm": round(scene.mediastinum.heart_width, 1),
+        "center_voxel": scene.canvas.index_of(heart.center),
+    }
+
+
+def pericardial_effusion(scene: Scene, finding: Finding) -> dict[str, Any]:
+    """A shell of fluid round the heart, of the stated thickness."""
+    canvas, thorax = scene.canvas, scene.thorax
+    assert finding.size_mm
+    heart = scene.mediastinum.heart
+    low = np.min([np.asarray(p.center) - p.extent for p in heart], 0) - finding.size_mm - 6
+    high = np.max([np.asarray(p.center) + p.extent for p in heart], 0) + finding.size_mm + 6
+    high[2] = min(high[2], heart[0].center[2] + 50)
+    box = canvas.box(low, high)
+    inner = np.minimum.reduce([p.distance(canvas, box) for p in heart])
+    outer = np.minimum.reduce([p.grown(finding.size_mm).distance(canvas, box) for p in heart])
+    room = canvas.soft(thorax.cage[box] + 4.0)
+    x, y, z = canvas.axes(box)
+    room = room * canvas.soft((thorax.diaphragm[box[1], box[2]][None] - z - 12.0) * 0.85)
+    room = room * canvas.soft(y - (thorax.spine_y[box[0]] - 24.0))
+    blood = canvas.hu[box] > 20.0  # great vessels at the base stay
+    shell = (
+        canvas.soft(outer) * room * np.where(blood & (inner > 0) & (z > heart[0].center[2] + 12), 0.0, 1.0)
+    )
+    shell = shell * (1.0 - canvas.soft(inner))
+    canvas.paint(box, shell, 8.0)
+    scene.cover_lung(box, shell)
+    scene.keep_mask(finding, box, shell)
+    return {
+        "volume_ml": round(float(shell.sum()) * canvas.voxel_ml, 1),
+        "center_voxel": canvas.index_of(heart[0].center),
+    }
+
+
+def _speckles(scene: Scene, finding: Finding, points: np.ndarray, radii: np.ndarray) -> None:
+    for point, radius in zip(points, radii, strict=True):
+        grain = max(float(radius), 0.55 * scene.canvas.pixel)
+        shape = Ellipsoid(tuple(point), (grain, grain, max(grain, 0.5 * scene.canvas.step)))
+        draw_ellipsoid(scene.canvas, shape, CALCIUM_HU)
+        if scene.wants_masks:
+            box = scene.canvas.around(point, shape.extent + scene.canvas.pixel)
+            scene.keep_mask(finding, box, scene.canvas.soft(shape.distance(scene.canvas, box)))
+
+
+_GRADES = {"mild": 0.5, "moderate": 1.0, "severe": 1.8}
+
+
+def arterial_calcification(scene: Scene, finding: Finding) -> dict[str, Any]:
+    """Plaques in the wall of arch and descending aorta."""
+    rng = np.random.default_rng(finding.seed)
+    m = scene.mediastinum
+    count = int(10 * _GRADES[finding.kind])
+    inside = np.nonzero((m.aorta[:, 2] > scene.thorax.anatomy.dome_z - 40) & (np.arange(len(m.aorta)) > 11))[
+        0
+    ]
+    chosen = rng.choice(inside, count)
+    tangent = np.gradient(m.aorta, axis=0)[chosen]
+    tangent /= np.linalg.norm(tangent, axis=1, keepdims=True)
+    normal = np.cross(tangent, rng.normal(0.0, 1.0, (count, 3)))
+    normal /= np.linalg.norm(normal, axis=1, keepdims=True)
+    along = tangent * rng.uniform(-6, 6, (count, 1))
+    points = m.aorta[chosen] + along + normal * (m.aorta_radii[chosen, None] - 1.0)
+    _speckles(scene, finding, points, rng.uniform(1.8, 3.2, count) * (0.8 + 0.25 * _GRADES[finding.kind]))
+    return {"center_voxel": scene.canvas.index_of(points[0])}
+
+
+def coronary_calcification(scene: Scene, finding: Finding) -> dict[str, Any]:
+    """Plaques along the anterior descending and the right coronary artery."""
+    rng = np.random.default_rng(finding.seed)
+    ventricle = scene.mediastinum.heart[0]
+    axes = ventricle.axes
+    assert axes is not None
+    count = max(int(6 * _GRADES[finding.kind]), 3)
+    turn = rng.uniform(-0.65, 0.45, count)  # −1 at the base … 1 at the apex of the heart
+    swing = np.where(rng.random(count) < 0.75, 0.55, -0.5) + rng.normal(0.0, 0.06, count)
+    ring = np.sqrt(1 - turn**2)
+    local = np.stack([turn, ring * np.cos(swing), ring * np.sin(swing)], 1) * np.asarray(ventricle.radii)
+    points = np.asarray(ventricle.center) + local @ axes
+    _speckles(scene, finding, points, rng.uniform(1.5, 2.6, count))
+    return {"center_voxel": scene.canvas.index_of(points[0])}
+
+
+def hiatal_hernia(scene: Scene, finding: Finding) -> dict[str, Any]:
+    """Stomach behind the heart, with gas in front of fluid."""
+    canvas, thorax = scene.canvas, scene.thorax
+    assert finding.size_mm
+    radius = finding.size_mm / 2
+    z = thorax.anatomy.dome_z + 0.45 * radius
+    spine_y = float(np.interp(z, canvas.z[:, 0, 0], thorax.spine_y[:, 0, 0]))
+    center = (-6.0, spine_y - 20.0 - 0.85 * radius, z)
+    shape = Ellipsoid(center, (1.1 * radius, 0.85 * radius, radius))
+    box = canvas.around(center, shape.extent + canvas.pixel)
+    alpha = canvas.soft(shape.distance(canvas, box))
+    canvas.paint(box, alpha, 35.0)
+    scene.cover_lung(box, alpha)
+    gas = np.maximum(
+        shape.grown(-0.22 * radius).distance(canvas, box), canvas.y[:, box[1]] - (center[1] - 0.05 * radius)
+    )
+    canvas.paint(box, canvas.soft(gas), -930.0)
+    scene.keep_mask(finding, box, alpha)
+    return {
+        "center_voxel": canvas.index_of(center),
+        "volume_ml": round(float(alpha.sum()) * canvas.voxel_ml, 1),
+    }
+
+
+def lymphadenopathy(scene: Scene, finding: Finding) -> dict[str, Any]:
+    """Enlarged nodes beside the trachea, before the arch and under the carina."""
+    canvas = scene.canvas
+    assert finding.size_mm
+    rng = np.random.default_rng(finding.seed)
+    y = scene.mediastinum.trachea[-1][1]
+    stations = {
+        "paratracheal": ((21.0, y - 12.0, 30.0), (19.0, y - 10.0, 12.0)),
+        "subcarinal": ((4.0, y + 4.0, -26.0), (-3.0, y + 2.0, -40.0)),
+        "prevascular": ((-14.0, y - 48.0, 20.0), (-22.0, y - 38.0, 6.0)),
+    }
+    kinds = list(stations) if finding.kind == "multiple" else [finding.kind]
+    centers, sizes = [], []
+    for kind in kinds:
+        for place in stations[kind]:
+            centers.append(np.asarray(place) + rng.normal(0.0, 2.0, 3))
+            sizes.append(finding.size_mm * (1.0 if not sizes else rng.uniform(0.6, 0.95)))
+    total = 0.0
+    for center, size in zip(centers, sizes, strict=True):
+        # The short axis lies in the axial plane, where it is measured.
+        shape = Ellipsoid(tuple(center), (0.5 * size, 0.62 * size, 0.7 * size))
+        box = canvas.around(center, shape.extent + canvas.pixel)
+        alpha = (
+            canvas.soft(shape.distance(canvas, box))
+            * (canvas.hu[box] > -980)
+            * canvas.soft(scene.thorax.cage[box] + 3)
+        )
+        canvas.paint(box, alpha, 44.0)
+        scene.cover_lung(box, alpha)
+        scene.keep_mask(finding, box, alpha)
+        total += float(alpha.sum()) * canvas.voxel_ml
+    return {"center_voxel": canvas.index_of(centers[0]), "count": len(centers), "volume_ml": round(total, 1)}
+
+
+def medical_material(scene: Scene, finding: Finding) -> dict[str, Any]:
+    """Pacemaker, port, sternal wires, tracheal or gastric tube, drawn in metal or plastic."""
+    canvas, thorax, m = scene.canvas, scene.thorax, scene.mediastinum
+    a = thorax.anatomy
+    thin = max(1.5, 0.55 * canvas.pixel)
+    front = np.interp(np.arange(-150, 150.0), canvas.z[:, 0, 0], (thorax.middle_y - thorax.depth)[:, 0, 0])
+    at = lambda z: float(front[int(np.clip(z + 150, 0, 299))])  # noqa: E731
+    before = canvas.hu.copy() if scene.wants_masks else None
+    if finding.kind in ("pacemaker", "port"):
+        sign = -1.0 if finding.side == "left" else 1.0
+        place = np.array(
+            [sign * 0.62 * a.half_width, at(0.4 * a.apex_z) + 4.0 - a.muscle * 0.3, 0.42 * a.apex_z]
+        )
+        vein = np.array([sign * 30.0, at(50.0) + 28.0, 58.0])
+        cava = np.array([27.0, m.aorta[10][1] + 8, 35.0])
+        low = np.array([28.0, m.aorta[10][1] + 16, -20.0])
+        path = [place, place + [0, 8, 25.0], vein, cava, low]
+        if finding.kind == "pacemaker":
+            path += [np.asarray(m.heart[1].center), np.asarray(m.heart[0].center) + [0.0, -12.0, -22.0]]
+            draw_ellipsoid(canvas, Ellipsoid(tuple(place), (24.0, 7.0, 22.0)), METAL_HU)
+        else:
+            draw_ellipsoid(canvas, Ellipsoid(tuple(place), (14.0, 7.0, 13.0)), METAL_HU)
+        draw_path(
+            canvas,
+            smooth_curve(path, 4),
+            [thin] * (4 * (len(path) - 1) + 1),
+            2200.0 if finding.kind == "pacemaker" else 900.0,
+        )
+        point = place
+    elif finding.kind == "sternal wires":
+        heights = np.arange(0.45 * a.apex_z, 0.8 * a.dome_z, -20.0)
+        for z in heights:
+            for x in (-7.0, 7.0):
+                size = max(2.2, 0.6 * canvas.pixel)
+                draw_ellipsoid(
+                    canvas,
+                    Ellipsoid((x, at(z) - 9.0, float(z)), (size, size, max(size, 0.6 * canvas.step))),
+                    METAL_HU,
+                )
+        point = np.array([0.0, at(heights[0]) - 9.0, heights[0]])
+    else:
+        y = m.trachea[-1][1]
+        if finding.kind == "tracheal tube":
+            path = m.trachea[m.trachea[:, 2] > 28.0]
+            draw_path(canvas, path, [5.8] * len(path), 280.0)
+            draw_path(canvas, path, [3.2] * len(path), -990.0)
+            point = path[-1]
+        else:
+            path = np.array(
+                [
+                    (-5.0, y + 17, 300.0),
+                    (-5.0, y + 17, 60.0),
+                    (-4.0, y + 18, -10.0),
+                    (-4.0, y + 16, -70.0),
+                    (-14.0, y + 6, a.dome_z - 20),
+                    (-50.0, y - 40, a.dome_z - 60),
+                ]
+            )
+            draw_path(canvas, path, [max(2.4, thin)] * len(path), 650.0)
+            point = path[2]
+    if before is not None:
+        scene.keep_mask(finding, WHOLE, (np.abs(canvas.hu - before) > 150).astype(np.float32))
+    return {"center_voxel": canvas.index_of(point)}
