@@ -1,4 +1,4 @@
-"""Metrics as pure functions and streaming float64 sums: tensors in HU, no files, none of this project's networks."""
+"""Metrics as pure functions and streaming float64 sums: HU tensors in, no files, no networks of ours."""
 
 from ctflow.metrics.frechet import MetricError, Moments, frechet_from_features, frechet_from_moments
 from ctflow.metrics.streaming import FrechetClipMetric, FrechetSliceMetric

@@ -1,7 +1,7 @@
 """Embedded feature extractors: frozen random convolutions, for when no trained backbone is at hand.
 
-Their Fréchet distances order blur, noise, shuffled slices, seams, duplicates, shifts and checkerboards; they say
-nothing about clinical realism, so the metrics carry other names: ``fid_rand2d``, ``fvd_rand3d_f16`` and so on.
+Their Fréchet distances order blur, noise, shuffled slices, seams, duplicates, shifts and checkerboards; they
+say nothing about clinical realism, so the metrics carry other names: ``fid_rand2d``, ``fvd_rand3d_f16`` …
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ def frozen_uniform(name: str, *shape: int) -> Tensor:
 
 
 class RandomBackbone(nn.Module):
-    """Four convolutions of frozen random weights with leaky ReLUs; mean and std of every stage are the features.
+    """Four convolutions of frozen random weights with leaky ReLUs; the features are each stage's mean and
+    std.
 
     No normalisation layers: they would divide out exactly what blur, noise and shifts change.
 
@@ -101,7 +102,8 @@ def projection_width(samples: int) -> int:
 def projection(width: int, spread: Tensor, kept: int) -> Tensor:
     """Matrix ``[width, kept]`` from raw features to those of the distance.
 
-    Every raw feature is divided by the real set's own standard deviation, then a fixed orthogonal projection mixes them.
+    Every raw feature is divided by the real set's own standard deviation, then a fixed orthogonal projection
+    mixes them.
 
     Args:
         width: Raw features.
@@ -111,13 +113,13 @@ def projection(width: int, spread: Tensor, kept: int) -> Tensor:
     frozen = frozen_uniform(f"{STREAM} projection {width}", width, WIDE).double()
     orthogonal, triangle = torch.linalg.qr(frozen)
     orthogonal = (orthogonal * triangle.diagonal().sign())[:, :kept].to(spread.device)
-    # A feature that hardly varies among real images must not blow up: the floor is a share of the typical spread.
+    # A feature that hardly varies among real images must not blow up: the floor is a share of the median.
     floor = SPREAD_FLOOR * spread.median().clamp_min(1e-12)
     return orthogonal / spread.double().clamp_min(floor).unsqueeze(1)
 
 
 def projected_moments(real: Moments, fake: Moments) -> tuple[Moments, Moments]:
-    """Both sets' raw statistics through the projection that the real set and the smaller set's size determine."""
+    """Both sets' raw statistics through one projection, set by the real spread and the smaller set's size."""
     kept = projection_width(int(min(real.count, fake.count)))
     spread = real.covariance.diagonal().clamp_min(0).sqrt()
     matrix = projection(len(real.total), spread, kept)

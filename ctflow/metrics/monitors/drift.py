@@ -1,0 +1,97 @@
+"""Drift: do blocks far from the start leave the real distribution, at the same axial positions?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics import Metric
+
+from ctflow.metrics.images import SCORE_WINDOW
+from ctflow.types import BLOCK_LENGTH
+
+STATISTICS = ("mean_hu", "std_hu", "laplacian")
+
+
+def slice_statistics(hu: Tensor) -> Tensor:
+    """Mean HU, standard deviation and log-variance of the Laplacian of each slice.
+
+    Args:
+        hu: ``[S, H, W]``; clipped to -1000 … 1000 HU.
+
+    Returns:
+        ``[S, 3]`` in float64; NaN for NaN slices.
+    """
+    x = hu.double().clamp(*SCORE_WINDOW)
+    kernel = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]], dtype=torch.float64, device=hu.device)
+    laplacian = F.conv2d(x.unsqueeze(1), kernel.view(1, 1, 3, 3)).flatten(1)
+    flat = x.flatten(1)
+    return torch.stack([flat.mean(1), flat.std(1), laplacian.var(1).clamp_min(1.0).log()], 1)
+
+
+def theil_sen(values: Sequence[float]) -> float:
+    """Median slope over all pairs of ``(index, value)``; NaN values are left out, NaN below two."""
+    points = [(i, v) for i, v in enumerate(values) if math.isfinite(v)]
+    slopes = [(v - u) / (j - i) for i, u in points for j, v in points if j > i]
+    return float(np.median(slopes)) if slopes else math.nan
+
+
+def last_over_first(values: Sequence[float]) -> float:
+    """The last finite value over the first one; NaN where there are fewer than two."""
+    finite = [v for v in values if math.isfinite(v)]
+    return finite[-1] / finite[0] if len(finite) > 1 and finite[0] > 0 else math.nan
+
+
+class DriftMonitor(Metric):
+    """Per-slice statistics z-scored against real slices in the same 16-slice window, and their trend.
+
+    Args:
+        windows: Windows counted from the inferior end; later slices are left out.
+        kwargs: Passed to ``torchmetrics.Metric``.
+    """
+
+    full_state_update = False
+    count: Tensor
+    total: Tensor
+    squares: Tensor
+
+    def __init__(self, windows: int = 16, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.windows = windows
+        self.add_state("count", torch.zeros(2, windows, dtype=torch.float64), dist_reduce_fx="sum")
+        for name in ("total", "squares"):
+            zeros = torch.zeros(2, windows, len(STATISTICS), dtype=torch.float64)
+            self.add_state(name, zeros, dist_reduce_fx="sum")
+
+    def update(self, hu: Tensor, real: bool) -> None:
+        """Add one volume ``[S, H, W]`` in HU, its end slices cut off."""
+        self.update_statistics(slice_statistics(hu.to(self.device)), real)
+
+    def update_statistics(self, statistics: Tensor, real: bool) -> None:
+        """Add one volume's ``slice_statistics`` ``[S, 3]``; NaN rows are left out."""
+        rows = torch.arange(len(statistics), device=statistics.device)
+        keep = torch.isfinite(statistics).all(1) & (rows < self.windows * BLOCK_LENGTH)
+        window, values, side = rows[keep] // BLOCK_LENGTH, statistics[keep], int(real)
+        self.count[side] = self.count[side].index_add(0, window, torch.ones_like(values[:, 0]))
+        self.total[side] = self.total[side].index_add(0, window, values)
+        self.squares[side] = self.squares[side].index_add(0, window, values.square())
+
+    def z_scores(self) -> Tensor:
+        """``[windows, 3]``: (mean of fake - mean of real) / std of real; NaN for windows without both."""
+        mean = self.total / self.count.unsqueeze(-1)
+        variance = (self.squares[1] / self.count[1].unsqueeze(-1) - mean[1].square()).clamp_min(1e-12)
+        return (mean[0] - mean[1]) / variance.sqrt()
+
+    def compute(self) -> dict[str, float]:
+        """``drift_z`` (mean |z| over all windows) and ``drift_z_slope`` (its Theil-Sen slope per block)."""
+        z = self.z_scores().abs().mean(1)
+        finite = z[torch.isfinite(z)]
+        return {
+            "drift_z": float(finite.mean()) if len(finite) else math.nan,
+            "drift_z_slope": theil_sen(z.tolist()),
+        }

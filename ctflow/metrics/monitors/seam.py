@@ -1,0 +1,92 @@
+"""Seams: is the step between two slices larger at a block's boundary than beside it?"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from ctflow.types import BLOCK_LENGTH
+
+TISSUE_HU = -400.0
+FLOOR_HU = 1.0
+NEIGHBOURS = (-2, -1, 1, 2)
+
+
+def body_mask(hu: Tensor) -> Tensor:
+    """Voxels ``[S, H, W]`` with tissue on all four sides in their slice: the body with its lungs."""
+    tissue = hu > TISSUE_HU  # NaN compares false: a given slice has no body
+    left, right = tissue.cummax(2).values, tissue.flip(2).cummax(2).values.flip(2)
+    up, down = tissue.cummax(1).values, tissue.flip(1).cummax(1).values.flip(1)
+    return left & right & up & down
+
+
+def step_sizes(hu: Tensor) -> Tensor:
+    """``d_k``: mean absolute HU difference of slices k and k + 1 inside the body, floored at 1 HU.
+
+    Args:
+        hu: Volume ``[S, H, W]``; slices that must not be scored are NaN.
+
+    Returns:
+        ``[S - 1]`` in float64; NaN where either slice is NaN, or neither shows a body.
+    """
+    inside = body_mask(hu)
+    inside = inside[1:] | inside[:-1]
+    difference = torch.where(inside, (hu[1:] - hu[:-1]).abs(), 0.0).double()
+    sizes = (difference.sum((1, 2)) / inside.sum((1, 2))).clamp_min(FLOOR_HU)
+    missing = torch.isnan(hu).any(2).any(1)
+    return sizes.masked_fill(missing[1:] | missing[:-1], math.nan)
+
+
+def boundary_ratios(hu: Tensor) -> Tensor:
+    """``r_k``: each step over the geometric mean of the two steps before and the two after it.
+
+    Args:
+        hu: Volume ``[S, H, W]`` in HU, without its end slices.
+
+    Returns:
+        ``[S - 1]`` in float64; NaN where a neighbour is missing.
+    """
+    steps = step_sizes(hu).log() if len(hu) > 1 else hu.new_zeros(0, dtype=torch.float64)
+    padded = torch.nn.functional.pad(steps, (2, 2), value=math.nan)
+    around = sum(padded[2 + n : 2 + n + len(steps)] for n in NEIGHBOURS) / len(NEIGHBOURS)
+    return (steps - around).exp()
+
+
+class SeamMonitor(Metric):
+    """Geometric mean of ``r_k`` over block boundaries (k ≡ 15 mod 16), and over the depth patches' (k ≡ 1
+    mod 2).
+
+    Real volumes are near 1.00; an offset of 20 HU between blocks gives about 1.5 on a real scan.
+    """
+
+    full_state_update = False
+    seam_log: Tensor
+    seam_count: Tensor
+    patch_log: Tensor
+    patch_count: Tensor
+
+    def __init__(self, block: int = BLOCK_LENGTH, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.block = block
+        for name in ("seam_log", "seam_count", "patch_log", "patch_count"):
+            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, hu: Tensor) -> None:
+        """Add one volume ``[S, H, W]`` in HU, its end slices cut off, slices that do not count as NaN."""
+        logs = boundary_ratios(hu.to(self.device)).log()
+        k = torch.arange(len(logs), device=logs.device)
+        for name, at in (("seam", k % self.block == self.block - 1), ("patch", k % 2 == 1)):
+            valid = logs[at & torch.isfinite(logs)]
+            setattr(self, f"{name}_log", getattr(self, f"{name}_log") + valid.sum())
+            setattr(self, f"{name}_count", getattr(self, f"{name}_count") + len(valid))
+
+    def compute(self) -> dict[str, float]:
+        """``seam_ratio`` and ``seam_ratio_patch``; NaN where no boundary was seen."""
+        return {
+            "seam_ratio": float((self.seam_log / self.seam_count).exp()),
+            "seam_ratio_patch": float((self.patch_log / self.patch_count).exp()),
+        }

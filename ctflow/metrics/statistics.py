@@ -1,0 +1,166 @@
+"""Statistics over sets of cases: each takes the chosen cases of both sets and gives one number.
+
+Cases, not slices, are the units of every subset: the slices of one volume depend on each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ctflow.metrics.frechet import MetricError, Moments, frechet_from_features, frechet_from_moments
+
+CASE_SUMS_UP_TO = 512
+"""Widest features for which one covariance sum per case is kept; wider ones are recomputed per subset."""
+
+
+class CaseStatistic(Protocol):
+    """A number from the chosen cases of the fake and of the real set."""
+
+    fake_cases: int
+    real_cases: int
+
+    def __call__(self, fake: Sequence[int], real: Sequence[int]) -> float:
+        """The statistic over the cases with these indices."""
+        ...
+
+    def samples(self, fake: Sequence[int], real: Sequence[int]) -> int:
+        """Samples in the smaller of both chosen sets."""
+        ...
+
+
+class _Cases:
+    """Features ``[n_case, d]`` per case, checked."""
+
+    def __init__(self, features: Sequence[Tensor], name: str) -> None:
+        if not features:
+            raise MetricError(f"the {name} set has no cases", "at least one case")
+        self.features = [f.double() for f in features]
+        self.counts = torch.tensor([len(f) for f in features])
+        self.width = self.features[0].shape[1]
+        if any(f.ndim != 2 or f.shape[1] != self.width for f in self.features):
+            raise MetricError(
+                f"features of different widths in the {name} set", f"[n, {self.width}] in every case"
+            )
+        if not all(torch.isfinite(f).all() for f in self.features):
+            raise MetricError(f"the {name} set holds NaN or infinite features", "finite features")
+
+    def chosen(self, cases: Sequence[int]) -> Tensor:
+        return torch.cat([self.features[i] for i in cases])
+
+    def count(self, cases: Sequence[int]) -> int:
+        return int(self.counts[list(cases)].sum())
+
+
+class FrechetStatistic:
+    """Fréchet distance between chosen cases.
+
+    Args:
+        fake: Per case, features ``[n_case, d]`` (projected and whitened already where the backbone asks for
+        it).
+        real: The same for the reference set.
+    """
+
+    def __init__(self, fake: Sequence[Tensor], real: Sequence[Tensor]) -> None:
+        self._fake, self._real = _Cases(fake, "fake"), _Cases(real, "real")
+        if self._fake.width != self._real.width:
+            raise MetricError(f"features of width {self._fake.width} and {self._real.width}", "one width")
+        self.fake_cases, self.real_cases = len(fake), len(real)
+        self.width = self._real.width
+        self._sums: tuple[_CaseSums, _CaseSums] | None = None
+        if self.width <= CASE_SUMS_UP_TO:
+            centre = self._real.chosen(range(self.real_cases)).mean(0)
+            self._sums = (_CaseSums(self._fake, centre), _CaseSums(self._real, centre))
+
+    def samples(self, fake: Sequence[int], real: Sequence[int]) -> int:
+        """Samples in the smaller of both chosen sets."""
+        return min(self._fake.count(fake), self._real.count(real))
+
+    def __call__(self, fake: Sequence[int], real: Sequence[int]) -> float:
+        """The distance in float64."""
+        if self._sums is not None and self.samples(fake, real) > self.width:
+            return float(frechet_from_moments(self._sums[0].of(fake), self._sums[1].of(real)))
+        return float(frechet_from_features(self._fake.chosen(fake), self._real.chosen(real)))
+
+
+class _CaseSums:
+    def __init__(self, cases: _Cases, centre: Tensor) -> None:
+        moments = [Moments.of(f - centre) for f in cases.features]
+        self.count = torch.stack([m.count for m in moments])
+        self.total = torch.stack([m.total for m in moments])
+        self.outer = torch.stack([m.outer for m in moments])
+
+    def of(self, chosen: Sequence[int]) -> Moments:
+        rows = list(chosen)
+        return Moments(self.count[rows].sum(), self.total[rows].sum(0), self.outer[rows].sum(0))
+
+
+class KernelStatistic:
+    """Kernel distance (KID): unbiased squared MMD with the cubic kernel ``(x·y / d + 1)³`` over all samples.
+
+    Bińkowski et al., "Demystifying MMD GANs" (2018). The kernel's sums are kept per pair of cases, so every
+    subset of cases is exact and memory does not grow with the square of the samples.
+
+    Args:
+        fake: Per case, features ``[n_case, d]``.
+        real: The same for the reference set.
+    """
+
+    def __init__(self, fake: Sequence[Tensor], real: Sequence[Tensor]) -> None:
+        self._fake, self._real = _Cases(fake, "fake"), _Cases(real, "real")
+        if self._fake.width != self._real.width:
+            raise MetricError(f"features of width {self._fake.width} and {self._real.width}", "one width")
+        self.fake_cases, self.real_cases = len(fake), len(real)
+        self._ff = _kernel_sums(self._fake, self._fake, same=True)
+        self._rr = _kernel_sums(self._real, self._real, same=True)
+        self._fr = _kernel_sums(self._fake, self._real, same=False)
+
+    def samples(self, fake: Sequence[int], real: Sequence[int]) -> int:
+        """Samples in the smaller of both chosen sets."""
+        return min(self._fake.count(fake), self._real.count(real))
+
+    def __call__(self, fake: Sequence[int], real: Sequence[int]) -> float:
+        """The squared distance in float64; it may be slightly negative, being unbiased."""
+        n, m = self._fake.count(fake), self._real.count(real)
+        if min(n, m) < 2:
+            raise MetricError(f"sets of {n} and {m} samples", "at least 2 in each")
+        f, r = torch.tensor(list(fake)), torch.tensor(list(real))
+        within = self._ff[f][:, f].sum() / (n * (n - 1)) + self._rr[r][:, r].sum() / (m * (m - 1))
+        return float(within - 2 * self._fr[f][:, r].sum() / (n * m))
+
+
+def _kernel_sums(first: _Cases, second: _Cases, same: bool) -> Tensor:
+    """Sums of the kernel over every pair of cases ``[cases, cases]``; a sample is not paired with itself."""
+    everything = second.chosen(range(len(second.features)))
+    owners = torch.repeat_interleave(torch.arange(len(second.features)), second.counts)
+    sums = torch.zeros(len(first.features), len(second.features), dtype=torch.float64)
+    for i, x in enumerate(first.features):
+        kernel = (x @ everything.T / first.width + 1) ** 3
+        sums[i].index_add_(0, owners, kernel.sum(0))
+        if same:
+            sums[i, i] -= ((x.square().sum(1) / first.width + 1) ** 3).sum()
+    return sums
+
+
+class PerCaseMean:
+    """The mean of one number per case, as a statistic (CLIP score, rates); cases without it are NaN and left
+    out.
+
+    Args:
+        values: One value per case.
+    """
+
+    def __init__(self, values: Tensor) -> None:
+        self.values = values.double()
+        self.fake_cases = self.real_cases = len(values)
+
+    def samples(self, fake: Sequence[int], real: Sequence[int]) -> int:
+        """Cases with a value."""
+        return int(torch.isfinite(self.values[list(fake)]).sum())
+
+    def __call__(self, fake: Sequence[int], real: Sequence[int]) -> float:
+        """The mean over the chosen cases that have a value."""
+        return float(self.values[list(fake)].nanmean())
