@@ -54,3 +54,66 @@ class DataConfig:
         for name in ("valid_batch_size", "num_workers", "max_valid_cases"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, found {getattr(self, name)}")
+
+
+@dataclass
+class EncodeConfig:
+    """``python -m data_prep.encode``: slice shards to latent shards.
+
+    Attributes:
+        avae: Sharing folder of the A-VAE.
+        clip: Sharing folder of the text encoder (CT-CLIP or the embedded pair).
+        source: Folder of slice shards.
+        output: Folder of latent shards; complete ones in it are kept.
+        batch_slices: Slices per forward. A batch never leaves its volume: this decides the rounding, the
+            number of processes does not.
+        precision: ``fp32`` or ``bf16``.
+        accelerator: Lightning's name: ``auto``, ``cpu``, ``gpu``.
+        devices: Processes (CPU) or devices (GPU).
+        whitening: ``model`` takes the A-VAE's own; ``measured`` measures it on ``source`` and writes an A-VAE
+            with it to ``avae_output``, to be decoded with. One already there is used as it is.
+        avae_output: Folder for ``whitening=measured``.
+    """
+
+    avae: str = "checkpoints/avae"
+    clip: str = "checkpoints/clip"
+    source: str = "runs/shards/slices/train"
+    output: str = "runs/shards/latents/train"
+    batch_slices: int = 64
+    precision: str = "fp32"
+    accelerator: str = "auto"
+    devices: int = 1
+    whitening: str = "model"
+    avae_output: str = ""
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("fp32", "bf16"):
+            raise ValueError(f"precision must be fp32 or bf16, found {self.precision!r}")
+        if self.whitening not in ("model", "measured"):
+            raise ValueError(f"whitening must be model or measured, found {self.whitening!r}")
+        if (self.whitening == "measured") != bool(self.avae_output):
+            raise ValueError(
+                f"whitening=measured and avae_output=FOLDER go together, found {self.whitening!r} and "
+                f"{self.avae_output!r}"
+            )
+        if self.batch_slices < 1 or self.devices < 1:
+            raise ValueError(
+                f"batch_slices and devices must be at least 1, found {self.batch_slices} and {self.devices}"
+            )
+
+
+@dataclass
+class CheckConfig:
+    """``python -m data_prep.check DIR``: checksums, manifest, statistics, contact sheet.
+
+    Attributes:
+        contact_sheet: PNG to write; empty: ``contact_sheet.png`` inside the folder.
+        columns: Volumes shown, evenly spread over the set.
+    """
+
+    contact_sheet: str = ""
+    columns: int = 6
+
+    def __post_init__(self) -> None:
+        if self.columns < 1:
+            raise ValueError(f"columns must be at least 1, found {self.columns}")

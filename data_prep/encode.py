@@ -1,0 +1,316 @@
+"""Slice shards to latent shards: A-VAE posteriors and text embeddings through ``Trainer.predict``.
+
+One latent shard per slice shard, under the same name. A batch never leaves its volume and a rank writes whole
+shards, so one process and several ranks write the same bytes; a killed run goes on with the missing shards.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+
+from ctflow.checkpoint import folder_fingerprint, load_avae, load_text_encoder, save_avae
+from ctflow.config import parse_command, run_command
+from ctflow.config.data import EncodeConfig
+from ctflow.data import (
+    LatentHeader,
+    LatentRecord,
+    LatentShards,
+    LatentShardWriter,
+    SliceShards,
+    read_manifest,
+)
+from ctflow.errors import ShardError
+from ctflow.models import AVAE, TextEncoder
+from ctflow.models.avae import Posterior
+from ctflow.types import AIR_HU
+from ctflow.whitening import Whitening
+
+log = logging.getLogger("data_prep.encode")
+MEASURED_SLICES = 512
+"""Slices, evenly spread over the set, that whitening is measured on."""
+
+
+@dataclass
+class EncodeBatch:
+    """Some consecutive slices of one case.
+
+    Attributes:
+        hu: Int16 HU ``[N, rows, columns]``.
+        shard: File name the case goes to.
+        case: Index of the case in the source.
+        ends_case: These are the case's last slices.
+        ends_shard: The case is the shard's last one.
+    """
+
+    hu: Tensor
+    shard: str
+    case: int
+    ends_case: bool
+    ends_shard: bool
+
+
+class EncodeLoader:
+    """The batches of this rank: whole shards, those already complete left out.
+
+    Args:
+        source: What is encoded.
+        shards: Case indices of every shard, by file name.
+        complete: File names to leave out.
+        batch_slices: Slices of a batch.
+        rank: This process.
+        world_size: All processes.
+    """
+
+    def __init__(
+        self,
+        source: SliceShards,
+        shards: dict[str, range],
+        complete: set[str],
+        batch_slices: int,
+        rank: int,
+        world_size: int,
+    ) -> None:
+        self.source, self.batch_slices = source, batch_slices
+        mine = list(shards)[rank::world_size]
+        self.shards = {name: shards[name] for name in mine if name not in complete}
+
+    def __len__(self) -> int:
+        sizes = [self.source.cases[case].slices for cases in self.shards.values() for case in cases]
+        return sum(-(-size // self.batch_slices) for size in sizes)
+
+    def __iter__(self) -> Iterator[EncodeBatch]:
+        for name, cases in self.shards.items():
+            for case in cases:
+                hu = torch.from_numpy(self.source.hu(case))
+                for start in range(0, len(hu), self.batch_slices):
+                    part = hu[start : start + self.batch_slices]
+                    last = start + self.batch_slices >= len(hu)
+                    yield EncodeBatch(part, name, case, last, last and case == cases[-1])
+
+
+class Encoder(LightningModule):
+    """The A-VAE's encoder and the text tower as ``Trainer.predict`` wants them.
+
+    Args:
+        avae: Encodes slices.
+        text_encoder: Encodes reports.
+    """
+
+    def __init__(self, avae: AVAE, text_encoder: TextEncoder) -> None:
+        super().__init__()
+        self.allow_zero_length_dataloader_with_multiple_devices = True
+        self.avae, self.clip = avae, text_encoder.clip
+        self.text_encoder = text_encoder
+
+    def predict_step(self, batch: EncodeBatch, batch_idx: int) -> Posterior:
+        """Posterior of the batch's slices, float16 on the CPU."""
+        mean, logvar = self.avae.encode_hu(batch.hu.float())
+        return Posterior(mean.float().half().cpu(), logvar.float().half().cpu())
+
+
+class ShardWriting(Callback):
+    """Collects posteriors to cases and cases to shards.
+
+    Args:
+        source: Where reports and metadata come from.
+        writer: Where cases go.
+    """
+
+    def __init__(self, source: SliceShards, writer: LatentShardWriter) -> None:
+        self.source, self.writer = source, writer
+        self._parts: list[Posterior] = []
+        self._shard = ""
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: EncodeBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Write what is complete with this batch."""
+        assert isinstance(pl_module, Encoder)
+        self._parts.append(outputs)
+        if not batch.ends_case:
+            return
+        if batch.shard != self._shard:
+            self.writer.begin(batch.shard)
+            self._shard = batch.shard
+        self.writer.append(self._record(batch.case, pl_module.text_encoder))
+        if batch.ends_shard:
+            self.writer.finish()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Drop the unfinished shard."""
+        self.writer.discard()
+
+    def _record(self, case: int, text_encoder: TextEncoder) -> LatentRecord:
+        mean, logvar = (torch.cat(part).numpy() for part in zip(*self._parts, strict=True))
+        self._parts = []
+        metadata = self.source.metadata(case)
+        if not (np.isfinite(mean).all() and np.isfinite(logvar).all()):
+            raise ShardError(
+                f"case {metadata['case_id']!r}: the A-VAE's posterior has values that float16 cannot hold",
+                "finite latents",
+                "check the A-VAE's reconstructions, or encode with precision=fp32",
+            )
+        tokens, mask, pooled = (
+            part[0].float().cpu().numpy() for part in text_encoder.encode([metadata["report"]])
+        )
+        real = int(np.flatnonzero(mask)[-1]) + 1
+        return LatentRecord(
+            mean=mean,
+            logvar=logvar,
+            text=tokens[:real].astype(np.float16),
+            text_mask=mask[:real].astype(bool),
+            pooled=pooled,
+            **metadata,
+        )
+
+
+def make_header(avae: AVAE, config: EncodeConfig, image_size: tuple[int, int]) -> LatentHeader:
+    """What all latent shards share: whose latents they are, and its air and white slices."""
+    window = avae.config.intensity
+    return LatentHeader(
+        avae_fingerprint=avae.fingerprint(),
+        text_fingerprint=folder_fingerprint(config.clip),
+        whitening=avae.config.whitening,
+        air=_flat_mean(avae, AIR_HU, image_size),
+        white=_flat_mean(avae, window.hu_max, image_size),
+        hu_window=(window.hu_min, window.hu_max),
+        provenance={
+            "batch_slices": config.batch_slices,
+            "precision": config.precision,
+            "intensity": asdict(window),
+            "image_size": list(image_size),
+        },
+    )
+
+
+@torch.no_grad()
+def measure_whitening(avae: AVAE, source: SliceShards, batch_slices: int) -> Whitening:
+    """Per-channel shift and scale that bring posterior samples to zero mean and unit variance.
+
+    Measured on ``MEASURED_SLICES`` slices spread evenly over the set; the variance is that of samples:
+    variance of the means plus mean of the variances.
+    """
+    starts = np.concatenate([[0], np.cumsum([case.slices for case in source.cases])])
+    chosen = np.unique(np.linspace(0, starts[-1] - 1, MEASURED_SLICES).astype(int))
+    count, total, squares = 0, 0.0, 0.0
+    for first in range(0, len(chosen), batch_slices):
+        items = chosen[first : first + batch_slices]
+        cases = np.searchsorted(starts, items, side="right") - 1
+        hu = [source.hu(c, i - starts[c], i - starts[c] + 1) for c, i in zip(cases, items, strict=True)]
+        mean, logvar = avae.encode_hu(torch.from_numpy(np.concatenate(hu)).float())
+        mean = mean.double()
+        total = total + mean.sum(dim=(0, 2, 3))
+        squares = squares + (mean.square() + logvar.double().exp()).sum(dim=(0, 2, 3))
+        count += mean.shape[0] * mean.shape[2] * mean.shape[3]
+    shift = total / count
+    scale = (squares / count - shift.square()).rsqrt()
+    return Whitening(shift=shift.tolist(), scale=scale.tolist())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Encode a folder of slice shards.
+
+    Raises:
+        CTFlowError: Bad configuration, missing weights or shards, or an output made by other weights.
+    """
+    config = parse_command(EncodeConfig, "python -m data_prep.encode", __doc__ or "", [], argv).config
+    source = SliceShards(config.source)
+    text_encoder = load_text_encoder(config.clip)
+    avae = _avae(config, source)
+    rows, columns = source.hu(0, 0, 1).shape[1:]
+    writer = LatentShardWriter(config.output, make_header(avae, config, (rows, columns)))
+    shards = _shards(config.source)
+    complete = _complete(writer, config.source)
+    trainer = Trainer(
+        accelerator=config.accelerator,
+        devices=config.devices,
+        strategy="auto" if config.devices == 1 else "ddp",
+        precision="32-true" if config.precision == "fp32" else "bf16-mixed",
+        callbacks=[ShardWriting(source, writer)],
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    rank, world_size = trainer.global_rank, trainer.world_size
+    loader = EncodeLoader(source, shards, complete, config.batch_slices, rank, world_size)
+    log.info("%d of %d shards are complete in %s", len(complete), len(shards), config.output)
+    if len(complete) < len(shards):
+        trainer.predict(Encoder(avae, text_encoder), loader, return_predictions=False)
+    if rank == 0:
+        log.info("encoded %d cases to %s", len(source), config.output)
+    return 0
+
+
+def _avae(config: EncodeConfig, source: SliceShards) -> AVAE:
+    if config.whitening == "model":
+        return load_avae(config.avae)
+    if (Path(config.avae_output) / "config.yaml").is_file():
+        log.info("whitening taken from %s", config.avae_output)
+        return load_avae(config.avae_output)
+    avae = load_avae(config.avae)
+    avae.config.whitening = measure_whitening(avae, source, config.batch_slices)
+    rank_zero_only(save_avae)(config.avae_output, avae)
+    return avae
+
+
+def _shards(source: str) -> dict[str, range]:
+    shards, first = {}, 0
+    for entry in read_manifest(source):
+        shards[entry.file] = range(first, first + len(entry.cases))
+        first += len(entry.cases)
+    return shards
+
+
+def _complete(writer: LatentShardWriter, source: str) -> set[str]:
+    """Shards that need no encoding again.
+
+    Raises:
+        ShardError: Complete shards come from other weights or other slice shards.
+    """
+    done = {entry.file: entry for entry in read_manifest(writer.folder)}
+    if not done:
+        return set()
+    header = LatentShards(writer.folder).header
+    for name in ("avae_fingerprint", "text_fingerprint", "whitening", "hu_window", "provenance"):
+        found, ours = getattr(header, name), getattr(writer.header, name)
+        if found != ours:
+            raise ShardError(
+                f"{writer.folder} holds latents with {name} {found}, this run would write {ours}",
+                "one encoder and one setting per folder",
+                "give an empty output folder",
+            )
+    cases = {entry.file: [(c.case_id, c.slices) for c in entry.cases] for entry in read_manifest(source)}
+    for name, entry in done.items():
+        if cases.get(name) != [(c.case_id, c.slices) for c in entry.cases]:
+            raise ShardError(
+                f"{writer.folder / name} holds other cases than {source}/{name}",
+                "latents of these slice shards",
+                "give an empty output folder",
+            )
+    return set(done)
+
+
+@torch.no_grad()
+def _flat_mean(avae: AVAE, hu: float, image_size: tuple[int, int]) -> np.ndarray:
+    return avae.encode_hu(torch.full((1, *image_size), hu)).mean[0].numpy()
+
+
+if __name__ == "__main__":
+    run_command(main)
