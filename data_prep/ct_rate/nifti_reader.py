@@ -1,0 +1,97 @@
+"""NIfTI, whole and checked: the gzip checksum is read to the end, and the size stands before anything is allocated."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import zlib
+from pathlib import Path
+from typing import BinaryIO
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+
+from data_prep.ct_rate.reasons import ScanRefused
+from data_prep.ct_rate.scan import RawScan, check_shape
+
+_UNITS = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}
+_TAIL_BYTES = 2**20
+"""Most bytes read behind the voxels; more is a damaged header, not a NIfTI."""
+
+
+def read_nifti_scan(path: Path, memory_bytes: float) -> RawScan:
+    """Read a NIfTI-1 or NIfTI-2 file, compressed or not, whatever its name says.
+
+    Args:
+        path: The file.
+        memory_bytes: What the worker may use.
+
+    Raises:
+        ScanRefused: See ``reasons``.
+    """
+    with path.open("rb") as raw:
+        compressed = raw.read(2) == b"\x1f\x8b"
+        raw.seek(0)
+        stream = gzip.GzipFile(fileobj=raw) if compressed else raw
+        try:
+            return _read(stream, compressed, memory_bytes)
+        except EOFError as error:
+            raise ScanRefused("truncated", f"the compressed stream ends early ({error})") from error
+        except (gzip.BadGzipFile, zlib.error) as error:
+            raise ScanRefused("damaged", f"the compressed stream is damaged ({error})") from error
+
+
+def _read(stream: BinaryIO | gzip.GzipFile, compressed: bool, memory_bytes: float) -> RawScan:
+    head = stream.read(544)
+    header = _header(head)
+    dtype = header.get_data_dtype()
+    if dtype.kind not in "iuf":
+        raise ScanRefused("not_3d", f"voxels of type {dtype}, not one number each")
+    shape = tuple(int(n) for n in header.get_data_shape())
+    sizes = check_shape(shape, dtype.itemsize, memory_bytes)
+    offset, need = header.get_data_offset(), int(np.prod(sizes)) * dtype.itemsize
+    if not len(head) >= 348 or not 0 <= offset < _TAIL_BYTES:
+        raise ScanRefused("unreadable", f"voxel data at byte {offset}")
+    skipped = offset - len(head)
+    body = head[offset:] if skipped < 0 else stream.read(skipped)[:0]
+    data = body + stream.read(need - len(body))
+    if len(data) < need:
+        raise ScanRefused("truncated", f"{len(data):,} of {need:,} bytes of voxels are there")
+    if compressed and len(stream.read(_TAIL_BYTES)) == _TAIL_BYTES:  # reaching the end is what checks the CRC
+        raise ScanRefused("unreadable", f"more than {_TAIL_BYTES:,} bytes behind the voxels")
+    stored = np.frombuffer(data, dtype).reshape(sizes, order="F")
+    slope, intercept = header.get_slope_inter()
+    return RawScan(stored, _affine(header), slope or 1.0, intercept or 0.0, "NIfTI", facts=_facts(header))
+
+
+def _header(head: bytes) -> nib.Nifti1Header:
+    for kind in (nib.Nifti1Header, nib.Nifti2Header):
+        try:
+            header = kind.from_fileobj(io.BytesIO(head))
+            if bytes(header["magic"]).startswith((b"n+1", b"n+2")):
+                return header
+        except (HeaderDataError, ImageFileError, ValueError, KeyError, OverflowError):
+            continue
+    raise ScanRefused("unreadable", "no NIfTI header (magic n+1 or n+2)")
+
+
+def _affine(header: nib.Nifti1Header) -> np.ndarray:
+    if int(header["sform_code"]) <= 0 and int(header["qform_code"]) <= 0:
+        raise ScanRefused("no_orientation", "neither sform nor qform is set")
+    try:
+        affine = np.asarray(header.get_best_affine(), np.float64)
+    except (HeaderDataError, ValueError, np.linalg.LinAlgError) as error:
+        raise ScanRefused("no_geometry", f"the affine cannot be read ({error})") from error
+    try:
+        unit = header.get_xyzt_units()[0]
+    except (KeyError, ValueError):
+        unit = "unknown"
+    scale = _UNITS[unit]
+    return np.diag([scale, scale, scale, 1.0]) @ affine
+
+
+def _facts(header: nib.Nifti1Header) -> dict[str, str]:
+    text = bytes(header["descrip"]).split(b"\0")[0].decode("ascii", "replace")
+    return {"description": text} if text else {}

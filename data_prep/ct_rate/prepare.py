@@ -1,0 +1,254 @@
+"""One item, from its files to int16 HU on the grid, or to the reason why not: what a worker runs."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+import warnings
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ctflow.config.prep import IngestConfig
+from data_prep.ct_rate.discovery import TRUTH, Item, case_id_of, patient_and_split
+from data_prep.ct_rate.geometry import (
+    OBLIQUE_DEGREES,
+    Grid,
+    Spacing,
+    check_spacing,
+    obliqueness,
+    resample,
+    straighten,
+    to_patient_axes,
+    trim_blank,
+)
+from data_prep.ct_rate.hounsfield import Rescale, decide_rescale, is_coarse
+from data_prep.ct_rate.itk_reader import read_itk_scan
+from data_prep.ct_rate.nifti_reader import read_nifti_scan
+from data_prep.ct_rate.reasons import ScanRefused
+from data_prep.ct_rate.scan import MIN_SLICES, RawScan, check_affine
+from data_prep.ct_rate.screening import screen
+from data_prep.ct_rate.tables import CsvRow
+
+ACCEPTED, FLAGGED, REFUSED, IGNORED, EXPANDED = "accepted", "flagged", "refused", "ignored", "expanded"
+_BLANK_ROW = CsvRow()
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker is given.
+
+    Attributes:
+        item: The files.
+        row: What the CSVs say of it.
+        config: Settings of the run.
+        staging: Where the prepared volume goes, ``.npy``.
+        expects_report: Whether there are report CSVs at all.
+    """
+
+    item: Item
+    row: CsvRow
+    config: IngestConfig
+    staging: str
+    expects_report: bool = False
+
+
+@dataclass
+class Outcome:
+    """What became of an item; plain values, for the pipe and the journal.
+
+    Attributes:
+        key: The item's.
+        fingerprint: The item's, with the CSVs' words.
+        status: ``accepted``, ``flagged``, ``refused``, ``ignored`` or ``expanded``.
+        reasons: ``[code, detail]`` pairs: why refused or flagged.
+        case_id: The case.
+        patient_id: Its patient.
+        split: ``train`` or ``valid``.
+        spacing: Millimetres of the prepared volume.
+        slices: Its slices.
+        report: Its report.
+        labels: Its labels.
+        source_sha256: Hash of its files.
+        truth_path: Ground truth beside it.
+        facts: Decisions and findings of the ingest, for the record.
+        items: Series found in a folder (``expanded``).
+        seconds: Time it took.
+    """
+
+    key: str
+    fingerprint: str
+    status: str = ACCEPTED
+    reasons: list[list[str]] = field(default_factory=list)
+    case_id: str = ""
+    patient_id: str = ""
+    split: str = ""
+    spacing: list[float] = field(default_factory=list)
+    slices: int = 0
+    report: str = ""
+    labels: dict[str, int] = field(default_factory=dict)
+    source_sha256: str = ""
+    truth_path: str | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+    items: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def usable(self) -> bool:
+        """Whether there is a volume."""
+        return self.status in (ACCEPTED, FLAGGED)
+
+
+def prepare(job: Job) -> list[Outcome]:
+    """Read, check and resample one item; the volume is left in ``job.staging``.
+
+    Nothing a file holds gets out of here as an exception: libraries raise whatever they like on damaged bytes, so
+    the boundary is wide on purpose, and what they said becomes the refusal's detail.
+    """
+    started = time.perf_counter()
+    blank = Outcome(job.item.key, outcome_fingerprint(job.item, job.row), case_id=case_id_of(job.item.key))
+    try:
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")
+            if job.item.kind == "folder":
+                from data_prep.ct_rate.dicom_series import expand_folder
+
+                outcomes = expand_folder(job.item, blank.fingerprint)
+            else:
+                outcomes = [_prepare_volume(job, blank)]
+    except ScanRefused as refusal:
+        outcomes = [_refused(blank, refusal.code, refusal.detail)]
+    except MemoryError:
+        outcomes = [_refused(blank, "too_large", f"needs more than memory_gb={job.config.memory_gb:g}")]
+    except Exception as error:
+        outcomes = [
+            _refused(blank, "unreadable", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+        ]
+    outcomes[-1].seconds = round(time.perf_counter() - started, 3)
+    return outcomes
+
+
+def outcome_fingerprint(item: Item, row: CsvRow) -> str:
+    """Equal as long as neither the files nor what the CSVs say of them change."""
+    if row == _BLANK_ROW:
+        return item.fingerprint
+    return f"{item.fingerprint}-{hashlib.sha256(row.fingerprint().encode()).hexdigest()[:8]}"
+
+
+def _refused(blank: Outcome, code: str, detail: str) -> Outcome:
+    blank.status, blank.reasons = REFUSED, [[code, detail]]
+    return blank
+
+
+def _prepare_volume(job: Job, outcome: Outcome) -> Outcome:
+    scan = _read(job.item, job.config.memory_gb * 2**30)
+    check_affine(scan.affine)
+    flags: list[list[str]] = []
+    rescale, facts = decide_rescale(scan.stored, (scan.slope, scan.intercept), job.row.rescale)
+    if rescale.conflict:
+        flags.append(["rescale_conflict", f"slope {scan.slope:g}, intercept {scan.intercept:g} left out"])
+    if is_coarse(facts):
+        flags.append(["coarse_intensities", f"{facts['distinct_values']} distinct values"])
+    if facts["not_finite_share"] > 0:
+        flags.append(["not_finite_filled", f"{facts['not_finite_share']:.2%} of the voxels"])
+    view, spacing, used, geometry = _place(scan, rescale)
+    view, blank = trim_blank(view)
+    if blank:
+        flags.append(["blank_ends", f"{blank} slices"])
+    if view.shape[0] < MIN_SLICES:
+        raise ScanRefused(
+            "too_few_slices", f"{view.shape[0]} slices that are not blank, {MIN_SLICES} or more expected"
+        )
+    spacing, origin = _true_spacing(spacing, job.row.spacing, view.shape, flags)
+    grid = Grid(job.config.resolution, job.config.z_spacing, job.config.field_of_view, job.config.max_slices)
+    hu, prepared = resample(view, spacing, used, grid)
+    body, body_flags = screen(hu, prepared, view.shape[0] * spacing[0])
+    flags += body_flags
+    if job.expects_report and job.row.report is None:
+        flags.append(["no_report", "no line in the report CSVs"])
+    patient = job.row.patient_id or scan.patient_id
+    outcome.patient_id, outcome.split = patient_and_split(job.item.key, outcome.case_id, patient, job.config)
+    outcome.status, outcome.reasons = FLAGGED if flags else ACCEPTED, flags
+    outcome.spacing, outcome.slices = [round(s, 6) for s in prepared], hu.shape[0]
+    outcome.report, outcome.labels = job.row.report or "", job.row.labels
+    outcome.source_sha256, outcome.truth_path = _sha256(job.item.files), _truth(job.item)
+    outcome.facts = {
+        "source": job.item.key,
+        "format": scan.format,
+        "rescale": {k: v for k, v in asdict(rescale).items() if k != "conflict"},
+        **geometry,
+        "native_shape": list(view.shape),
+        "native_spacing": [round(s, 6) for s in spacing],
+        "spacing_from": origin,
+        **facts,
+        **scan.facts,
+        **body,
+    }
+    if outcome.status == ACCEPTED or job.config.keep_flagged:
+        _stage(hu, Path(job.staging))
+    return outcome
+
+
+def _read(item: Item, memory_bytes: float) -> RawScan:
+    if item.kind == "nifti":
+        return read_nifti_scan(Path(item.files[0]), memory_bytes)
+    if item.kind == "itk":
+        return read_itk_scan(Path(item.files[0]), memory_bytes)
+    from data_prep.ct_rate.dicom_reader import read_dicom_series
+
+    return read_dicom_series([Path(f) for f in item.files], memory_bytes)
+
+
+def _place(scan: RawScan, rescale: Rescale) -> tuple[NDArray[Any], Spacing, Rescale, dict[str, Any]]:
+    """Axes S,P,R; oblique volumes are resampled first, and are HU from then on."""
+    angle = obliqueness(scan.affine)
+    stored, affine, used = scan.stored, scan.affine, rescale
+    if angle > OBLIQUE_DEGREES:
+        stored, affine = straighten(scan.stored, scan.affine, rescale)
+        used = Rescale(1.0, 0.0, "stored")
+    view, spacing, _ = to_patient_axes(stored, affine)
+    axes = to_patient_axes(scan.stored[:1, :1, :1], scan.affine)[2]
+    return view, spacing, used, {"stored_axes": axes, "oblique_degrees": round(angle, 2)}
+
+
+def _true_spacing(
+    header: Spacing, csv: Spacing | None, shape: tuple[int, ...], flags: list[list[str]]
+) -> tuple[Spacing, str]:
+    """The CSV's spacing where the header's differs by more than 1 %, unless only the header's is possible."""
+    wrong = check_spacing(header, shape)
+    if csv is not None and max(abs(c / h - 1) for c, h in zip(csv, header, strict=True)) > 0.01:
+        wrong_csv = check_spacing(csv, shape)
+        if wrong_csv is None:
+            return csv, f"csv (header: {' x '.join(f'{s:g}' for s in header)})"
+        if wrong is None:
+            flags.append(["spacing_conflict", f"CSV: {wrong_csv}; the header's was taken"])
+            return header, "header"
+    if wrong is not None:
+        raise ScanRefused("implausible_spacing", wrong)
+    return header, "header"
+
+
+def _sha256(files: tuple[str, ...]) -> str:
+    digest = hashlib.sha256()
+    for name in files:
+        with Path(name).open("rb") as stream:
+            while block := stream.read(2**20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _truth(item: Item) -> str | None:
+    path = Path(item.files[0])
+    truth = path.with_name(path.name.removesuffix(".gz").removesuffix(".nii") + TRUTH)
+    return str(truth.resolve()) if item.kind == "nifti" and truth.is_file() else None
+
+
+def _stage(hu: NDArray[np.int16], path: Path) -> None:
+    temporary = path.with_suffix(".partial")
+    with temporary.open("wb") as stream:
+        np.save(stream, hu)
+    os.replace(temporary, path)

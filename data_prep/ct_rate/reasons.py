@@ -1,0 +1,65 @@
+"""Why a file was refused or flagged: every code there is, and the exception that carries a refusal."""
+
+from __future__ import annotations
+
+REFUSALS = {
+    "unreadable": "the library that reads this format cannot read it",
+    "truncated": "the file ends before its header says it does",
+    "damaged": "a checksum inside the file does not hold",
+    "not_an_image": "no image format that is read here",
+    "not_3d": "not one 3D volume: 2D, 4D, vectors or colours",
+    "too_few_slices": "too few slices for a volume (a localiser, or a rest of a series)",
+    "too_small": "too few rows or columns",
+    "too_large": "more voxels than a worker's memory holds",
+    "localizer": "a localiser (scout, topogram)",
+    "not_ct": "DICOM of another modality, or no original CT image",
+    "no_geometry": "no usable position, orientation or spacing",
+    "no_orientation": "the header says nothing about orientation: left and right are unknown",
+    "implausible_spacing": "no scanner's spacing or field of view, and no metadata CSV that mends it",
+    "gantry_tilt": "slices are sheared against their own normal",
+    "uneven_slices": "slices are missing or unevenly spaced",
+    "repeated_positions": "several different slices at one position: 4D, or several reconstructions in one series",
+    "constant": "every voxel is the same",
+    "empty": "next to nothing but one value",
+    "blank_slices": "constant slices between others",
+    "not_finite": "more than half of the voxels are no numbers",
+    "not_hu": "intensities are not Hounsfield units, nor become them by slope and intercept",
+    "duplicate": "another file with this case's name came first",
+    "timeout": "reading took longer than allowed",
+    "crashed": "the reading process died on this file",
+}
+"""Code to meaning; a refused file is in no shard."""
+
+FLAGS = {
+    "not_chest": "hardly any lung: another part of the body",
+    "one_lung": "lung on one side only",
+    "short_coverage": "too short, or the lungs go on beyond the first or last slice",
+    "cropped_field": "the body fills the image up to its border: a crop",
+    "coarse_intensities": "fewer than 300 distinct values: stored in 8 bits",
+    "blank_ends": "constant slices at an end were cut off",
+    "not_finite_filled": "voxels that are no numbers became air",
+    "rescale_conflict": "slope and intercept stand in the header, but the values are HU without them",
+    "spacing_conflict": "metadata CSV and header disagree on spacing, and the CSV's is implausible",
+    "no_report": "report CSVs are there, but not this volume",
+}
+"""Code to meaning; a flagged scan is kept unless ``keep_flagged=false``."""
+
+IGNORED = {
+    "stray_file": "no image by its name, or no image beside a DICOM series",
+    "no_pixels": "a DICOM object without an image (report, structure set, presentation state …)",
+}
+"""Code to meaning; ignored files count neither as usable nor as refused."""
+
+
+class ScanRefused(Exception):
+    """A file that cannot go in.
+
+    Args:
+        code: A key of ``REFUSALS``.
+        detail: What was found, in words with numbers.
+    """
+
+    def __init__(self, code: str, detail: str) -> None:
+        assert code in REFUSALS, code
+        super().__init__(f"{code}: {detail}")
+        self.code, self.detail = code, detail

@@ -1,0 +1,171 @@
+"""What a run leaves to read: quarantine CSV, volume CSV, summary JSON, contact sheet."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ctflow.data import schema
+from ctflow.data.manifest import read_manifest
+from ctflow.data.montage import LUNG, SOFT_TISSUE, axial, coronal, save_png, stack
+from ctflow.types import HUVolume
+from data_prep.ct_rate.prepare import ACCEPTED, EXPANDED, FLAGGED, IGNORED, REFUSED, Outcome
+from data_prep.ct_rate.run import SPLITS
+
+log = logging.getLogger(__name__)
+QUARANTINE, VOLUMES, SUMMARY, SHEET = "quarantine.csv", "volumes.csv", "summary.json", "contact_sheet.png"
+_SHEET_CASES = 36
+_SHEET_COLUMNS = 4
+_TILE = 128
+
+
+def write_reports(
+    output: Path, outcomes: Iterable[Outcome], stray: Iterable[str], settings: dict[str, Any]
+) -> dict[str, Any]:
+    """Write the quarantine, the list of volumes and the summary.
+
+    Args:
+        output: Folder of the run.
+        outcomes: Of every item.
+        stray: Files that are no images.
+        settings: Keys that shaped the volumes.
+
+    Returns:
+        The summary.
+    """
+    outcomes = sorted((o for o in outcomes if o.status != EXPANDED), key=lambda o: o.key)
+    told = [o for o in outcomes if o.status != ACCEPTED]
+    quarantine = [[o.key, o.case_id, o.status, code, detail] for o in told for code, detail in o.reasons]
+    quarantine += [[name, "", IGNORED, "stray_file", "no image by its name"] for name in sorted(stray)]
+    _write_csv(output / QUARANTINE, ["source", "case_id", "status", "reason", "detail"], quarantine)
+    usable = [o for o in outcomes if o.usable]
+    columns = [
+        "case_id",
+        "patient_id",
+        "split",
+        "status",
+        "flags",
+        "slices",
+        "z_mm",
+        "pixel_mm",
+        "has_report",
+        "source",
+    ]
+    facts = [
+        "format",
+        "stored_axes",
+        "oblique_degrees",
+        "native_shape",
+        "native_spacing",
+        "spacing_from",
+        "rescale",
+    ]
+    facts += ["padding_share", "lung_left_ml", "lung_right_ml", "coverage_mm"]
+    rows = [
+        [o.case_id, o.patient_id, o.split, o.status, " ".join(code for code, _ in o.reasons), o.slices]
+        + [*o.spacing[:2], int(bool(o.report)), o.key]
+        + [
+            json.dumps(o.facts[f]) if isinstance(o.facts.get(f), (list, dict)) else o.facts.get(f, "")
+            for f in facts
+        ]
+        for o in usable
+    ]
+    _write_csv(output / VOLUMES, columns + facts, rows)
+    summary = summarise(outcomes, len(list(stray)), settings)
+    _replace(output / SUMMARY, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    return summary
+
+
+def summarise(outcomes: list[Outcome], stray: int, settings: dict[str, Any]) -> dict[str, Any]:
+    """Counts by status and reason."""
+    by_status = Counter(o.status for o in outcomes)
+    usable = [o for o in outcomes if o.usable]
+    return {
+        "items": len(outcomes),
+        "accepted": by_status[ACCEPTED],
+        "flagged": by_status[FLAGGED],
+        "refused": by_status[REFUSED],
+        "ignored": by_status[IGNORED] + stray,
+        "refused_by_reason": _by_reason(outcomes, REFUSED),
+        "flagged_by_reason": _by_reason(outcomes, FLAGGED),
+        "splits": {s: sum(o.split == s for o in usable) for s in SPLITS},
+        "patients": len({o.patient_id for o in usable}),
+        "slices": sum(o.slices for o in usable),
+        "without_report": sum(not o.report for o in usable),
+        "settings": settings,
+    }
+
+
+def log_summary(summary: dict[str, Any]) -> None:
+    """The summary in a few lines of the log."""
+    log.info(
+        "%d accepted, %d flagged, %d refused, %d ignored; train %d, valid %d of %d patients, %d slices",
+        *(summary[k] for k in ("accepted", "flagged", "refused", "ignored")),
+        *(summary["splits"][s] for s in SPLITS),
+        summary["patients"],
+        summary["slices"],
+    )
+    for status in ("refused", "flagged"):
+        for code, count in summary[f"{status}_by_reason"].items():
+            log.info("%s: %s %d", status, code, count)
+
+
+def write_contact_sheet(output: Path) -> None:
+    """Picture of volumes evenly spread over the shards: per case an axial lung, an axial soft-tissue and a coronal view."""
+    places = [(s, e.file, i) for s in SPLITS for e in read_manifest(output / s) for i in range(len(e.cases))]
+    if not places:
+        return
+    chosen = [places[round(k)] for k in np.linspace(0, len(places) - 1, min(len(places), _SHEET_CASES))]
+    tiles = []
+    for split, file, index in chosen:
+        with schema.open_shard(output / split / file, schema.SLICES) as shard:
+            record = schema.read_slice_record(shard, index)
+        tiles.append(_tile(HUVolume(record.hu.astype(np.float32), record.spacing)))
+    rows = [tiles[k : k + _SHEET_COLUMNS] for k in range(0, len(tiles), _SHEET_COLUMNS)]
+    save_png(output / SHEET, stack([_beside(row) for row in rows]))
+
+
+def _tile(volume: HUVolume) -> NDArray[np.uint8]:
+    middle = volume.hu.shape[0] // 2
+    views = [
+        axial(volume, middle, LUNG, _TILE),
+        axial(volume, middle, SOFT_TISSUE, _TILE),
+        coronal(volume, LUNG, _TILE),
+    ]
+    framed = np.zeros((int(1.25 * _TILE), 3 * _TILE), np.uint8)
+    for k, view in enumerate(views):
+        height = min(view.shape[0], framed.shape[0])
+        framed[:height, k * _TILE : (k + 1) * _TILE] = view[:height]
+    return framed
+
+
+def _beside(tiles: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    return stack([tile.T for tile in tiles]).T
+
+
+def _by_reason(outcomes: list[Outcome], status: str) -> dict[str, int]:
+    counts = Counter(code for o in outcomes if o.status == status for code, _ in o.reasons)
+    return dict(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))
+
+
+def _write_csv(path: Path, header: list[str], rows: list[list[Any]]) -> None:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(header)
+    writer.writerows(rows)
+    _replace(path, text.getvalue())
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_text(text, encoding="utf-8", newline="")
+    temporary.replace(path)

@@ -1,0 +1,203 @@
+"""The run: what is still to do goes to the workers, what comes back goes into the shards, in the items' order."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+import os
+import shutil
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from ctflow.config.prep import IngestConfig
+from ctflow.data.manifest import read_manifest
+from ctflow.data.records import SliceRecord
+from ctflow.data.writer import SliceShardWriter
+from data_prep.ct_rate.discovery import Item, Source
+from data_prep.ct_rate.journal import FOLDER, Journal
+from data_prep.ct_rate.pool import GuardedPool
+from data_prep.ct_rate.prepare import EXPANDED, FLAGGED, REFUSED, Job, Outcome, outcome_fingerprint
+from data_prep.ct_rate.tables import Tables
+
+log = logging.getLogger(__name__)
+SPLITS = ("train", "valid")
+_AHEAD = 16
+"""Prepared volumes that may wait on disk for an earlier item, per worker."""
+
+
+class IngestRun:
+    """One run over a source.
+
+    Args:
+        config: Settings.
+        source: What was found.
+        tables: The CSVs.
+        journal: What earlier runs did; this one adds to it.
+    """
+
+    def __init__(self, config: IngestConfig, source: Source, tables: Tables, journal: Journal) -> None:
+        self.config, self.tables, self.journal = config, tables, journal
+        self.output = Path(config.output)
+        self.alone = len(source.items) == 1
+        self._numbers = itertools.count()
+        self.seen: dict[str, Outcome] = {}
+        self._cases = completed_cases(self.output)
+        self._pending: list[tuple[str, Item]] = []
+        self._waiting: list[tuple[str, int, Outcome, Path]] = []
+        for item in source.items:
+            self._plan(item)
+
+    @property
+    def pending(self) -> int:
+        """Items that are still to be done."""
+        return len(self._pending)
+
+    def work(self) -> None:
+        """Do everything that is pending.
+
+        Raises:
+            ShardError: Another process writes to the same output.
+        """
+        if not self._pending:
+            return
+        staging = self.output / FOLDER / "staging"
+        provenance = {"command": "data_prep.ct_rate", "settings": settings(self.config)}
+        with ExitStack() as stack:
+            writers = {
+                split: stack.enter_context(
+                    SliceShardWriter(self.output / split, self.config.volumes_per_shard, provenance)
+                )
+                for split in SPLITS
+            }
+            shutil.rmtree(staging, ignore_errors=True)
+            staging.mkdir(parents=True)
+            count = min(self.config.workers or os.cpu_count() or 1, len(self._pending))
+            pool = GuardedPool(count, self.config.timeout, self.config.memory_gb)
+            stack.callback(pool.close)
+            bar = stack.enter_context(
+                tqdm(total=len(self._pending), desc="scans", unit="scan", disable=not self.config.progress)
+            )
+            self._loop(pool, writers, staging, bar, _AHEAD * count)
+        shutil.rmtree(staging, ignore_errors=True)
+
+    def _loop(
+        self, pool: GuardedPool, writers: dict[str, SliceShardWriter], staging: Path, bar: tqdm, ahead: int
+    ) -> None:
+        running: dict[str, None] = {}
+        while self._pending or running:
+            while self._pending and pool.free() and len(self._waiting) < ahead:
+                key, item = heapq.heappop(self._pending)
+                running[key] = None
+                pool.submit(self._job(item, staging / f"{next(self._numbers):07d}.npy"))
+            for job, outcomes in pool.results():
+                del running[job.item.key]
+                for outcome in outcomes:
+                    heapq.heappush(
+                        self._waiting, (outcome.key, next(self._numbers), outcome, Path(job.staging))
+                    )
+                    if outcome.status == EXPANDED:
+                        bar.total += self._expand(outcome)
+                bar.update()
+            first = min([self._pending[0][0]] if self._pending else [], default=None)
+            unfinished = min([*running, *([first] if first is not None else [])], default=None)
+            while self._waiting and (unfinished is None or self._waiting[0][0] < unfinished):
+                _, _, outcome, path = heapq.heappop(self._waiting)
+                self._settle(outcome, path, writers)
+
+    def _plan(self, item: Item) -> bool:
+        """Whether an item is to be done; a finished one only counts. A finished folder hands over its series."""
+        before = self.journal.outcomes.get(item.key)
+        row = self._row(item)
+        if before is not None and before.usable and before.case_id in self._cases:
+            if before.fingerprint != outcome_fingerprint(item, row):
+                log.warning(
+                    "%s has changed since it went into the shards; they keep what they have", item.key
+                )
+            self.seen[item.key] = before
+            return False
+        stands = before is not None and before.fingerprint == outcome_fingerprint(item, row)
+        if before is None or not stands or (before.usable and not self._dropped(before)):
+            heapq.heappush(self._pending, (item.key, item))
+            return True
+        self.seen[item.key] = before
+        if before.status == EXPANDED:
+            self._expand(before)
+        return False
+
+    def _dropped(self, outcome: Outcome) -> bool:
+        """Flagged scans stay out of the shards where ``keep_flagged`` is false."""
+        return outcome.status == FLAGGED and not self.config.keep_flagged
+
+    def _expand(self, outcome: Outcome) -> int:
+        items = [Item(i["key"], i["kind"], tuple(i["files"]), i["fingerprint"]) for i in outcome.items]
+        return sum(self._plan(item) for item in items)
+
+    def _row(self, item: Item):  # noqa: ANN202
+        return self.tables.row(Path(item.key.split("#")[0].rstrip("/")).name, self.alone)
+
+    def _job(self, item: Item, staging: Path) -> Job:
+        return Job(item, self._row(item), self.config, str(staging), self.tables.has_reports)
+
+    def _settle(self, outcome: Outcome, path: Path, writers: dict[str, SliceShardWriter]) -> None:
+        """Journal first, then the shard: a volume in a shard is always known, one that is not is done again."""
+        if outcome.usable and outcome.case_id in self._cases:
+            outcome.status = REFUSED
+            outcome.reasons = [["duplicate", f"a case {outcome.case_id} is already there"]]
+        self.journal.add(outcome)
+        self.seen[outcome.key] = outcome
+        if outcome.reasons:
+            text = "; ".join(f"{code} ({detail})" for code, detail in outcome.reasons)
+            log.log(
+                logging.INFO if outcome.usable else logging.WARNING,
+                "%s %s: %s",
+                outcome.status,
+                outcome.key,
+                text,
+            )
+        if outcome.usable and not self._dropped(outcome):
+            self._cases.add(outcome.case_id)
+            writers[outcome.split].append(_record(outcome, path))
+        path.unlink(missing_ok=True)
+
+
+def completed_cases(output: Path) -> set[str]:
+    """Cases that lie in complete shards."""
+    return {
+        case.case_id for split in SPLITS for entry in read_manifest(output / split) for case in entry.cases
+    }
+
+
+def settings(config: IngestConfig) -> dict[str, object]:
+    """The keys that decide what a prepared volume looks like; a folder of shards has one set of them."""
+    names = (
+        "resolution",
+        "z_spacing",
+        "field_of_view",
+        "max_slices",
+        "valid_fraction",
+        "patient_pattern",
+        "keep_flagged",
+    )
+    values = asdict(config)
+    return {name: values[name] for name in names}
+
+
+def _record(outcome: Outcome, path: Path) -> SliceRecord:
+    z, y, x = outcome.spacing
+    return SliceRecord(
+        case_id=outcome.case_id,
+        patient_id=outcome.patient_id,
+        hu=np.load(path),
+        spacing=(z, y, x),
+        report=outcome.report,
+        labels=outcome.labels,
+        source_sha256=outcome.source_sha256,
+        split=outcome.split,
+        truth_path=outcome.truth_path,
+        extra={"ingest": outcome.facts, "flags": outcome.reasons},
+    )

@@ -1,0 +1,93 @@
+"""What a reader hands over: values as stored, where they lie in the patient, and how they become HU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.ct_rate.reasons import ScanRefused
+
+MIN_SLICES = 8
+MIN_SIDE = 32
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+@dataclass
+class RawScan:
+    """One volume as it lies in its file.
+
+    Attributes:
+        stored: Values ``[i, j, k]`` in the file's own order and type.
+        affine: Voxel index to millimetres, RAS ``[4, 4]``.
+        slope: Slope in the header; 1 where it has none or the reader has applied it.
+        intercept: Intercept in the header; 0 where it has none or the reader has applied it.
+        format: Name of the format.
+        patient_id: Patient in the header; empty where there is none.
+        facts: What else the header tells, for the record (JSON values).
+    """
+
+    stored: NDArray[Any]
+    affine: NDArray[np.float64]
+    slope: float = 1.0
+    intercept: float = 0.0
+    format: str = ""
+    patient_id: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def check_shape(shape: tuple[int, ...], itemsize: int, memory_bytes: float) -> tuple[int, ...]:
+    """The three sizes of a volume, from a header, before anything is allocated.
+
+    Args:
+        shape: Sizes in the header; trailing ones are dropped.
+        itemsize: Bytes of a stored value.
+        memory_bytes: What the worker may use.
+
+    Raises:
+        ScanRefused: Not 3D, too small or too large.
+    """
+    sizes = list(shape)
+    while len(sizes) > 3 and sizes[-1] == 1:
+        sizes.pop()
+    if len(sizes) != 3:
+        raise ScanRefused(
+            "not_3d", f"{len(sizes)}D of shape {' x '.join(map(str, shape))}, not one 3D volume"
+        )
+    if min(sizes) < 1:
+        raise ScanRefused("empty", f"shape {' x '.join(map(str, shape))}")
+    if sum(size >= MIN_SIDE for size in sizes) < 2:
+        raise ScanRefused(
+            "too_small", f"shape {' x '.join(map(str, shape))}; rows and columns: {MIN_SIDE} or more"
+        )
+    if min(sizes) < MIN_SLICES:
+        raise ScanRefused(
+            "too_few_slices", f"shape {' x '.join(map(str, shape))}; slices: {MIN_SLICES} or more"
+        )
+    need = float(np.prod([float(size) for size in sizes])) * (2 * itemsize + 8)
+    if need > memory_bytes:
+        raise ScanRefused(
+            "too_large",
+            f"shape {' x '.join(map(str, shape))} needs {need / 2**30:.1f} GiB, memory_gb allows {memory_bytes / 2**30:.1f}",
+        )
+    return tuple(sizes)
+
+
+def check_affine(affine: NDArray[np.float64]) -> None:
+    """Refuse an affine that is no rigid placement with positive spacing.
+
+    Raises:
+        ScanRefused: Not finite, singular, or sheared by more than half a degree.
+    """
+    if not np.isfinite(affine).all():
+        raise ScanRefused("no_geometry", "the affine holds values that are no numbers")
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    if spacing.min() < 1e-6 or spacing.max() > 1e6:
+        raise ScanRefused("no_geometry", f"voxel sizes {np.round(spacing, 6).tolist()} mm")
+    axes = affine[:3, :3] / spacing
+    cosines = np.abs((axes.T @ axes)[np.triu_indices(3, 1)])
+    shear = float(np.degrees(np.arcsin(min(1.0, cosines.max()))))
+    if shear > 0.5:
+        raise ScanRefused("gantry_tilt", f"the voxel grid is sheared by {shear:.1f} degrees (gantry tilt)")

@@ -1,0 +1,90 @@
+"""Is it a whole chest? Lung, its two sides and its extent, measured coarsely on the prepared volume."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from data_prep.ct_rate.geometry import Spacing
+
+LUNG_HU = -500.0
+COARSE_MM = 3.0
+MIN_LUNG_ML, MIN_LUNG_SHARE = 250.0, 0.03
+MIN_SIDE_ML, MIN_SIDE_RATIO = 100.0, 0.15
+MIN_COVERAGE_MM = 160.0
+MAX_CUT = 0.35
+"""Lung area of an end slice over the largest slice's, above which the lungs go on beyond it."""
+MAX_BORDER = 0.5
+MIN_AIR_POCKET_ML = 5.0
+
+
+def screen(
+    hu: NDArray[np.int16], spacing: Spacing, coverage_mm: float
+) -> tuple[dict[str, float], list[list[str]]]:
+    """Measure lung and coverage.
+
+    Args:
+        hu: Int16 HU ``[slices, rows, columns]``, S,P,R.
+        spacing: Its millimetres.
+        coverage_mm: Extent of the scan before any crop.
+
+    Returns:
+        Measurements by name, and ``[code, detail]`` flags.
+    """
+    steps = [max(1, round(COARSE_MM / s)) for s in spacing]
+    coarse = hu[:: steps[0], :: steps[1], :: steps[2]]
+    voxel_ml = float(np.prod([n * s for n, s in zip(steps, spacing, strict=True)])) / 1000.0
+    lung, body = _lung_and_body(coarse < LUNG_HU, voxel_ml)
+    middle = float(np.average(np.arange(body.shape[2]), weights=body.sum((0, 1)) + 1e-6))
+    split = round(middle)
+    left, right = (float(part.sum()) * voxel_ml for part in (lung[:, :, :split], lung[:, :, split:]))
+    areas = lung.sum((1, 2)) / max(1, lung.sum((1, 2)).max())
+    share = lung.sum() / max(1, body.sum())
+    border = _border_tissue(coarse)
+    measured = {
+        "lung_left_ml": round(left),
+        "lung_right_ml": round(right),
+        "coverage_mm": round(coverage_mm, 1),
+        "lung_cut_below": round(float(areas[0]), 3),
+        "lung_cut_above": round(float(areas[-1]), 3),
+        "border_tissue": round(border, 3),
+    }
+    flags = []
+    if left + right < MIN_LUNG_ML or share < MIN_LUNG_SHARE:
+        flags.append(["not_chest", f"{left + right:.0f} ml of lung, {share:.1%} of the body"])
+    elif min(left, right) < max(MIN_SIDE_ML, MIN_SIDE_RATIO * max(left, right)):
+        flags.append(["one_lung", f"left {left:.0f} ml, right {right:.0f} ml"])
+    cut = [name for name, area in (("below", areas[0]), ("above", areas[-1])) if area > MAX_CUT]
+    if coverage_mm < MIN_COVERAGE_MM or cut:
+        ends = f", lungs cut {' and '.join(cut)}" if cut else ""
+        flags.append(["short_coverage", f"{coverage_mm:.0f} mm{ends}"])
+    if border > MAX_BORDER:
+        flags.append(["cropped_field", f"tissue on {border:.0%} of the image border"])
+    return measured, flags
+
+
+def _lung_and_body(air: NDArray[np.bool_], voxel_ml: float) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Air inside the body, small pockets left out, and the body with its lungs; each ``[s, r, c]``."""
+    inside = np.zeros_like(air)
+    body = np.zeros_like(air)
+    for k, plane in enumerate(air):
+        labels, count = ndimage.label(plane)
+        edge = np.zeros(count + 1, bool)
+        for side in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
+            edge[side] = True
+        edge[0] = False
+        outside = edge[labels]
+        inside[k] = plane & ~outside
+        body[k] = ~outside
+    labels, count = ndimage.label(inside)
+    sizes = np.bincount(labels.ravel(), minlength=count + 1) * voxel_ml
+    sizes[0] = 0.0
+    return (sizes >= MIN_AIR_POCKET_ML)[labels], body
+
+
+def _border_tissue(coarse: NDArray[np.int16]) -> float:
+    ring = np.concatenate(
+        [coarse[:, 0].ravel(), coarse[:, -1].ravel(), coarse[:, :, 0].ravel(), coarse[:, :, -1].ravel()]
+    )
+    return float((ring > LUNG_HU).mean())
