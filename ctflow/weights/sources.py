@@ -1,0 +1,178 @@
+"""What a weight file or folder is: which network, in which layout, with which files."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ctflow.checkpoint import AVAE_FOLDER, CLIP_FOLDER, CONFIG_FILE, FMVT_FOLDER, WEIGHTS_FILE
+from ctflow.checkpoint.files import read_json, read_safetensors
+from ctflow.errors import WeightsError
+from ctflow.models import avae_published, fmvt_published
+
+Kind = Literal["fmvt", "avae", "ctclip"]
+Layout = Literal["own", "published", "single-file"]
+
+PUBLISHED_CONFIG, PUBLISHED_WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
+PART_FOLDERS: dict[Kind, str] = {"fmvt": FMVT_FOLDER, "avae": AVAE_FOLDER, "ctclip": CLIP_FOLDER}
+DESCRIPTIONS: dict[Kind, str] = {
+    "fmvt": "a CTFlow transformer (FMvT)",
+    "avae": "a FLUX autoencoder (A-VAE)",
+    "ctclip": "a CT-CLIP",
+}
+_PICKLED = (".pt", ".pth", ".bin")
+_EXPECTED: dict[Kind, str] = {
+    "fmvt": f"a folder with {PUBLISHED_CONFIG} and {PUBLISHED_WEIGHTS}",
+    "avae": f"a folder with {PUBLISHED_CONFIG} and {PUBLISHED_WEIGHTS}, or the single file ae.safetensors",
+    "ctclip": f"a .pt of tensors, or a folder with one (and {PUBLISHED_CONFIG} unless of published size)",
+}
+
+
+@dataclass(frozen=True)
+class WeightSource:
+    """A recognised weight file.
+
+    Attributes:
+        kind: Which network.
+        layout: ``own`` sharing folder, the ``published`` one, or FLUX's ``single-file``.
+        weights: File of the tensors.
+        config: File of the configuration, where the layout has one.
+    """
+
+    kind: Kind
+    layout: Layout
+    weights: Path
+    config: Path | None
+
+
+def locate(path: Path | str, kind: Kind | None = None) -> WeightSource:
+    """Recognise a path by its files and keys.
+
+    Args:
+        path: A weight file, its folder, a sharing folder, or (with ``kind``) a full checkpoint folder.
+        kind: The network that is wanted; None: whatever is there.
+
+    Raises:
+        WeightsError: Nothing is there, it is not recognised, or it is another network.
+    """
+    path = Path(path)
+    if not path.exists():
+        expected = _EXPECTED[kind] if kind else "a weight file or folder"
+        raise WeightsError(f"nothing at {path}", expected, "see docs/published-weights.md for what to fetch")
+    source = _from_file(path) if path.is_file() else _from_folder(path, kind)
+    if kind is not None and source.kind != kind:
+        raise WeightsError(f"{path} holds {DESCRIPTIONS[source.kind]}", DESCRIPTIONS[kind])
+    return source
+
+
+def read_state(path: Path, shapes_only: bool = False) -> dict[str, Tensor]:
+    """All tensors of a safetensors file or of a flat ``.pt``, on the CPU.
+
+    Args:
+        path: The file.
+        shapes_only: Return tensors on the ``meta`` device: shape and dtype without values.
+
+    Raises:
+        WeightsError: The file is damaged, or holds anything but named tensors. A ``.pt`` is read with
+            ``weights_only=True``: no code in it ever runs.
+    """
+    if path.suffix in _PICKLED:
+        return _read_pickled(path, shapes_only)
+    if not shapes_only:
+        return read_safetensors(path)
+    try:
+        with safe_open(path, "pt") as file:
+            names = file.keys()
+            return {k: torch.empty(file.get_slice(k).get_shape(), device="meta") for k in names}
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path} is not readable: {error}", "a whole safetensors file") from None
+
+
+def _read_pickled(path: Path, shapes_only: bool) -> dict[str, Tensor]:
+    device = "meta" if shapes_only else "cpu"
+    try:
+        content = torch.load(path, map_location=device, weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
+        first_line = str(error).split("\n", 1)[0]
+        raise WeightsError(
+            f"{path} is not readable: {first_line}", "a file of tensors and nothing else"
+        ) from None
+    if not isinstance(content, Mapping) or not content:
+        raise WeightsError(f"{path} holds a {type(content).__name__}", "named tensors")
+    strangers = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
+    if strangers:
+        found = f"{path} holds values that are no tensors: {', '.join(strangers[:8])}"
+        raise WeightsError(found, "a flat state dict", "save the state dict alone")
+    return dict(content)
+
+
+def _from_file(path: Path) -> WeightSource:
+    kind, layout = _recognise(path, read_state(path, shapes_only=True))
+    config = path.parent / (CONFIG_FILE if path.name == WEIGHTS_FILE else PUBLISHED_CONFIG)
+    if path.name == WEIGHTS_FILE and config.is_file():
+        return WeightSource(kind, "own", path, config)
+    if config.is_file() and _kind_of_config(read_json(config)) == kind:
+        return WeightSource(kind, layout, path, config)
+    if kind == "fmvt" or (kind == "avae" and layout == "published"):
+        raise WeightsError(f"no {PUBLISHED_CONFIG} beside {path}", _EXPECTED[kind])
+    return WeightSource(kind, layout, path, None)
+
+
+def _recognise(path: Path, state: Mapping[str, Tensor]) -> tuple[Kind, Layout]:
+    if any(key.startswith(("visual_transformer.", "text_transformer.")) for key in state):
+        return "ctclip", "published"
+    if avae_published.SINGLE_FILE_MARK in state:
+        return "avae", "single-file"
+    if any(key.startswith("encoder.down_blocks.") for key in state):
+        return "avae", "published"
+    if any(key.startswith(f"{fmvt_published.PREFIX}x_embedder") for key in state):
+        return "fmvt", "published"
+    if any(key.startswith("x_embedder") for key in state):
+        return "fmvt", "own"
+    if any(key.startswith("volume.to_tokens") for key in state):
+        return "ctclip", "own"
+    keys = ", ".join(list(state)[:4])
+    expected = "; or ".join(f"{DESCRIPTIONS[kind]}: {text}" for kind, text in _EXPECTED.items())
+    raise WeightsError(f"{path} holds {len(state)} tensors of an unknown layout ({keys}, …)", expected)
+
+
+def _from_folder(path: Path, kind: Kind | None) -> WeightSource:
+    if kind is not None and (path / PART_FOLDERS[kind] / WEIGHTS_FILE).is_file():
+        path = path / PART_FOLDERS[kind]
+    if (path / CONFIG_FILE).is_file() and (path / WEIGHTS_FILE).is_file():
+        kind_found, _ = _recognise(path, read_state(path / WEIGHTS_FILE, shapes_only=True))
+        return WeightSource(kind_found, "own", path / WEIGHTS_FILE, path / CONFIG_FILE)
+    if (path / PUBLISHED_WEIGHTS).is_file():
+        return _from_file(path / PUBLISHED_WEIGHTS)
+    if (path / "vae" / PUBLISHED_WEIGHTS).is_file() and kind in (None, "avae"):  # a whole FLUX folder
+        return _from_file(path / "vae" / PUBLISHED_WEIGHTS)
+    files = sorted(p for p in path.iterdir() if p.suffix in (*_PICKLED, ".safetensors"))
+    if len(files) == 1:
+        return _from_file(files[0])
+    sources = [source for source in map(_try_file, files) if source and kind in (None, source.kind)]
+    if len(sources) == 1:
+        return sources[0]
+    found = f"{path} holds {len(files)} weight files, {len(sources)} of them recognised"
+    raise WeightsError(found, _EXPECTED[kind] if kind else "one", "give the path of the file itself")
+
+
+def _try_file(path: Path) -> WeightSource | None:
+    try:
+        return _from_file(path)
+    except WeightsError:
+        return None
+
+
+def _kind_of_config(config: Mapping[str, Any]) -> Kind | None:
+    if "bert" in config and "ctvit" in config:
+        return "ctclip"
+    classes: dict[str, Kind] = {fmvt_published.CLASS_NAME: "fmvt", avae_published.CLASS_NAME: "avae"}
+    return classes.get(str(config.get("_class_name")))

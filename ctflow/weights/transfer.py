@@ -1,0 +1,205 @@
+"""Published weights into checkpoint folders, and out again in the published layout."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ctflow.checkpoint import (
+    AVAE_FOLDER,
+    CONFIG_FILE,
+    FMVT_FOLDER,
+    WEIGHTS_FILE,
+    load_tokenizer,
+    save_avae,
+    save_ctclip,
+    save_fmvt,
+    write_system_config,
+)
+from ctflow.checkpoint.files import read_config, write_safetensors
+from ctflow.checkpoint.parts import TOKENIZER_FILE
+from ctflow.config.encoders import AVAEConfig, CTCLIPConfig
+from ctflow.config.models import FMvTConfig
+from ctflow.config.system import SystemConfig
+from ctflow.errors import WeightsError
+from ctflow.models.avae import AVAE
+from ctflow.models.avae_published import avae_config_to_diffusers, to_single_file
+from ctflow.models.ctclip import CTCLIP
+from ctflow.models.ctclip_published import ctclip_config_to_published, ctclip_state_to_published
+from ctflow.models.fmvt import FMvT
+from ctflow.models.fmvt_published import fmvt_config_to_published, fmvt_state_to_published
+from ctflow.weights.loading import build, inner_module, load_exactly, read_weights, with_channels
+from ctflow.weights.sources import PART_FOLDERS, PUBLISHED_CONFIG, PUBLISHED_WEIGHTS, Kind
+
+log = logging.getLogger(__name__)
+
+LICENCES: dict[Kind, str] = {
+    "fmvt": "CTFlow's repository states no licence; its transformer was trained on CT-RATE (CC BY-NC-SA 4.0, "
+    "non-commercial research). Ask its authors before any use beyond research.",
+    "avae": "FLUX.1 [schnell] is Apache-2.0, FLUX.1 [dev] under the FLUX.1 [dev] Non-Commercial License: "
+    "which applies depends on where the source file came from.",
+    "ctclip": "CT-CLIP is CC BY-NC-SA 4.0: non-commercial, share alike.",
+}
+PROVENANCE_NOTE = "imported published weights; the model card of each part names its source file"
+
+
+@dataclass
+class ImportOptions:
+    """Options of ``python -m ctflow.weights import``, given as ``key=value``.
+
+    Attributes:
+        tokenizer: Folder of CT-CLIP's tokenizer; empty: beside its weights.
+        channels: Image channels of the imported A-VAE: 1, 3, or 0 for as stored.
+        half: Store as float16.
+    """
+
+    tokenizer: str = ""
+    channels: int = 0
+    half: bool = False
+
+
+def import_weights(kind: Kind, source: Path | str, dest: Path | str, options: ImportOptions) -> Path:
+    """Bring a published part into a checkpoint folder.
+
+    Args:
+        kind: Which network.
+        source: Published folder or file.
+        dest: Checkpoint folder; the part becomes its sub-folder ``fmvt``, ``avae`` or ``clip``. When the
+            third part arrives, ``config.yaml`` is written and the folder can generate.
+        options: See ``ImportOptions``.
+
+    Returns:
+        The part's folder.
+
+    Raises:
+        WeightsError: See ``read_weights``.
+    """
+    weights = read_weights(source, kind)
+    if kind == "avae" and options.channels:
+        weights = with_channels(weights, options.channels)
+    model = build(weights.config)
+    load_exactly(inner_module(model), weights.state, str(source))
+    folder = Path(dest) / PART_FOLDERS[kind]
+    card = _card(kind, weights.source.weights)
+    if isinstance(model, FMvT):
+        save_fmvt(folder, model, card, options.half)
+    elif isinstance(model, AVAE):
+        save_avae(folder, model, card, options.half)
+    else:
+        _save_with_tokenizer(folder, model, weights.source.weights.parent, card, options)
+    complete_system(dest)
+    return folder
+
+
+def complete_system(folder: Path | str) -> bool:
+    """Write the ``config.yaml`` of a full checkpoint folder once its three parts are there.
+
+    Returns:
+        Whether they are.
+
+    Raises:
+        WeightsError: The parts do not fit one another.
+    """
+    folder = Path(folder)
+    if not all((folder / part / WEIGHTS_FILE).is_file() for part in PART_FOLDERS.values()):
+        return False
+    avae = read_config(folder / AVAE_FOLDER, AVAEConfig)
+    fmvt = read_config(folder / FMVT_FOLDER, FMvTConfig)
+    config = SystemConfig(
+        image_size=avae.downscale * fmvt.input_size[1],
+        text_mode="pooled" if fmvt.text_tokens == 1 else "tokens",
+        provenance={"origin": PROVENANCE_NOTE}
+        | {f"{part}_sha256": file_sha256(folder / part / WEIGHTS_FILE) for part in PART_FOLDERS.values()},
+    )
+    if (folder / CONFIG_FILE).is_file():  # spacing and length may have been set by hand: keep them
+        kept = read_config(folder, SystemConfig)
+        kept.image_size, kept.provenance = config.image_size, config.provenance
+        config = kept
+    write_system_config(folder, config)
+    return True
+
+
+def export_weights(kind: Kind, source: Path | str, dest: Path | str) -> Path:
+    """Write a part in its published layout again.
+
+    Args:
+        kind: Which network.
+        source: Anything that ``read_weights`` reads.
+        dest: A folder; or a ``.safetensors`` file for FLUX's single-file layout, a ``.pt`` for CT-CLIP alone.
+
+    Returns:
+        The weight file.
+
+    Raises:
+        WeightsError: See ``read_weights``; also where the published layout cannot express the model.
+    """
+    weights, dest = read_weights(source, kind), Path(dest)
+    config, state = weights.config, {key: value.float() for key, value in weights.state.items()}
+    if isinstance(config, FMvTConfig):
+        return _write_published(dest, fmvt_config_to_published(config), fmvt_state_to_published(state))
+    if isinstance(config, AVAEConfig):
+        if dest.suffix != ".safetensors":
+            return _write_published(dest, avae_config_to_diffusers(config), state)
+        dest.parent.mkdir(parents=True, exist_ok=True)
+        write_safetensors(dest, to_single_file(state, len(config.block_out_channels)))
+        return dest
+    return _export_ctclip(config, weights.state, weights.source.weights.parent, dest)
+
+
+def _export_ctclip(config: CTCLIPConfig, state: dict[str, torch.Tensor], source: Path, dest: Path) -> Path:
+    published = ctclip_config_to_published(config)
+    file = dest if dest.suffix == ".pt" else dest / "ctclip.pt"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(file.name + ".tmp")
+    widened = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
+    torch.save({k: v.clone() for k, v in ctclip_state_to_published(widened).items()}, temporary)
+    temporary.replace(file)
+    if file.parent == dest:
+        (dest / PUBLISHED_CONFIG).write_text(json.dumps(published, indent=1) + "\n", encoding="utf-8")
+        if (source / TOKENIZER_FILE).is_file():
+            (dest / TOKENIZER_FILE).write_bytes((source / TOKENIZER_FILE).read_bytes())
+    return file
+
+
+def _write_published(folder: Path, config: dict[str, object], state: dict[str, torch.Tensor]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / PUBLISHED_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_safetensors(folder / PUBLISHED_WEIGHTS, state)
+    return folder / PUBLISHED_WEIGHTS
+
+
+def _save_with_tokenizer(
+    folder: Path, model: nn.Module, beside: Path, card: str, options: ImportOptions
+) -> None:
+    assert isinstance(model, CTCLIP)
+    try:
+        place = Path(options.tokenizer) if options.tokenizer else beside
+        tokenizer = load_tokenizer(place, model.config.max_tokens)
+    except WeightsError:
+        if options.tokenizer:
+            raise
+        log.warning("no tokenizer beside the weights: import again with tokenizer=FOLDER to encode reports")
+        tokenizer = None
+    save_ctclip(folder, model, tokenizer, card, options.half)
+
+
+def _card(kind: Kind, source: Path) -> str:
+    names = {"fmvt": "CTFlow transformer", "avae": "FLUX autoencoder", "ctclip": "CT-CLIP"}
+    return (
+        f"# {names[kind]}, imported\n\n"
+        f"- source file: `{source.name}`, sha256 `{file_sha256(source)}`\n"
+        f"- licence: {LICENCES[kind]}\n"
+        "- converted by `python -m ctflow.weights import`; docs/published-weights.md says what is verified.\n"
+    )
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
