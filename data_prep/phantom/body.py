@@ -4,49 +4,119 @@ from __future__ import annotations
 
 import numpy as np
 
-from data_prep.phantom.canvas import Canvas, Ellipsoid, draw_ellipsoid, draw_path, smooth_curve, tube_distance
+from data_prep.phantom.canvas import Canvas, Ellipsoid, draw_ellipsoid, draw_path, smooth_curve
 from data_prep.phantom.thorax import Thorax
 
+WHOLE = (slice(None), slice(None), slice(None))
 FAT_HU = -100.0
 MUSCLE_HU = 52.0
 
 
 def draw_body_wall(canvas: Canvas, thorax: Thorax) -> None:
-    """Skin, fat, muscle and the fat-filled inside of the cage; also the table."""
+    """Skin, fat, the muscles of the chest wall and the fat-filled inside of the cage; also breasts and table."""
     a = thorax.anatomy
     level = (canvas.z - a.dome_z) / (a.apex_z - a.dome_z)
-    shoulder = np.clip((level - 0.55) / 0.5, 0.0, 1.0)
-    widen = np.interp(level, [-1, 0.0, 0.5, 1.0, 1.25, 1.6], [0.97, 1.0, 1.0, 1.03, 0.94, 0.7])
-    deepen = np.interp(level, [-1, 0.0, 0.6, 1.0, 1.3, 1.6], [0.98, 1.0, 0.96, 0.84, 0.74, 0.6])
-    half_width = a.half_width * widen + a.muscle * (1.0 + 0.3 * shoulder)
-    half_depth = a.half_depth * deepen + a.muscle
-    middle = thorax.spine_y + 18.0 + a.muscle - half_depth
-
-    def outline(margin: float) -> np.ndarray:
-        w, d = (half_width + margin).astype(np.float32), (half_depth + margin).astype(np.float32)
-        px = np.abs(canvas.x / w) ** np.float32(2.6)
-        dy = np.abs((canvas.y - np.float32(0) - middle.astype(np.float32)) / d)
-        share = np.clip(dy * dy, 0.0, 1.0)
-        return (px + (dy ** np.float32(2.6) - 1.0)) * ((w * (1 - share) + d * share) / np.float32(2.6))
-
-    everything = (slice(None), slice(None), slice(None))
-    skin = outline(a.fat)
-    canvas.paint(everything, canvas.soft(skin), FAT_HU)
-    rim = canvas.soft(np.abs(skin + np.float32(1.2)) - np.float32(1.2))
-    canvas.paint(everything, rim, 0.0)
-    canvas.paint(everything, canvas.soft(outline(0.0)), MUSCLE_HU)
-    inner = canvas.soft(thorax.cage)
-    canvas.paint(everything, inner, FAT_HU)
+    widen = np.interp(level, [-1, 0.0, 0.5, 0.8, 1.0, 1.2, 1.5], [0.98, 1.0, 1.0, 1.07, 1.12, 1.06, 0.8])
+    deepen = np.interp(level, [-1, 0.0, 0.6, 1.0, 1.2, 1.5], [0.98, 1.0, 0.97, 0.84, 0.72, 0.6])
+    half_width = a.half_width * widen + a.muscle + a.fat
+    half_depth = a.half_depth * deepen + 16.0 + 0.5 * a.muscle + a.fat
+    middle = thorax.spine_y + 47.0 + 0.8 * a.fat - half_depth
+    skin = _outline(canvas, half_width, half_depth, middle)
+    canvas.paint(WHOLE, canvas.soft(skin), FAT_HU)
+    canvas.paint(WHOLE, canvas.soft(np.abs(skin + np.float32(1.2)) - np.float32(1.2)), 0.0)
+    inside = canvas.soft(skin + np.float32(0.45 * a.fat + 2.0))
+    wall = thorax.cage - np.float32(9.0 + 0.35 * a.muscle)
+    canvas.paint(WHOLE, canvas.soft(wall) * inside, MUSCLE_HU)
+    _draw_muscles(canvas, thorax, inside)
+    canvas.paint(WHOLE, canvas.soft(thorax.cage), FAT_HU)
     if a.sex == "female":
-        _draw_breasts(canvas, thorax, float((middle - half_depth).mean()) - a.fat)
-    _draw_table(canvas, float((middle + half_depth).max()) + a.fat + a.table)
+        _draw_breasts(canvas, thorax)
+    _draw_table(canvas, float((middle + half_depth).max()) + a.table)
 
 
-def _draw_breasts(canvas: Canvas, thorax: Thorax, front: float) -> None:
+def _outline(
+    canvas: Canvas, half_width: np.ndarray, half_depth: np.ndarray, middle: np.ndarray
+) -> np.ndarray:
+    """Signed distance to the skin: a rounded box by slice."""
+    power = np.float32(2.5)
+    w, d = half_width.astype(np.float32), half_depth.astype(np.float32)
+    dy = np.abs((canvas.y - middle.astype(np.float32)) / d)
+    share = np.clip(dy * dy, 0.0, 1.0)
+    scale = (w * (1 - share) + d * share) / power
+    level = np.abs(canvas.x / w) ** power + (dy**power - 1.0)
+    level *= scale
+    return level
+
+
+def _on_wall(
+    thorax: Thorax, canvas: Canvas, z: float, angle: float, out: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """(point, unit tangent) ``out`` mm outside the cage; angle 0 at the back, pi/2 at the right, pi in front."""
+    at = lambda values: float(np.interp(z, canvas.z[:, 0, 0], values[:, 0, 0]))  # noqa: E731
+    width, depth = at(thorax.width) + out, at(thorax.depth) + out
+    s, c = np.sin(angle), np.cos(angle)
+    point = np.array(
+        [np.sign(s) * width * abs(s) ** 0.85, at(thorax.middle_y) + np.sign(c) * depth * abs(c) ** 0.85, z]
+    )
+    tangent = np.array([width * c, -depth * s, 0.0])
+    return point, tangent / np.linalg.norm(tangent)
+
+
+def _draw_muscles(canvas: Canvas, thorax: Thorax, inside: np.ndarray) -> None:
+    """Back, chest and shoulder muscles with fat between them."""
     a = thorax.anatomy
+    thick = a.muscle / 15.0
+    low, high = float(canvas.z[0, 0, 0]), float(canvas.z[-1, 0, 0])
+    heights = np.linspace(low - 20, high + 20, 8)
+    for sign in (1.0, -1.0):
+        spine = [
+            (float(np.interp(z, canvas.z[:, 0, 0], thorax.spine_x[:, 0, 0])) + sign * 25.0,
+             float(np.interp(z, canvas.z[:, 0, 0], thorax.spine_y[:, 0, 0])) + 30.0, z)
+            for z in heights
+        ]  # fmt: skip
+        draw_path(canvas, spine, [18.0 + 2.5 * thick] * len(spine), MUSCLE_HU, inside)
+        slabs = (  # height, angle, distance, half length along the wall, half thickness, half height
+            (
+                0.40 * a.apex_z,
+                0.80 * np.pi,
+                16.0 + 2 * thick,
+                0.36 * a.half_width,
+                8.0 * thick,
+                58.0,
+            ),  # pectoral
+            (0.10 * a.apex_z, 0.42 * np.pi, 15.0, 46.0, 6.0 * thick, 95.0),  # latissimus and serratus
+            (0.75 * a.apex_z, 0.13 * np.pi, 27.0, 58.0, 7.0 * thick, 75.0),  # trapezius and rhomboids
+            (0.55 * a.apex_z, 0.37 * np.pi, 30.0, 42.0, 9.0 * thick, 55.0),  # infraspinatus, teres
+        )
+        for z, angle, out, length, thickness, height in slabs:
+            center, along = _on_wall(thorax, canvas, z, sign * angle, out)
+            axes = np.stack([along, [along[1], -along[0], 0.0], [0.0, 0.0, 1.0]])
+            _slab(canvas, center, (length, thickness, height), axes, inside)
+        shoulder = Ellipsoid((sign * (1.06 * a.half_width + 8.0), 8.0, a.apex_z + 18.0), (50.0, 46.0, 62.0))
+        _slab(canvas, np.asarray(shoulder.center), shoulder.radii, np.eye(3), inside)
+
+
+def _slab(
+    canvas: Canvas,
+    center: np.ndarray,
+    radii: tuple[float, float, float],
+    axes: np.ndarray,
+    inside: np.ndarray,
+) -> None:
+    shape = Ellipsoid(tuple(center), radii, axes)
+    box = canvas.around(center, shape.extent + canvas.pixel)
+    distance = shape.distance(canvas, box) * np.float32(min(radii) / np.cbrt(np.prod(radii)))
+    canvas.paint(box, canvas.soft(distance) * inside[box], MUSCLE_HU)
+
+
+def _draw_breasts(canvas: Canvas, thorax: Thorax) -> None:
+    a = thorax.anatomy
+    level = -0.35 * abs(a.dome_z) - 10
+    chest = np.interp(level, canvas.z[:, 0, 0], (thorax.middle_y - thorax.depth)[:, 0, 0])
+    front = float(chest) - a.muscle - a.fat
     rng = np.random.default_rng([a.seed, 3])
     for sign in (1.0, -1.0):
-        center = (sign * 0.52 * a.half_width, front + 0.15 * a.breast + 12.0, -0.35 * abs(a.dome_z) - 10)
+        center = (sign * 0.52 * a.half_width, front + 0.12 * a.breast + 10.0, level)
         shape = Ellipsoid(center, (1.15 * a.breast, 0.8 * a.breast, 1.15 * a.breast))
         box = canvas.around(center, shape.extent + canvas.pixel)
         outside = canvas.soft(-thorax.cage[box] + 8.0)
@@ -89,7 +159,6 @@ def draw_spine(canvas: Canvas, thorax: Thorax) -> None:
     rx, ry = 17.5 * grow, 14.0 * grow
     body = (np.sqrt((dx / rx) ** 2 + (dy / ry) ** 2) - 1.0) * 15.0
     thorax.keep_out(box, body - 3.0)
-    canvas.paint(box, canvas.soft(np.maximum(np.abs(dx) - 34, np.abs(dy - 30) - 18)), MUSCLE_HU)
     pitch = np.float32(a.rib_pitch * 0.92)
     phase = np.abs(np.mod(z + pitch * 0.3, pitch) - pitch / 2)  # 0 in mid vertebra, pitch / 2 in the disc
     disc = canvas.soft(-(phase - (pitch / 2 - 2.6)), max(canvas.step, 1.5))
@@ -100,7 +169,7 @@ def draw_spine(canvas: Canvas, thorax: Thorax) -> None:
     arch = np.abs(np.sqrt(dx**2 + (dy - 22.0) ** 2) - 12.0) - 3.2
     canvas.paint(box, canvas.soft(np.maximum(arch, 12.0 - dy)), 0.9 * np.float32(a.bone_hu) + 190.0)
     canvas.paint(box, canvas.soft(np.sqrt(dx**2 + (dy - 21.0) ** 2) - 8.0), 25.0)
-    spinous = np.maximum(np.abs(dx) - 3.2, np.abs(dy - 43.0) - 12.0)
+    spinous = np.maximum(np.abs(dx) - 3.2, np.abs(dy - 40.0) - 10.0)
     present = np.clip(1.3 - phase / (pitch * 0.3), 0.0, 1.0)
     canvas.paint(box, canvas.soft(spinous) * present, np.float32(a.bone_hu) + 170.0)
     transverse = np.maximum(np.abs(np.abs(dx) - 24.0) - 13.0, np.abs(dy - 22.0 - 0.1 * np.abs(dx)) - 4.2)
@@ -197,7 +266,9 @@ def _draw_scapula(canvas: Canvas, thorax: Thorax, sign: float) -> None:
     head = Ellipsoid(
         (float(glenoid[0] + sign * 16), float(glenoid[1] - 12), float(glenoid[2] + 18)), (22.0, 22.0, 24.0)
     )
-    draw_ellipsoid(canvas, head, a.bone_hu + 90.0, (canvas.hu > -300).astype(np.float32))
+    present = (canvas.hu > -300).astype(np.float32)
+    draw_ellipsoid(canvas, head, a.bone_hu + 330.0, present)
+    draw_ellipsoid(canvas, head.grown(-4.0), a.bone_hu * 0.8, present)
 
 
 def draw_abdomen(canvas: Canvas, thorax: Thorax) -> None:
@@ -217,21 +288,50 @@ def draw_abdomen(canvas: Canvas, thorax: Thorax) -> None:
     inside = np.zeros(canvas.hu.shape, np.float32)
     inside[under] = canvas.soft(below)
     left_z = a.dome_z - a.dome_drop
-    stomach = Ellipsoid((-0.46 * a.half_width, -0.12 * a.half_depth, left_z - 48.0), (44.0, 50.0, 48.0))
+    rng = np.random.default_rng([a.seed, 4])
+    cava = np.array([24.0, float(thorax.spine_y[0, 0, 0]) - 38.0, a.dome_z - 12.0])
+    for _ in range(7):
+        end = cava + [rng.uniform(10, 75), rng.uniform(-75, 10), rng.uniform(-75, -5)]
+        draw_path(
+            canvas,
+            [cava, 0.5 * (cava + end) + [0, 0, 8.0], end],
+            [5.0, 3.5, 2.0],
+            36.0 + 1.2 * enhanced,
+            inside,
+        )
+    draw_path(canvas, [cava + [0, 8, 0], cava + [0, 10, -300]], [11.0, 11.0], 42.0 + enhanced, inside)
+    stomach = Ellipsoid((-0.46 * a.half_width, -0.12 * a.half_depth, left_z - 48.0), (50.0, 54.0, 46.0))
     draw_ellipsoid(canvas, stomach, 38.0, inside)
     box = canvas.around(stomach.center, stomach.extent + canvas.pixel)
-    surface = stomach.center[1] + 50.0 * (2 * a.stomach_gas - 1.0) * 0.7
+    surface = stomach.center[1] + 54.0 * (2 * a.stomach_gas - 1.0) * 0.7
     gas = np.maximum(stomach.grown(-4.0).distance(canvas, box), canvas.y[:, box[1]] - surface)
     canvas.paint(box, canvas.soft(gas) * inside[box], -950.0)
-    spleen = Ellipsoid((-0.68 * a.half_width, 0.48 * a.half_depth, left_z - 62.0), (30.0, 42.0, 48.0))
+    spleen = Ellipsoid((-0.68 * a.half_width, 0.48 * a.half_depth, left_z - 62.0), (34.0, 46.0, 50.0))
     draw_ellipsoid(canvas, spleen, 50.0 + enhanced, inside)
+    colon = Ellipsoid((-0.74 * a.half_width, -0.2 * a.half_depth, left_z - 96.0), (22.0, 34.0, 26.0))
+    draw_ellipsoid(canvas, colon, 30.0, inside)
+    draw_ellipsoid(canvas, colon.grown(-3.5), -850.0, inside)
+    for sign in (1.0, -1.0):
+        kidney = Ellipsoid(
+            (sign * 62.0, float(thorax.spine_y[0, 0, 0]) - 2.0, a.dome_z - 118.0), (26.0, 24.0, 48.0)
+        )
+        draw_ellipsoid(canvas, kidney.grown(8.0), FAT_HU, inside)
+        draw_ellipsoid(canvas, kidney, 34.0 + 1.3 * enhanced, inside)
 
 
 def draw_neck(canvas: Canvas, thorax: Thorax) -> None:
-    """Muscles of the neck over the lung apices."""
+    """Muscles, vessels and thyroid over the lung apices."""
     a = thorax.anatomy
-    box = canvas.box((-75, -80, a.apex_z - 12), (75, 110, 1e4))
-    if all(part.stop > part.start for part in box):
-        y0 = float(thorax.spine_y[-1, 0, 0]) - 22.0
-        d = tube_distance(canvas, box, (0, y0, a.apex_z + 8), (0, y0 - 8, a.apex_z + 400), (46.0, 60.0))
-        canvas.paint(box, 0.8 * canvas.soft(d, 8.0), 40.0)
+    low = a.apex_z - 25.0
+    top = max(float(canvas.z[-1, 0, 0]) + 20.0, low + 30.0)
+    y0 = float(thorax.spine_y[-1, 0, 0])
+    for sign in (1.0, -1.0):
+        for x, dy, radius in ((17.0, -16.0, 9.0), (31.0, -4.0, 11.0), (36.0, 16.0, 12.0), (28.0, -52.0, 7.0)):
+            path = [
+                (sign * (x + 14.0), y0 + dy + 2.0, low),
+                (sign * x, y0 + dy, a.apex_z + 20),
+                (sign * x, y0 + dy - 4, top),
+            ]
+            draw_path(canvas, path, [0.8 * radius, radius, radius], MUSCLE_HU)
+        thyroid = Ellipsoid((sign * 18.0, y0 - 46.0, a.apex_z + 34.0), (10.0, 12.0, 24.0))
+        draw_ellipsoid(canvas, thyroid, 95.0)

@@ -249,15 +249,15 @@ def septal_thickening(scene: Scene, finding: Finding) -> dict[str, Any]:
     rng = np.random.default_rng(finding.seed)
     width = np.float32(max(1.6 * canvas.pixel, 3.0))
     net: Array = np.zeros(canvas.hu.shape, np.float32)
-    for _ in range(3):
+    for _ in range(2):
         k = rng.normal(0.0, 1.0, 3) * (1, 1, 0.55)
         k /= np.linalg.norm(k)
         along = np.float32(k[0]) * canvas.x + np.float32(k[1]) * canvas.y + np.float32(k[2]) * canvas.z
-        period = np.float32(rng.uniform(19, 25))
+        period = np.float32(rng.uniform(23, 30))
         bend = 4.0 * np.sin(canvas.x / 17.0 + k[1] * 9) + 4.0 * np.sin(canvas.y / 21.0 + k[0] * 9)
         off = np.abs(np.mod(along + bend.astype(np.float32), period) - period / 2)
         np.maximum(net, np.clip(1.0 - off / width, 0.0, 1.0), out=net)
-    outer = np.clip(1.0 + (thorax.lung + 34.0) / 10.0, 0.0, 1.0)
+    outer = np.clip(1.0 + (thorax.lung + 26.0) / 10.0, 0.0, 1.0)
     alpha = net * outer * thorax.lung_alpha * (canvas.hu < -500)
     canvas.hu += np.float32(330.0) * alpha
     scene.keep_mask(finding, WHOLE, alpha)

@@ -93,7 +93,7 @@ def _draw_tree(
     leaves[np.setdiff1d(np.arange(len(nodes)), parent[1:])] = 1.0
     for i in range(len(nodes) - 1, 0, -1):
         leaves[parent[i]] += leaves[i]
-    radius = np.maximum(root_radius * (leaves / leaves[0]) ** 0.42, 0.85)
+    radius = np.maximum(root_radius * (leaves / leaves[0]) ** 0.42, 1.05)
     for i in range(1, len(nodes)):
         p = parent[i]
         draw_path(

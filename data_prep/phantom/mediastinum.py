@@ -117,8 +117,10 @@ def _spare(canvas: Canvas, thorax: Thorax, m: Mediastinum) -> None:
     z, y = canvas.z, canvas.y
     base_y = m.trachea[-1][1]
     upper = np.interp(z, [-60, -20, 10, 50, 80, 110], [13, 22, 30, 31, 29, 24])
-    profile = np.clip(1.0 - ((y - (base_y - 20.0)) / 62.0) ** 2, 0.0, 1.0)
-    half = (4.0 + (upper - 4.0) * profile).astype(np.float32)
+    profile = np.clip(1.0 - ((y - (base_y - 20.0)) / 62.0) ** 4, 0.0, 1.0)
+    front = thorax.middle_y - thorax.depth
+    pad = np.interp(z, [-120, -70, -30, 0], [26, 20, 8, 0]) * np.clip(1.0 - (y - front) / 40.0, 0.0, 1.0)
+    half = np.maximum(4.0 + (upper - 4.0) * profile, 4.0 + pad).astype(np.float32)
     np.minimum(
         thorax.mediastinum, np.abs(canvas.x - thorax.midline * 0.5 - 1.0) - half, out=thorax.mediastinum
     )
@@ -140,6 +142,7 @@ def draw_mediastinum(canvas: Canvas, thorax: Thorax, m: Mediastinum) -> None:
     draw_ellipsoid(canvas, Ellipsoid(tuple(shift), (inner[0], inner[1] * 0.75, inner[2]), axes), blood)
     right = np.asarray(ventricle.center) + axes[1] * 0.62 * ventricle.radii[1]
     draw_ellipsoid(canvas, Ellipsoid(tuple(right), (inner[0], inner[1] * 0.42, inner[2]), axes), blood)
+    _draw_groove(canvas, m)
     pulmonary = _pulmonary_arteries(m)
     for points, radii in pulmonary:
         draw_path(canvas, points, radii, blood)
@@ -171,6 +174,25 @@ def draw_mediastinum(canvas: Canvas, thorax: Thorax, m: Mediastinum) -> None:
     ]
     draw_path(canvas, esophagus, [8.0, 8.0, 8.0, 8.5, 9.0], 36.0)
     draw_path(canvas, esophagus[:3], [2.4, 2.4, 1.6], -500.0)
+
+
+def _draw_groove(canvas: Canvas, m: Mediastinum) -> None:
+    """Fat in the grooves between atria and ventricles and between the ventricles."""
+    ventricle = m.heart[0]
+    axes = ventricle.axes
+    assert axes is not None
+    box = canvas.around(ventricle.center, ventricle.extent + canvas.pixel)
+    x, y, z = canvas.axes(box)
+    offset = [c - np.float32(o) for c, o in zip((x, y, z), ventricle.center, strict=True)]
+    along = sum(np.float32(k) * c for k, c in zip(axes[0], offset, strict=True))
+    across = sum(np.float32(k) * c for k, c in zip(axes[1], offset, strict=True))
+    outer = np.clip(
+        1.0 + (np.minimum.reduce([p.distance(canvas, box) for p in m.heart]) + 9.0) / 4.0, 0.0, 1.0
+    )
+    between = canvas.soft(np.abs(along + 0.42 * ventricle.radii[0]) - 3.2)
+    front = canvas.soft(np.abs(across - 0.3 * ventricle.radii[1]) - 2.6) * (along > 0)
+    inside = canvas.soft(ventricle.distance(canvas, box))
+    canvas.paint(box, np.maximum(between, front) * outer * inside, -60.0)
 
 
 def _pulmonary_arteries(m: Mediastinum) -> list[tuple[np.ndarray, list[float]]]:

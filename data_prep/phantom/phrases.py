@@ -326,7 +326,7 @@ NORMAL: tuple[tuple[str, str, tuple[str, ...], float, tuple[str, ...]], ...] = (
             "There is no pleural effusion.",
             "There is no pleural effusion on either side.",
             "The pleural spaces are clear.",
-            "No effusion or thickening of the pleura.",
+            "No pleural fluid is seen.",
         ),
     ),
     (
@@ -442,7 +442,7 @@ NORMAL: tuple[tuple[str, str, tuple[str, ...], float, tuple[str, ...]], ...] = (
     (
         "bones",
         "bones",
-        (),
+        ("Medical material",),
         0.55,
         (
             "No lytic or destructive lesion is seen in the bones.",

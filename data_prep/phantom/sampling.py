@@ -35,7 +35,7 @@ def _sample_anatomy(rng: np.random.Generator) -> Anatomy:
     sex = "female" if rng.random() < 0.45 else "male"
     size = (0.94 if sex == "female" else 1.03) * rng.normal(1.0, 0.045)
     breath = rng.uniform(-1.0, 1.0)  # −1 expiration … +1 full inspiration
-    fat = float(np.clip(rng.gamma(4.0, 4.0), 4.0, 38.0)) * (1.15 if sex == "female" else 1.0)
+    fat = float(np.clip(rng.gamma(3.4, 3.8), 3.5, 36.0)) * (1.15 if sex == "female" else 1.0)
     return Anatomy(
         seed=int(rng.integers(2**31)),
         sex=sex,

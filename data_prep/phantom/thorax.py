@@ -110,7 +110,8 @@ def build_thorax(canvas: Canvas, anatomy: Anatomy) -> Thorax:
     width = (np.interp(level, _LEVELS, _WIDTHS) * a.half_width).astype(np.float32)
     depth = (np.interp(level, _LEVELS, _DEPTHS) * a.half_depth).astype(np.float32)
     spine_x = (a.scoliosis * np.sin(canvas.z / 70.0)).astype(np.float32)
-    spine_y = (a.half_depth - 12.0 - a.kyphosis * ((canvas.z + 25.0) / 100.0) ** 2).astype(np.float32)
+    bend = np.where(canvas.z > -25.0, 1.0, 0.45) * ((canvas.z + 25.0) / 100.0) ** 2
+    spine_y = (a.half_depth - 12.0 - a.kyphosis * bend).astype(np.float32)
     middle_y = spine_y + 14.0 - depth
     dx = np.abs((canvas.x - spine_x * np.float32(0.5)) / width)
     dy = np.abs((canvas.y - middle_y) / depth)
@@ -139,12 +140,14 @@ def build_thorax(canvas: Canvas, anatomy: Anatomy) -> Thorax:
 
 
 def _diaphragm(canvas: Canvas, a: Anatomy) -> Array:
-    """Height of the two domes over the image plane; deepest at the back."""
+    """Height of the two domes over the image plane; deepest at the back, joined smoothly in the middle."""
     x, y = canvas.x[0], canvas.y[0]
-    half = a.half_width
-    side = np.where(x > 0, 1.0, -1.0)
-    top = np.where(x > 0, a.dome_z, a.dome_z - a.dome_drop)
-    offset = (x * side - 0.46 * half) / (0.54 * half)
     front = (y + 12.0) / a.half_depth
-    fall = 26.0 * offset**2 * np.where(offset > 0, 1.0, 0.35) + np.where(front > 0, 62.0, 24.0) * front**2
-    return (top - fall).astype(np.float32)
+    fall = np.where(front > 0, 62.0, 24.0) * front**2
+    heights = []
+    for side, top in ((1.0, a.dome_z), (-1.0, a.dome_z - a.dome_drop)):
+        offset = (x * side - 0.46 * a.half_width) / (0.54 * a.half_width)
+        heights.append(top - 26.0 * offset**2 * np.where(offset > 0, 1.0, 0.35))
+    share = np.clip((x + 32.0) / 64.0, 0.0, 1.0)
+    share = share * share * (3.0 - 2.0 * share)
+    return (share * heights[0] + (1.0 - share) * heights[1] - fall).astype(np.float32)
