@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from einops import rearrange
 from timm.layers import Mlp
 from torch import Tensor, nn
 
@@ -25,11 +24,11 @@ class FMvTBlock(nn.Module):
         hidden = config.hidden_size
         self.raw_temporal_branch = config.raw_temporal_branch
         self.raw_cross_queries = config.raw_cross_queries
-        self.attn = SelfAttention(hidden, config.num_heads, config.scrambled_heads)
+        self.attn = SelfAttention(hidden, config.num_heads, "space", config.scrambled_heads)
         self.cross_attn = CrossAttention(hidden, config.num_heads)
         self.mlp = Mlp(hidden, int(hidden * config.mlp_ratio), act_layer=TanhGELU)
         self.scale_shift_table = nn.Parameter(torch.zeros(modulation_rows(config), hidden))
-        self.attn_temp = SelfAttention(hidden, config.num_heads, config.scrambled_heads)
+        self.attn_temp = SelfAttention(hidden, config.num_heads, "time", config.scrambled_heads)
 
     def forward(
         self, x: Tensor, modulation: Tensor, text: PreparedText, late_embedding: Tensor | None
@@ -47,25 +46,22 @@ class FMvTBlock(nn.Module):
         """
         if isinstance(text, TextTokens):
             text = self.cross_attn.prepare(text)
-        batch, slices, places, _ = x.shape
         rows = (self.scale_shift_table + modulation)[:, :, None, None]  # [B, rows, 1, 1, hidden]
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp, *own = rows.unbind(1)  # each [B, 1, 1, hidden]
 
-        h = rearrange(modulate(x, shift, scale), "b t s c -> (b t) s c")
-        x = x + gate * rearrange(self.attn(h), "(b t) s c -> b t s c", b=batch)  # [B, T, S, hidden]
+        x = torch.addcmul(x, gate, self.attn(modulate(x, shift, scale)))  # [B, T, S, hidden]
 
         if self.raw_temporal_branch:
             h = x
         else:
             shift_time, scale_time, gate = own
             h = modulate(x, shift_time, scale_time)
-        h = rearrange(h, "b t s c -> (b s) t c")
         if late_embedding is not None:
-            h = h + late_embedding
-        x = x + gate * rearrange(self.attn_temp(h), "(b s) t c -> b t s c", b=batch)  # [B, T, S, hidden]
+            h = h + late_embedding[:, :, None]
+        x = torch.addcmul(x, gate, self.attn_temp(h))  # [B, T, S, hidden]
 
         h = x if self.raw_cross_queries or text.answer is not None else normalise(x)
-        answer = self.cross_attn(rearrange(h, "b t s c -> b (t s) c"), text)  # [B, T*S or 1, hidden]
-        x = x + (answer[:, None] if text.answer is not None else answer.view(batch, slices, places, -1))
+        answer = self.cross_attn(h.flatten(1, 2), text)  # [B, T*S or 1, hidden]
+        x = x + (answer[:, None] if text.answer is not None else answer.unflatten(1, x.shape[1:3]))
 
-        return x + gate_mlp * self.mlp(modulate(x, shift_mlp, scale_mlp))  # [B, T, S, hidden]
+        return torch.addcmul(x, gate_mlp, self.mlp(modulate(x, shift_mlp, scale_mlp)))  # [B, T, S, hidden]

@@ -98,31 +98,60 @@ class PatchEmbedder(nn.Module):
         return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
 
 
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Scaled dot-product attention.
+
+    The fused kernel's bfloat16 backward on a CPU takes three to five times as long as plain matrix products
+    at an FMvT's short sequences (docs/model.md), so training there takes the products.
+
+    Args:
+        q: Queries ``[B, heads, N, d]``.
+        k: Keys ``[B, heads, L, d]``.
+        v: Values ``[B, heads, L, d]``.
+        mask: Bool, broadcastable to ``[B, heads, N, L]``, True where attention is allowed.
+
+    Returns:
+        ``[B, heads, N, d]``.
+    """
+    if not (q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled()):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    scores = q.contiguous() @ k.contiguous().transpose(-2, -1) * q.shape[-1] ** -0.5  # [B, heads, N, L]
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    return scores.softmax(dim=-1).to(v.dtype) @ v.contiguous()
+
+
 class SelfAttention(nn.Module):
-    """Multi-head self-attention over ``N`` tokens.
+    """Multi-head self-attention among the places of a slice, or among the slices of a place.
 
     Args:
         hidden_size: Width of a token.
         num_heads: Number of heads.
+        axis: ``space`` or ``time``: what attends to each other.
         scrambled_heads: Reproduce the published reshape (see ``FMvTConfig``).
     """
 
-    def __init__(self, hidden_size: int, num_heads: int, scrambled_heads: bool) -> None:
+    def __init__(self, hidden_size: int, num_heads: int, axis: str, scrambled_heads: bool) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.scrambled_heads = scrambled_heads
+        self.group, self.sequence = {"space": ("(b t)", "s"), "time": ("(b s)", "t")}[axis]
         self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
         self.proj = nn.Linear(hidden_size, hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[B, N, hidden]`` to ``[B, N, hidden]``."""
-        q, k, v = rearrange(
-            self.qkv(x), "b n (three heads d) -> three b heads n d", three=3, heads=self.num_heads
-        )
-        out = F.scaled_dot_product_attention(q, k, v)  # [B, heads, N, d]
-        merged = (
-            out.reshape(x.shape) if self.scrambled_heads else rearrange(out, "b heads n d -> b n (heads d)")
-        )
+        """``[B, T, S, hidden]`` to ``[B, T, S, hidden]``; below, G groups of N tokens."""
+        group, sequence, batch = self.group, self.sequence, x.shape[0]
+        split = f"b t s (three heads d) -> three {group} heads {sequence} d"
+        q, k, v = rearrange(self.qkv(x), split, three=3, heads=self.num_heads)  # [G, heads, N, d] each
+        out = attention(q, k, v)  # [G, heads, N, d]
+        if self.scrambled_heads:
+            merged = out.reshape(out.shape[0], out.shape[2], -1)  # [G, N, hidden]
+            merged = rearrange(merged, f"{group} {sequence} c -> b t s c", b=batch)  # [B, T, S, hidden]
+        else:
+            merged = rearrange(
+                out, f"{group} heads {sequence} d -> b t s (heads d)", b=batch
+            )  # [B, T, S, hidden]
         return self.proj(merged)
 
 

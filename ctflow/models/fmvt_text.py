@@ -12,7 +12,7 @@ from timm.layers import Mlp
 from torch import Tensor, nn
 
 from ctflow.config.models import FMvTConfig
-from ctflow.models.fmvt_layers import NORM_EPS, TanhGELU
+from ctflow.models.fmvt_layers import NORM_EPS, TanhGELU, attention
 
 
 class TextTokens(NamedTuple):
@@ -117,7 +117,7 @@ class CrossAttention(nn.Module):
         """The general path: ``x [B, N, hidden]``, ``mask [B, L]`` (True: attend) to ``[B, N, hidden]``."""
         q = self.q_linear(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # [B, heads, N, d]
         allowed = None if mask is None else mask[:, None, None, :]  # [B, 1, 1, L]
-        out = F.scaled_dot_product_attention(q, keys, values, attn_mask=allowed)  # [B, heads, N, d]
+        out = attention(q, keys, values, allowed)  # [B, heads, N, d]
         return self.proj(out.transpose(1, 2).flatten(2))
 
     def forward(self, x: Tensor, text: PreparedText) -> Tensor:
