@@ -55,6 +55,7 @@ class ShardSet:
                 "prepare it with python -m data_prep.ct_rate, latents then with data_prep.encode",
             )
         self.cases: list[CaseEntry] = [case for _, _, case in places]
+        self._index = {case.case_id: i for i, case in enumerate(self.cases)}
         self._places = [(file, i) for file, i, _ in places]
         counts = {e.file: 0 for e in entries}
         for file, _ in self._places:
@@ -74,10 +75,9 @@ class ShardSet:
         Raises:
             ShardError: It is not in the folder.
         """
-        for i, case in enumerate(self.cases):
-            if case.case_id == case_id:
-                return i
-        raise ShardError(f"no case {case_id!r} in {self.folder}", "a case of its manifest", "")
+        if case_id not in self._index:
+            raise ShardError(f"no case {case_id!r} in {self.folder}", "a case of its manifest")
+        return self._index[case_id]
 
     def metadata(self, i: int) -> dict[str, Any]:
         """Everything of a case that is no array: report, labels, split, truth path …"""

@@ -1,0 +1,98 @@
+"""Volumes in HU as NIfTI files and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
+
+from ctflow.errors import ScanError
+from ctflow.types import HUVolume
+
+AXES = ("S", "P", "R")
+_DESCRIPTION_BYTES = 79
+_MAX_TILT_DEGREES = 2.0
+
+
+def write_nifti(path: Path | str, volume: HUVolume, metadata: str = "") -> None:
+    """Write a volume as int16 HU on RAS+ axes, with slope 1 and its spacing, so that it opens upright.
+
+    Args:
+        path: Ends in ``.nii`` or ``.nii.gz``; written under a temporary name and renamed. Folders are made.
+        volume: HU are rounded; values beyond int16 are clipped to it.
+        metadata: Text of the header's description, cut to 79 bytes.
+
+    Raises:
+        ScanError: The path has another ending, or the volume has values that are no numbers.
+    """
+    path = Path(path)
+    if not path.name.endswith((".nii", ".nii.gz")):
+        raise ScanError(f"a volume cannot be written to {path}", "a name ending in .nii or .nii.gz")
+    if not np.isfinite(volume.hu).all():
+        raise ScanError(f"the volume for {path} has values that are not finite", "HU in every voxel")
+    limits = np.iinfo(np.int16)
+    hu = np.clip(np.rint(volume.hu), limits.min, limits.max).astype(np.int16)
+    data = hu.transpose(2, 1, 0)[:, ::-1, :]  # [S, P, R] → [R, A, S]
+    scale = np.array(volume.spacing[::-1])
+    affine = np.diag([*scale, 1.0])
+    affine[:3, 3] = -scale * (np.array(data.shape) - 1) / 2.0  # the centre lies at the origin
+    image = nib.Nifti1Image(data, affine)
+    image.header.set_xyzt_units("mm")
+    image.set_sform(affine, code=1)
+    image.set_qform(affine, code=1)
+    image.header.set_slope_inter(1.0, 0.0)
+    image.header["descrip"] = metadata.encode()[:_DESCRIPTION_BYTES]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ending = ".nii.gz" if path.name.endswith(".gz") else ".nii"
+    temporary = path.with_name(f".{path.name}.partial{ending}")
+    nib.save(image, temporary)
+    temporary.replace(path)
+
+
+def read_nifti(path: Path | str) -> HUVolume:
+    """Read a volume that is in HU already, and turn it to S,P,R.
+
+    Scans as hospitals store them (stored values, oblique axes, padding) go through ``data_prep.ct_rate``.
+
+    Raises:
+        ScanError: Not a readable three-dimensional NIfTI file, oblique axes, or values that are no numbers.
+    """
+    path = Path(path)
+    try:
+        image = nib.load(path)
+        hu = np.asarray(image.dataobj, dtype=np.float32)
+    except (OSError, ValueError, EOFError, nib.filebasedimages.ImageFileError) as error:
+        raise ScanError(f"{path} cannot be read: {error}", "a NIfTI file in HU") from error
+    except (
+        Exception
+    ) as error:  # damaged gzip streams raise zlib.error, which has no common base with the above
+        raise ScanError(f"{path} is damaged: {error}", "a whole NIfTI file in HU") from error
+    while hu.ndim > 3 and hu.shape[-1] == 1:
+        hu = hu[..., 0]
+    if hu.ndim != 3 or 0 in hu.shape:
+        raise ScanError(f"{path} has the shape {hu.shape}", "three axes", "extract one volume first")
+    _check_axes(path, image.affine)
+    turn = ornt_transform(io_orientation(image.affine), axcodes2ornt(AXES))
+    spacing = np.linalg.norm(image.affine[:3, :3], axis=0)
+    order = np.argsort(turn[:, 0])
+    if not np.isfinite(hu).all():
+        raise ScanError(f"{path} has values that are not finite", "HU in every voxel")
+    z, y, x = (float(spacing[axis]) for axis in order)
+    return HUVolume(np.ascontiguousarray(apply_orientation(hu, turn)), (z, y, x))
+
+
+def _check_axes(path: Path, affine: np.ndarray) -> None:
+    matrix = affine[:3, :3]
+    lengths = np.linalg.norm(matrix, axis=0)
+    if not np.isfinite(affine).all() or (lengths <= 0).any():
+        raise ScanError(f"{path} has an affine without spacing:\n{affine}", "three axes with millimetres")
+    cosines = np.abs(matrix / lengths).max(axis=0)
+    tilt = float(np.degrees(np.arccos(np.clip(cosines.min(), 0.0, 1.0))))
+    if tilt > _MAX_TILT_DEGREES:
+        raise ScanError(
+            f"{path} has axes {tilt:.1f} degrees off the body's",
+            f"at most {_MAX_TILT_DEGREES:g} degrees",
+            "resample it with python -m data_prep.ct_rate",
+        )
