@@ -1,21 +1,28 @@
-"""Sharing folders of networks and of whole systems; nothing in them needs unpickling."""
+"""Checkpoints to share: folders of networks and of whole systems, and the published layouts.
 
-from ctflow.checkpoint.files import CONFIG_FILE, WEIGHTS_FILE, key_problems, load_exactly
-from ctflow.checkpoint.parts import (
+Nothing read here is ever unpickled.
+"""
+
+from ctflow.checkpoint.files import (
+    AVAE_FOLDER,
     CARD_FILE,
+    CLIP_FOLDER,
+    CONFIG_FILE,
+    FMVT_FOLDER,
+    WEIGHTS_FILE,
+    key_problems,
+    load_exactly,
+)
+from ctflow.checkpoint.loading import (
     load_avae,
     load_ctclip,
     load_fmvt,
     load_text_encoder,
     load_tokenizer,
-    save_avae,
-    save_ctclip,
-    save_fmvt,
+    read_weights,
 )
+from ctflow.checkpoint.saving import save_avae, save_ctclip, save_fmvt
 from ctflow.checkpoint.system import (
-    AVAE_FOLDER,
-    CLIP_FOLDER,
-    FMVT_FOLDER,
     System,
     check_fit,
     folder_fingerprint,
@@ -42,6 +49,7 @@ __all__ = [
     "load_system",
     "load_text_encoder",
     "load_tokenizer",
+    "read_weights",
     "save_avae",
     "save_ctclip",
     "save_fmvt",

@@ -16,6 +16,10 @@ from ctflow.errors import WeightsError
 
 CONFIG_FILE = "config.yaml"
 WEIGHTS_FILE = "model.safetensors"
+CARD_FILE = "README.md"
+TOKENIZER_FILE = "tokenizer.json"
+VOCABULARY_FILE = "vocab.txt"
+AVAE_FOLDER, FMVT_FOLDER, CLIP_FOLDER = "avae", "fmvt", "clip"
 
 ConfigT = TypeVar("ConfigT")
 

@@ -6,16 +6,17 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from ctflow.checkpoint.files import CONFIG_FILE, WEIGHTS_FILE, read_config
-from ctflow.checkpoint.parts import (
+from ctflow.checkpoint.files import (
+    AVAE_FOLDER,
     CARD_FILE,
-    load_avae,
-    load_fmvt,
-    load_text_encoder,
-    save_avae,
-    save_ctclip,
-    save_fmvt,
+    CLIP_FOLDER,
+    CONFIG_FILE,
+    FMVT_FOLDER,
+    WEIGHTS_FILE,
+    read_config,
 )
+from ctflow.checkpoint.loading import load_avae, load_fmvt, load_text_encoder
+from ctflow.checkpoint.saving import save_avae, save_ctclip, save_fmvt
 from ctflow.config import config_to_yaml
 from ctflow.config.encoders import AVAEConfig, CTCLIPConfig
 from ctflow.config.models import FMvTConfig
@@ -24,8 +25,6 @@ from ctflow.errors import WeightsError
 from ctflow.models.avae import AVAE
 from ctflow.models.fmvt import FMvT
 from ctflow.models.text import TextEncoder
-
-AVAE_FOLDER, FMVT_FOLDER, CLIP_FOLDER = "avae", "fmvt", "clip"
 
 
 @dataclass
@@ -83,7 +82,7 @@ def load_system(folder: Path | str) -> System:
     folder = Path(folder)
     _check_parts(folder)
     config = read_config(folder, SystemConfig)
-    encoder = load_text_encoder(folder / CLIP_FOLDER, config.text_mode)  # type: ignore[arg-type]
+    encoder = load_text_encoder(folder / CLIP_FOLDER, mode=config.text_mode)  # type: ignore[arg-type]
     system = System(config, load_avae(folder / AVAE_FOLDER), load_fmvt(folder / FMVT_FOLDER), encoder)
     check_fit(config, system.avae.config, system.fmvt.config, encoder.clip.config)
     return system

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ctflow.checkpoint import CONFIG_FILE
+from ctflow.checkpoint.sources import Kind
 from ctflow.config import config_to_yaml, load_config
 from ctflow.weights.inspection import inspect
-from ctflow.weights.sources import Kind
 from ctflow.weights.transfer import ImportOptions, export_weights, import_weights
 
 log = logging.getLogger(__name__)

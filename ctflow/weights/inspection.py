@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from ctflow.checkpoint import AVAE_FOLDER, CONFIG_FILE
+from ctflow.checkpoint.loading import read_weights
+from ctflow.checkpoint.sources import DESCRIPTIONS, PART_FOLDERS, Kind, locate, read_state
 from ctflow.config import config_to_yaml
 from ctflow.errors import CTFlowError
-from ctflow.weights.loading import read_weights
-from ctflow.weights.sources import DESCRIPTIONS, PART_FOLDERS, Kind, locate, read_state
 
 _LAYOUTS = {
     "own": "this project's sharing folder",

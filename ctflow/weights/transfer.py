@@ -22,8 +22,9 @@ from ctflow.checkpoint import (
     save_fmvt,
     write_system_config,
 )
-from ctflow.checkpoint.files import read_config, write_safetensors
-from ctflow.checkpoint.parts import TOKENIZER_FILE
+from ctflow.checkpoint.files import TOKENIZER_FILE, load_exactly, read_config, write_safetensors
+from ctflow.checkpoint.loading import build, inner_module, read_weights, with_channels
+from ctflow.checkpoint.sources import PART_FOLDERS, PUBLISHED_CONFIG, PUBLISHED_WEIGHTS, Kind
 from ctflow.config.encoders import AVAEConfig, CTCLIPConfig
 from ctflow.config.models import FMvTConfig
 from ctflow.config.system import SystemConfig
@@ -34,8 +35,6 @@ from ctflow.models.ctclip import CTCLIP
 from ctflow.models.ctclip_published import ctclip_config_to_published, ctclip_state_to_published
 from ctflow.models.fmvt import FMvT
 from ctflow.models.fmvt_published import fmvt_config_to_published, fmvt_state_to_published
-from ctflow.weights.loading import build, inner_module, load_exactly, read_weights, with_channels
-from ctflow.weights.sources import PART_FOLDERS, PUBLISHED_CONFIG, PUBLISHED_WEIGHTS, Kind
 
 log = logging.getLogger(__name__)
 

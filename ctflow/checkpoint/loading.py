@@ -1,4 +1,4 @@
-"""Networks from published layouts and from this project's own, by one path."""
+"""Networks from this project's sharing folders and from published layouts, by one path."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ctflow.checkpoint import key_problems, load_exactly, load_tokenizer
-from ctflow.checkpoint.files import read_json
+from ctflow.checkpoint.files import TOKENIZER_FILE, VOCABULARY_FILE, key_problems, load_exactly, read_json
+from ctflow.checkpoint.sources import Kind, WeightSource, locate, read_state
 from ctflow.config import load_config
 from ctflow.config.encoders import AVAEConfig, CTCLIPConfig
 from ctflow.config.models import FMvTConfig
@@ -37,7 +37,7 @@ from ctflow.models.fmvt_published import (
     fmvt_state_to_published,
 )
 from ctflow.models.text import TextEncoder, TextMode
-from ctflow.weights.sources import Kind, WeightSource, locate, read_state
+from ctflow.models.tokenizer import ReportTokenizer
 
 NetworkConfig = FMvTConfig | AVAEConfig | CTCLIPConfig
 
@@ -135,8 +135,35 @@ def load_ctclip(path: Path | str) -> CTCLIP:
     return _load(read_weights(path, "ctclip"))  # type: ignore[return-value]
 
 
+def load_tokenizer(folder: Path | str, max_tokens: int) -> ReportTokenizer:
+    """Read ``tokenizer.json``, or else a published BERT's ``vocab.txt``; nothing is ever fetched.
+
+    Args:
+        folder: Holds one of the two files. Beside ``vocab.txt``, ``do_lower_case`` of a
+            ``tokenizer_config.json`` is honoured.
+        max_tokens: See ``ReportTokenizer``.
+
+    Raises:
+        WeightsError: Neither file is there, or it is no BERT tokenizer.
+    """
+    folder = Path(folder)
+    whole, vocabulary, settings = (
+        folder / name for name in (TOKENIZER_FILE, VOCABULARY_FILE, "tokenizer_config.json")
+    )
+    if whole.is_file():
+        return ReportTokenizer.from_json(whole.read_text(encoding="utf-8"), max_tokens)
+    if vocabulary.is_file():
+        lowercase = True
+        if settings.is_file():
+            lowercase = bool(read_json(settings).get("do_lower_case", True))
+        tokens = vocabulary.read_text(encoding="utf-8").splitlines()
+        return ReportTokenizer.from_vocabulary(tokens, max_tokens, lowercase)
+    action = "put the tokenizer files of the text encoder there (for CT-CLIP see docs/published-weights.md)"
+    raise WeightsError(f"no tokenizer in {folder}", f"{TOKENIZER_FILE} or {VOCABULARY_FILE}", action)
+
+
 def load_text_encoder(
-    path: Path | str, tokenizer: Path | str | None = None, mode: TextMode = "pooled"
+    path: Path | str, tokenizer: Path | str | None = None, mode: TextMode = "tokens"
 ) -> TextEncoder:
     """Load a CT-CLIP and its tokenizer as the frozen encoder of reports.
 

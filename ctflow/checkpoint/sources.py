@@ -13,8 +13,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ctflow.checkpoint import AVAE_FOLDER, CLIP_FOLDER, CONFIG_FILE, FMVT_FOLDER, WEIGHTS_FILE
-from ctflow.checkpoint.files import read_json, read_safetensors
+from ctflow.checkpoint.files import (
+    AVAE_FOLDER,
+    CLIP_FOLDER,
+    CONFIG_FILE,
+    FMVT_FOLDER,
+    WEIGHTS_FILE,
+    read_json,
+    read_safetensors,
+)
 from ctflow.errors import WeightsError
 from ctflow.models import avae_published, fmvt_published
 
