@@ -67,7 +67,7 @@ def consolidation(scene: Scene, finding: Finding) -> dict[str, Any]:
     scene.occupy(box, alpha)
     if scene.reserve_only:
         return {}
-    canvas.paint(box, alpha, 38.0)
+    scene.fill_lung(box, alpha, 38.0)
     within = np.zeros(canvas.hu.shape, np.float32)
     within[box] = (alpha > 0.8).astype(np.float32)
     inward = scene.mediastinum.hila[finding.side] - center
@@ -136,7 +136,6 @@ def atelectasis(scene: Scene, finding: Finding) -> dict[str, Any]:
     assert finding.side and finding.size_mm
     rng = np.random.default_rng(finding.seed)
     points = lung_points(canvas, scene.thorax, rng, finding.side, 60, 8.0, finding.lobe)
-    points = np.array([p for p in points if scene.free(canvas.around(p, 1.0)) is not None])
     if len(points) == 0:
         points = scene.place(rng, finding, 8.0)[None]
     low = points[np.argsort(points[:, 2])[: max(len(points) // 3, 1)]]
@@ -153,7 +152,7 @@ def atelectasis(scene: Scene, finding: Finding) -> dict[str, Any]:
     box = canvas.around(center, shape.extent + canvas.pixel)
     distance = shape.distance(canvas, box) * np.float32(thick / np.cbrt(np.prod(shape.radii)))
     alpha = canvas.soft(distance, 3.0) * scene.lung_share(box, finding.side) * scene.free(box)
-    canvas.paint(box, alpha, 25.0)
+    scene.fill_lung(box, alpha, 25.0)
     scene.keep_mask(finding, box, alpha)
     return {
         "center_voxel": mean_index(alpha, box),
@@ -173,7 +172,7 @@ def fibrotic_sequela(scene: Scene, finding: Finding) -> dict[str, Any]:
     cap = (
         canvas.soft(-(thorax.lung[box] + 6.5 * ramp), 4.0) * scene.lung_share(box, finding.side) * (ramp > 0)
     )
-    canvas.paint(box, 0.85 * cap, 20.0)
+    scene.fill_lung(box, 0.85 * cap, 20.0)
     scene.keep_mask(finding, box, cap)
     points = lung_points(canvas, thorax, rng, finding.side, 200, 3.0)
     points = points[points[:, 2] > a.apex_z - 50]

@@ -43,7 +43,9 @@ def pericardial_effusion(scene: Scene, finding: Finding) -> dict[str, Any]:
         canvas.soft(outer) * room * np.where(blood & (inner > 0) & (z > heart[0].center[2] + 12), 0.0, 1.0)
     )
     shell = shell * (1.0 - canvas.soft(inner))
-    canvas.paint(box, shell, 8.0)
+    canvas.paint(box, shell, 4.0)
+    # The heart's own fat parts it from the fluid.
+    canvas.paint(box, np.clip(1.0 - np.abs(inner - 1.0) / 2.4, 0.0, 1.0) * (shell > 0.3), -70.0)
     scene.cover_lung(box, shell)
     scene.keep_mask(finding, box, shell)
     return {

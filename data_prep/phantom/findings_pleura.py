@@ -20,8 +20,8 @@ def effusion(scene: Scene, finding: Finding) -> dict[str, Any]:
     where = np.nonzero(thorax.lung_alpha * thorax.side_mask(canvas, finding.side) > 0)
     share = thorax.lung_alpha[where]
     depth = np.clip(thorax.lung[where], -60.0, 0.0)
-    score = canvas.y[0, where[1], 0] - 0.16 * (canvas.z[where[0], 0, 0] - thorax.base_z)
-    score += 26.0 * np.exp(depth / 9.0)  # the meniscus
+    score = canvas.y[0, where[1], 0] - 0.25 * (canvas.z[where[0], 0, 0] - thorax.base_z)
+    score += 17.0 * np.exp(depth / 8.0)  # the meniscus
     order = np.argsort(-score)
     total = np.cumsum(share[order]) * canvas.voxel_ml
     goal = min(finding.volume_ml, _MOST_OF_THE_LUNG * float(total[-1]))
@@ -32,10 +32,8 @@ def effusion(scene: Scene, finding: Finding) -> dict[str, Any]:
     scene.occupy(where, np.clip(fluid + squeezed, 0, 1))
     if scene.reserve_only:
         return {}
-    view = canvas.hu[where]
-    view += 0.75 * squeezed * (30.0 - view)
-    view += fluid * (np.float32(FLUID_HU) - view)
-    canvas.hu[where] = view
+    scene.fill_lung(where, 0.75 * squeezed, 30.0)
+    scene.fill_lung(where, fluid, FLUID_HU)
     if scene.wants_masks:
         whole = np.zeros(canvas.hu.shape, np.float32)
         whole[where] = fluid

@@ -9,7 +9,7 @@ import numpy as np
 from data_prep.phantom.canvas import Canvas, Ellipsoid, draw_ellipsoid, draw_path, path_boxes, smooth_curve
 from data_prep.phantom.thorax import Thorax
 
-BLOOD_HU = 42.0
+BLOOD_HU = 45.0
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def _spare(canvas: Canvas, thorax: Thorax, m: Mediastinum) -> None:
     pad = np.interp(z, [-120, -70, -30, 0], [26, 20, 8, 0]) * np.clip(1.0 - (y - front) / 40.0, 0.0, 1.0)
     half = np.maximum(4.0 + (upper - 4.0) * profile, 4.0 + pad).astype(np.float32)
     np.minimum(
-        thorax.mediastinum, np.abs(canvas.x - thorax.midline * 0.5 - 1.0) - half, out=thorax.mediastinum
+        thorax.mediastinum, np.abs(canvas.x - thorax.midline * 0.5 + 3.0) - half, out=thorax.mediastinum
     )
 
 

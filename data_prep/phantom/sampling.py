@@ -39,11 +39,11 @@ def _sample_anatomy(rng: np.random.Generator) -> Anatomy:
     return Anatomy(
         seed=int(rng.integers(2**31)),
         sex=sex,
-        half_width=float(138 * size * rng.normal(1.0, 0.025)),
-        half_depth=float(97 * size * (1 + 0.04 * breath) * rng.normal(1.0, 0.04)),
+        half_width=float(136 * size * rng.normal(1.0, 0.025)),
+        half_depth=float(94 * size * (1 + 0.04 * breath) * rng.normal(1.0, 0.04)),
         apex_z=float(102 * size * rng.normal(1.0, 0.05)),
         dome_z=float(-(104 + 17 * breath) * size * rng.normal(1.0, 0.04)),
-        dome_drop=float(rng.uniform(4.0, 18.0)),
+        dome_drop=float(rng.uniform(1.0, 12.0)),
         fat=fat,
         muscle=float(rng.uniform(11.0, 20.0) * (0.9 if sex == "female" else 1.1)),
         cardiothoracic_ratio=float(rng.uniform(0.40, 0.475)),
@@ -93,7 +93,7 @@ def _sample_acquisition(
         bottom_z=float(bottom),
         center_x=float(rng.normal(0.0, 4.0)),
         center_y=float(rng.normal(6.0, 4.0)),
-        noise_hu=float(rng.uniform(6.0, 26.0)),
+        noise_hu=float(rng.uniform(5.0, 20.0)),
         sharpness=float(rng.random()),
         seed=int(rng.integers(2**31)),
     )

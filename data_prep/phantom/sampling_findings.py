@@ -34,7 +34,7 @@ RATES = {
 """How often each label is drawn in a patient who is not healthy."""
 
 NODULE_MM = (6.0, 30.0)
-CONSOLIDATION_MM = (35.0, 80.0)
+CONSOLIDATION_MM = (35.0, 75.0)
 EFFUSION_ML = (120.0, 1300.0)
 
 
@@ -105,7 +105,11 @@ def sample_finding(rng: np.random.Generator, label: str, anatomy: Anatomy) -> li
             ]
         case "Consolidation":
             count = 2 if rng.random() < 0.2 else 1
-            found = [new(size_mm=whole(*CONSOLIDATION_MM), **somewhere()) for _ in range(count)]
+            found = []
+            for _ in range(count):
+                place = somewhere()
+                most = CONSOLIDATION_MM[1] - (25 if "middle" in place["lobe"] else 0)
+                found.append(new(size_mm=whole(CONSOLIDATION_MM[0], most), **place))
             return found if count == 1 or found[0].lobe != found[1].lobe else found[:1]
         case "Lung nodule":
             count = int(rng.choice([1, 2, 3, 4], p=[0.5, 0.27, 0.15, 0.08]))

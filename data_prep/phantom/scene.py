@@ -62,6 +62,13 @@ class Scene:
             share if side == "both" else share * self.thorax.side_mask(self.canvas, side)[box[0], :, box[2]]
         )
 
+    def fill_lung(self, where: Any, alpha: Array, hu: float) -> None:
+        """Replace lung by a tissue; at the lung's edge only the voxel's share of lung is replaced."""
+        view = self.canvas.hu[where]
+        usual = np.float32(self.thorax.anatomy.lung_hu + 15.0)
+        here = np.where(self.thorax.lung_alpha[where] > 0.97, view, np.minimum(view, usual))
+        self.canvas.hu[where] = view + alpha * (np.float32(hu) - here)
+
     def cover_lung(self, box: Box, alpha: Array) -> None:
         """Take from the lungs what a structure of the mediastinum pushes away."""
         self.thorax.lung_alpha[box] *= 1.0 - alpha
