@@ -37,7 +37,9 @@ def nodule(scene: Scene, finding: Finding) -> dict[str, Any]:
     }
 
 
-def _blob(scene: Scene, finding: Finding, center: np.ndarray, edge: float) -> tuple[Box, Array]:
+def _blob(
+    scene: Scene, finding: Finding, center: np.ndarray, edge: float, lobes: float = 0.08
+) -> tuple[Box, Array]:
     """A lobulated blob of the finding's diameter, kept inside its lobe and its lung."""
     canvas = scene.canvas
     assert finding.size_mm and finding.side
@@ -49,7 +51,7 @@ def _blob(scene: Scene, finding: Finding, center: np.ndarray, edge: float) -> tu
     for axis, origin, phase in zip((x, y, z), center, rng.uniform(0, 2 * np.pi, 3), strict=True):
         wobble = wobble + np.sin((axis - np.float32(origin)) / np.float32(0.32 * radius) + np.float32(phase))
     shape = Ellipsoid(tuple(center), tuple(radius * np.array([1.04, 1.0, 0.96])))
-    distance = shape.distance(canvas, box) + np.float32(0.08 * radius) * wobble
+    distance = shape.distance(canvas, box) + np.float32(lobes * radius) * wobble
     if finding.lobe:
         distance = np.maximum(distance, -scene.thorax.in_lobe(x, y, z, finding.lobe))
     alpha = canvas.soft(distance, edge) * scene.lung_share(box, finding.side) * scene.free(box)
@@ -85,7 +87,7 @@ def opacity(scene: Scene, finding: Finding) -> dict[str, Any]:
     canvas = scene.canvas
     assert finding.size_mm
     center = scene.place(np.random.default_rng(finding.seed), finding, 0.5 * finding.size_mm)
-    box, alpha = _blob(scene, finding, center, edge=12.0)
+    box, alpha = _blob(scene, finding, center, edge=12.0, lobes=0.16)
     view = canvas.hu[box]
     view += alpha * np.maximum(np.float32(GROUND_GLASS_HU) - view, 0.0)
     scene.keep_mask(finding, box, alpha)

@@ -26,19 +26,21 @@ from data_prep.phantom.spec import LABELS, PhantomSpec
 
 log = logging.getLogger("ctflow.phantom")
 _MARK = "phantoms.json"
-_KEPT_KEYS = ("seed", "size", "slice_spacing", "valid_fraction", "masks", "volumes")
+_KEPT_KEYS = ("seed", "size", "slice_spacing", "valid_fraction", "masks")
 
 
 def volume_names(config: PhantomConfig) -> list[tuple[str, str]]:
-    """(split, volume name such as ``train_1_a_1``) of every volume of a data set."""
-    valid_count = max(
-        round(config.volumes * config.valid_fraction), int(config.valid_fraction > 0 and config.volumes > 1)
-    )
-    valid = set(np.random.default_rng([config.seed, 21]).permutation(config.volumes)[:valid_count].tolist())
+    """(split, volume name such as ``train_1_a_1``) of every volume of a data set.
+
+    The valid split is spread evenly and a volume's place does not depend on ``volumes``: a set can grow.
+    """
+    fraction = config.valid_fraction
+    start = max(0.0, 1.0 - 2.0 * fraction)  # the second patient is the first of the valid split
     counts = {"train": 0, "valid": 0}
     names = []
     for index in range(config.volumes):
-        split = "valid" if index in valid else "train"
+        passed = [int(np.floor(start + i * fraction + 1e-9)) for i in (index, index + 1)]
+        split = "valid" if passed[1] > passed[0] else "train"
         counts[split] += 1
         names.append((split, f"{split}_{counts[split]}_a_1"))
     return names
@@ -61,6 +63,7 @@ def generate(config: PhantomConfig) -> int:
     """
     output = Path(config.output)
     _check_folder(output, config)
+    _sweep(output)
     names = volume_names(config)
     jobs = [
         (config, index, split, name)
@@ -99,6 +102,14 @@ def _check_folder(output: Path, config: PhantomConfig) -> None:
     _write_text(mark, json.dumps(keys, indent=1))
 
 
+def _sweep(output: Path) -> None:
+    """Remove what killed runs left half-written; files of living processes stay."""
+    for partial in output.rglob(".*.tmp*"):
+        process = partial.name.split(".tmp")[0].rsplit(".", 1)[-1]
+        if not (process.isdigit() and Path(f"/proc/{process}").exists()):
+            partial.unlink(missing_ok=True)
+
+
 def _make_one(job: tuple[PhantomConfig, int, str, str]) -> None:
     config, index, split, name = job
     path = volume_path(Path(config.output), split, name)
@@ -109,7 +120,7 @@ def _make_one(job: tuple[PhantomConfig, int, str, str]) -> None:
     truth = {"case_id": name, **phantom.truth}
     _write_text(Path(stem + ".truth.json"), json.dumps(truth))
     if config.masks:
-        partial = Path(f"{stem}.masks.{os.getpid()}.tmp.npz")
+        partial = path.with_name(f".{name}.masks.{os.getpid()}.tmp.npz")
         np.savez_compressed(partial, **phantom.masks)
         partial.replace(stem + ".masks.npz")
     # The volume comes last: where it lies, all that belongs to it lies too.
