@@ -1,0 +1,130 @@
+"""The feature extractors of an evaluation, under the names of the metrics they may give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ctflow.config.evaluation import BackboneFiles
+from ctflow.metrics import i3d, inception
+from ctflow.metrics.clip_score import TextVolumeScorer
+from ctflow.metrics.random_backbone import RandomBackbone
+from ctflow.models import TextEncoder
+from ctflow.models.ctclip_preprocess import volume_input
+from ctflow.types import HUVolume
+
+RANDOM = "random"
+Extract = Callable[[Tensor], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A network that turns 8-bit slices or clips into features.
+
+    Attributes:
+        name: Key of its features in the cache.
+        metric: ``fid``, ``fvd`` or their renamed forms; the clip length is added to the latter.
+        kernel: The kernel distance's name beside it; empty for clips.
+        projected: Whether features are whitened and projected (random convolutions) before a distance.
+        width: Dimension of the distance's features; 0: depends on the number of samples.
+        sha256: Of the weights.
+        module: Moved to the evaluation's device.
+        extract: 8-bit images to named features.
+    """
+
+    name: str
+    metric: str
+    kernel: str
+    projected: bool
+    width: int
+    sha256: str
+    module: nn.Module = field(repr=False)
+    extract: Extract = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Backbones:
+    """All extractors of an evaluation.
+
+    Attributes:
+        slices: For slices, at least the embedded one.
+        clips: For clips, at least the embedded one.
+        scorer: For the agreement with reports; None where there is none.
+    """
+
+    slices: tuple[Backbone, ...]
+    clips: tuple[Backbone, ...]
+    scorer: TextVolumeScorer | None
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of every backbone's weights, by name."""
+        found = {b.name: b.sha256 for b in (*self.slices, *self.clips)}
+        return found | ({self.scorer.name: self.scorer.sha256} if self.scorer else {})
+
+    @property
+    def has_inception(self) -> bool:
+        """Whether the Inception score can be computed."""
+        return any(b.name == "inception" for b in self.slices)
+
+
+class ClipScorer:
+    """A frozen text encoder with its CT-CLIP as ``TextVolumeScorer``.
+
+    Args:
+        encoder: Holds both towers and the tokenizer.
+        name: ``clip`` for CT-CLIP's own weights, ``clip_phantom`` for the embedded pair.
+        sha256: Fingerprint of the weights.
+    """
+
+    def __init__(self, encoder: TextEncoder, name: str, sha256: str) -> None:
+        self.encoder, self.name, self.sha256 = encoder, name, sha256
+
+    @torch.no_grad()
+    def encode_reports(self, reports: Sequence[str]) -> Tensor:
+        """Latents ``[N, d]`` of unit norm."""
+        return self.encoder.encode_latents(reports).cpu()
+
+    @torch.no_grad()
+    def encode_volume(self, volume: HUVolume) -> Tensor:
+        """Latent ``[d]`` of unit norm."""
+        clip = self.encoder.clip
+        grid = volume_input(volume, clip.config.grid)
+        return clip.encode_image(grid.to(clip.temperature.device))[0].float().cpu()
+
+
+def build_backbones(files: BackboneFiles, scorer: TextVolumeScorer | None, device: torch.device) -> Backbones:
+    """The embedded extractors, and the trained ones whose files are given.
+
+    Raises:
+        WeightsError: A file that is missing, has another hash or another layout.
+    """
+    flat, deep = RandomBackbone(2).to(device).eval(), RandomBackbone(3).to(device).eval()
+    slices = [_random("rand2d", "fid_rand2d", "kid_rand2d", flat)]
+    clips = [_random("rand3d", "fvd_rand3d", "", deep)]
+    if files.inception:
+        network = inception.InceptionBackbone(Path(files.inception), files.inception_sha256).to(device).eval()
+
+        def both(images: Tensor) -> dict[str, Tensor]:
+            features, logits = network(images)
+            return {"features": features, "logits": logits}
+
+        width = inception.FEATURES
+        slices.append(Backbone("inception", "fid", "kid", False, width, network.sha256, network, both))
+    if files.i3d:
+        video = i3d.I3DBackbone(Path(files.i3d), files.i3d_sha256).to(device).eval()
+        extract = _single(video)
+        clips.append(Backbone("i3d", "fvd", "", False, i3d.FEATURES, video.sha256, video, extract))
+    return Backbones(tuple(slices), tuple(clips), scorer)
+
+
+def _random(name: str, metric: str, kernel: str, module: RandomBackbone) -> Backbone:
+    return Backbone(name, metric, kernel, True, 0, module.sha256(), module, _single(module))
+
+
+def _single(module: nn.Module) -> Extract:
+    return lambda images: {"features": module(images)}

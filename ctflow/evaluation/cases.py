@@ -1,0 +1,137 @@
+"""The real cases of an evaluation: those generated from, and others for the floors."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from ctflow.data import SliceShards
+from ctflow.errors import CTFlowError
+from ctflow.types import HUVolume
+
+log = logging.getLogger(__name__)
+
+
+class EvaluationError(CTFlowError):
+    """An evaluation that cannot be run, or would give a number that means nothing."""
+
+
+@dataclass(frozen=True)
+class RealCase:
+    """A real scan with its report.
+
+    Attributes:
+        case_id: Unique in its set.
+        patient_id: No patient is on both sides of a floor.
+        report: The text volumes are generated from; may be empty.
+        shape: (slices, rows, columns).
+        spacing: Millimetres along them.
+        digest: Identifies the pixels (hash of the source file, else the id).
+        truth_path: Ground truth beside a phantom, where there is one.
+        labels: Finding name to 0 or 1.
+    """
+
+    case_id: str
+    patient_id: str
+    report: str
+    shape: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+    digest: str
+    truth_path: str | None = None
+    labels: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CaseSets:
+    """Who is compared with whom.
+
+    Attributes:
+        evaluated: Cases generated from; their real volumes are the reference set.
+        others: Real cases of other patients for the floors; empty where there are none.
+    """
+
+    evaluated: tuple[RealCase, ...]
+    others: tuple[RealCase, ...]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over both sets, in order: two tables with one hash were made from the same cases."""
+        return case_set_hash(self.evaluated, self.others)
+
+
+class CaseReader:
+    """Real volumes by case, from slice shards.
+
+    Args:
+        folder: Folder of slice shards.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._shards = SliceShards(folder)
+        self.folder = folder
+
+    def cases(self) -> list[RealCase]:
+        """All cases in the manifest's order, without their pixels."""
+        found = []
+        for index in range(len(self._shards)):
+            meta = self._shards.metadata(index)
+            entry = self._shards.cases[index]
+            rows, columns = self._shards.hu(index, 0, 1).shape[1:]
+            found.append(
+                RealCase(
+                    case_id=entry.case_id,
+                    patient_id=entry.patient_id,
+                    report=meta.get("report", ""),
+                    shape=(entry.slices, rows, columns),
+                    spacing=entry.spacing,
+                    digest=meta.get("source_sha256", "") or entry.case_id,
+                    truth_path=meta.get("truth_path"),
+                    labels=dict(meta.get("labels", {})),
+                )
+            )
+        return found
+
+    def volume(self, case: RealCase) -> HUVolume:
+        """The case's pixels in HU."""
+        hu = self._shards.hu(self._shards.index(case.case_id))
+        return HUVolume(hu.astype(np.float32), case.spacing)
+
+
+def case_set_hash(*sets: Sequence[RealCase]) -> str:
+    """SHA-256 over the ids and pixel digests of ordered sets of cases."""
+    digest = hashlib.sha256()
+    for cases in sets:
+        digest.update(b"set\n")
+        for case in cases:
+            digest.update(f"{case.case_id}\t{case.digest}\n".encode())
+    return digest.hexdigest()
+
+
+def choose_cases(cases: Sequence[RealCase], wanted: int, floors: bool) -> CaseSets:
+    """The first ``wanted`` cases, and as many of other patients for the floors.
+
+    Where there are too few for both, the cases are shared out half and half, and the log says so: floors at
+    another N would not be comparable.
+
+    Raises:
+        EvaluationError: A case id twice, or no case at all.
+    """
+    seen: set[str] = set()
+    for case in cases:
+        if case.case_id in seen:
+            raise EvaluationError(f"case {case.case_id!r} stands twice in the data", "every case once")
+        seen.add(case.case_id)
+    if not cases:
+        raise EvaluationError("no cases to evaluate", "slice shards with at least one case")
+    number = min(wanted, len(cases) // 2 if floors and len(cases) > 1 else len(cases))
+    if number < wanted:
+        log.warning("%d cases wanted, %d evaluated: the set has %d", wanted, number, len(cases))
+    evaluated = tuple(cases[:number])
+    patients = {case.patient_id for case in evaluated}
+    others = [case for case in cases[number:] if case.patient_id not in patients]
+    return CaseSets(evaluated, tuple(others[:number]) if floors else ())

@@ -1,0 +1,149 @@
+"""Features of every volume an evaluation needs: from the cache, else made, shared out over the ranks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ctflow.config.evaluation import EvalConfig
+from ctflow.evaluation.cache import CaseFeatures, FeatureCache
+from ctflow.evaluation.cases import CaseReader, CaseSets, RealCase
+from ctflow.evaluation.features import FeatureExtractor, real_volume
+from ctflow.evaluation.ranks import Ranks
+from ctflow.evaluation.settings import REGISTRY, ScoredVolume, Setting
+from ctflow.evaluation.system import EvalSystem, generate_batch, usable_in
+
+log = logging.getLogger(__name__)
+
+REAL_SET, RECONSTRUCTED = "real", "reconstruction"
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Volumes that are made together.
+
+    Attributes:
+        kind: A setting's name, ``real`` or ``reconstruction``.
+        cases: One case, or a batch for a setting; the same on any number of ranks.
+    """
+
+    kind: str
+    cases: tuple[RealCase, ...]
+
+
+@dataclass
+class Collected:
+    """Features by kind and case id."""
+
+    features: dict[str, dict[str, CaseFeatures]]
+
+    def of(self, kind: str, cases: Sequence[RealCase]) -> list[CaseFeatures]:
+        """Features of the cases that have any, in the order of ``cases``."""
+        found = self.features.get(kind, {})
+        return [found[case.case_id] for case in cases if case.case_id in found]
+
+
+class Collector:
+    """Makes features and keeps them on disk.
+
+    Args:
+        config: The evaluation.
+        system: The model.
+        reader: Real volumes.
+        extractor: What is kept of a volume.
+        ranks: This process among others.
+    """
+
+    def __init__(
+        self,
+        config: EvalConfig,
+        system: EvalSystem,
+        reader: CaseReader,
+        extractor: FeatureExtractor,
+        ranks: Ranks,
+    ) -> None:
+        self.config, self.system, self.reader = config, system, reader
+        self.extractor, self.ranks = extractor, ranks
+        self.cache = FeatureCache(
+            folder=Path(config.cache),
+            identity={"plan": asdict(extractor.plan), "backbones": extractor.backbones.hashes},
+        )
+
+    def collect(self, sets: CaseSets, settings: Sequence[str]) -> Collected:
+        """All features of an evaluation; what is cached already is not made again."""
+        units = self.units(sets, settings)
+        mine = self.ranks.share(units)
+        todo = [unit for unit in mine if not all(self._cached(unit.kind, case) for case in unit.cases)]
+        total, done = sum(len(u.cases) for u in mine), sum(len(u.cases) for u in mine if u not in todo)
+        if done:
+            log.info("%d of %d volumes are in %s already", done, total, self.cache.folder)
+        with tqdm(total=total, initial=done, unit="case", disable=not self.ranks.first) as bar:
+            for unit in todo:
+                bar.set_description(unit.kind)
+                for volume, case in self._make(unit, bar.set_postfix_str):
+                    self.cache.store(self.extractor.extract(volume), *self._names(unit.kind, case))
+                    bar.update()
+        self.ranks.wait()
+        features: dict[str, dict[str, CaseFeatures]] = {}
+        for unit in units:
+            for case in unit.cases:
+                loaded = self.cache.load(*self._names(unit.kind, case))
+                assert loaded is not None, f"{unit.kind} features of {case.case_id} vanished from the cache"
+                features.setdefault(unit.kind, {})[case.case_id] = loaded
+        return Collected(features)
+
+    def units(self, sets: CaseSets, settings: Sequence[str]) -> list[Unit]:
+        """Everything that is needed: real volumes, reconstructions of the others, generated batches."""
+        units = [Unit(REAL_SET, (case,)) for case in (*sets.evaluated, *sets.others)]
+        units += [Unit(RECONSTRUCTED, (case,)) for case in sets.others]
+        size = self.config.batch_size
+        for name in settings:
+            usable = [case for case in sets.evaluated if usable_in(REGISTRY[name], case)]
+            units += [Unit(name, tuple(usable[i : i + size])) for i in range(0, len(usable), size)]
+        return units
+
+    def _make(self, unit: Unit, note: Callable[[str], None]) -> Iterator[tuple[ScoredVolume, RealCase]]:
+        if unit.kind in REGISTRY:
+            yield from zip(self._generate(REGISTRY[unit.kind], unit.cases, note), unit.cases, strict=True)
+            return
+        for case in unit.cases:
+            volume = self.reader.volume(case)
+            if unit.kind == REAL_SET:
+                yield real_volume(case.case_id, volume), case
+            else:
+                yield self.system.reconstruct(case, volume), case
+
+    def _generate(
+        self, setting: Setting, cases: Sequence[RealCase], note: Callable[[str], None]
+    ) -> Iterator[ScoredVolume]:
+        return generate_batch(
+            self.system,
+            setting,
+            cases,
+            self.reader.volume,
+            self.config.rollout,
+            self.config.seed,
+            progress=lambda state: note(f"block {state.block + 1}"),
+        )
+
+    def _names(self, kind: str, case: RealCase) -> tuple[str, ...]:
+        """What a volume's features depend on, beside the plan and the backbones."""
+        own = (kind, case.case_id, case.digest, f"{case.shape}{case.spacing}")
+        if kind == REAL_SET:
+            return own
+        if kind == RECONSTRUCTED:
+            return (*own, self.system.fingerprint)
+        return (
+            *own,
+            self.system.fingerprint,
+            case.report,
+            str(asdict(self.config.rollout)),
+            str(self.config.seed),
+        )
+
+    def _cached(self, kind: str, case: RealCase) -> bool:
+        return self.cache.load(*self._names(kind, case)) is not None

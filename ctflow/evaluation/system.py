@@ -1,0 +1,167 @@
+"""The model under evaluation, and what it makes of a batch of real cases in a setting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ctflow.checkpoint import System
+from ctflow.config.generation import RolloutConfig
+from ctflow.config.system import SystemConfig
+from ctflow.evaluation.cases import EvaluationError, RealCase
+from ctflow.evaluation.features import at_side, real_volume
+from ctflow.evaluation.settings import ScoredVolume, Setting
+from ctflow.generation import BlockProgress, RolloutCase, StopReason, StopRule, rollout
+from ctflow.models import AVAE, FMvT, TextEncoder
+from ctflow.types import HUVolume
+
+ENCODE_BATCH = 16
+
+
+@dataclass
+class EvalSystem:
+    """A whole system, in evaluation mode, on one device.
+
+    Attributes:
+        avae: Slices to latents and back.
+        fmvt: The generator.
+        text: The frozen text encoder.
+        config: Image size, spacings.
+        name: Where it came from, for the report.
+        fingerprint: SHA-256 over all weights and configurations.
+    """
+
+    avae: AVAE
+    fmvt: FMvT
+    text: TextEncoder
+    config: SystemConfig
+    name: str
+    fingerprint: str
+
+    @classmethod
+    def of(cls, system: System, name: str, fingerprint: str, device: torch.device) -> EvalSystem:
+        """A loaded system, moved to ``device``."""
+        system.text_encoder.clip.to(device)
+        return cls(
+            system.avae.to(device).eval(),
+            system.fmvt.to(device).eval(),
+            system.text_encoder,
+            system.config,
+            name,
+            fingerprint,
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return self.avae.last_layer.device
+
+    @property
+    def scorer_name(self) -> str:
+        """``clip`` for a CT-CLIP in its published layout, ``clip_phantom`` for a pair trained here."""
+        return scorer_name(self.text)
+
+    @torch.no_grad()
+    def encode(self, volume: HUVolume) -> Tensor:
+        """Whitened posterior means ``[C, S, h, w]`` of a real volume, resampled to the model's side.
+
+        Raises:
+            EvaluationError: The volume is coarser than the model, or not square.
+        """
+        side = self.config.image_size
+        rows, columns = volume.hu.shape[1:]
+        if rows != columns or rows < side:
+            raise EvaluationError(
+                f"slices of {rows}×{columns} pixels",
+                f"square slices of at least {side} pixels, the model's own size",
+                f"prepare the scans with size={side}",
+            )
+        low = self.avae.config.intensity.hu_min
+        hu = at_side(torch.from_numpy(volume.hu).clamp_min(low), side)
+        means = [self.avae.encode_hu(part.to(self.device)).mean for part in hu.split(ENCODE_BATCH)]
+        return self.avae.whiten(torch.cat(means)).transpose(0, 1).contiguous()
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> np.ndarray:
+        """Whitened latents ``[C, S, h, w]`` to float32 HU ``[S, H, W]``."""
+        return self.avae.decode_to_hu(latents.transpose(0, 1).to(self.device)).float().cpu().numpy()
+
+    def reconstruct(self, case: RealCase, volume: HUVolume) -> ScoredVolume:
+        """A real volume through the A-VAE and back: the best any generator on it can do."""
+        hu = self.decode(self.encode(volume))
+        zoom = volume.hu.shape[1] / hu.shape[1]
+        spacing = (volume.spacing[0], volume.spacing[1] * zoom, volume.spacing[2] * zoom)
+        return real_volume(case.case_id, HUVolume(hu, spacing))
+
+    def stop_rule(self, config: RolloutConfig) -> StopRule:
+        """The stop rule on this A-VAE."""
+        size = self.config.image_size
+        return StopRule(config.stop, self.avae.white_latent(size), self.avae.white_spread(size))
+
+
+def scorer_name(encoder: TextEncoder) -> str:
+    """What the score with this encoder's pair is called: the real name belongs to CT-CLIP's own layout."""
+    return "clip" if encoder.clip.config.published_extras else "clip_phantom"
+
+
+def usable_in(setting: Setting, case: RealCase) -> bool:
+    """Whether a setting leaves anything to score of this case (gt-head needs more than its head)."""
+    return case.shape[0] > setting.given
+
+
+def generate_batch(
+    system: EvalSystem,
+    setting: Setting,
+    cases: Sequence[RealCase],
+    read: Callable[[RealCase], HUVolume],
+    config: RolloutConfig,
+    seed: int,
+    progress: Callable[[BlockProgress], None] | None = None,
+) -> Iterator[ScoredVolume]:
+    """Generate from real cases in one setting; only what may be scored comes back unmasked.
+
+    Volumes are decoded one by one, as they are asked for: a batch is in memory as latents only.
+
+    Args:
+        system: The model.
+        setting: Which blocks are real.
+        cases: The batch; all ``usable_in`` the setting.
+        read: Gives a case's pixels.
+        config: Solver, stop rule, limit.
+        seed: Of the noise.
+        progress: Called after each round of blocks.
+    """
+    embedded = system.text.encode([case.report for case in cases])
+    prepared = []
+    for row, case in enumerate(cases):
+        real = system.encode(read(case))[:, : config.max_slices] if setting.given or setting.spliced else None
+        prepared.append(
+            RolloutCase(
+                case_id=case.case_id,
+                text=embedded.tokens[row],
+                text_mask=embedded.mask[row],
+                length=min(case.shape[0], config.max_slices),
+                given=real[:, : setting.given] if real is not None and setting.given else None,
+                real=real if setting.spliced else None,
+            )
+        )
+    start = system.avae.air_latent(system.config.image_size)
+    results = rollout(
+        system.fmvt, prepared, start, system.stop_rule(config), config, seed=seed, progress=progress
+    )
+    for case, result in zip(cases, results, strict=True):
+        assert result.given_slices == setting.given
+        zoom = case.shape[1] / system.config.image_size
+        spacing = (case.spacing[0], case.spacing[1] * zoom, case.spacing[2] * zoom)
+        hu = system.decode(result.latents) if result.slices else _nothing(system)
+        stopped = result.stop == StopReason.END_RECOGNISED
+        requested = min(case.shape[0], config.max_slices)
+        yield ScoredVolume.of_rollout(case.case_id, setting, hu, spacing, requested, stopped)
+
+
+def _nothing(system: EvalSystem) -> np.ndarray:
+    return np.zeros((0, system.config.image_size, system.config.image_size), np.float32)

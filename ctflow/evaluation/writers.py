@@ -1,0 +1,138 @@
+"""Results as Markdown, CSV and JSON, and as text for the log."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from ctflow.evaluation.evaluation import Evaluation
+from ctflow.evaluation.monitoring import Reading
+from ctflow.evaluation.table import Row, number
+
+COLUMNS = (
+    "setting",
+    "source",
+    "metric",
+    "px",
+    "value [95 %]",
+    "at infinite N [95 %]",
+    "N",
+    "reference",
+    "cases",
+    "notes",
+)
+DISCLAIMER = (
+    "Metrics named `*_rand2d`, `*_rand3d` use frozen random convolutions: they order damage, they do not "
+    "measure clinical realism. `clip_phantom` is the embedded pair trained on phantoms, not CT-CLIP. Fréchet "
+    "values at different N, clip lengths or slice sets are not comparable; compare the extrapolated ones."
+)
+
+
+def write_all(evaluation: Evaluation, folder: Path) -> None:
+    """``table.md``, ``table.csv``, ``monitors.csv`` and ``results.json`` in ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "table.md").write_text(markdown(evaluation), encoding="utf-8")
+    _write_csv(folder / "table.csv", Row, [*evaluation.rows, *evaluation.between])
+    _write_csv(folder / "monitors.csv", Reading, evaluation.readings)
+    (folder / "results.json").write_text(json.dumps(as_json(evaluation), indent=1), encoding="utf-8")
+
+
+def as_json(evaluation: Evaluation) -> dict[str, Any]:
+    """Everything but the pictures; missing numbers are null."""
+    return _without_nan(
+        {
+            "rows": [asdict(row) for row in evaluation.rows],
+            "between_settings": [asdict(row) for row in evaluation.between],
+            "monitors": [asdict(reading) for reading in evaluation.readings],
+            "scorecard": evaluation.scorecard,
+            "provenance": evaluation.provenance,
+        }
+    )
+
+
+def markdown(evaluation: Evaluation) -> str:
+    """The whole report as Markdown."""
+    parts = ["# Evaluation", table_markdown(evaluation.rows), DISCLAIMER]
+    if evaluation.between:
+        parts += [
+            "## Between settings (blocks ≥ 1, the same cases and slices)",
+            table_markdown(evaluation.between),
+        ]
+    parts += ["## Monitors", monitors_markdown(evaluation.readings)]
+    if evaluation.scorecard:
+        parts += ["## Findings", scorecard_markdown(evaluation.scorecard)]
+    lines = [f"- {key}: `{_compact(value)}`" for key, value in evaluation.provenance.items()]
+    return "\n\n".join([*parts, "## Provenance", "\n".join(lines)]) + "\n"
+
+
+def table_markdown(rows: Sequence[Row]) -> str:
+    """The rows as a Markdown table."""
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS)]
+    for row in rows:
+        cells = [
+            row.setting,
+            row.source,
+            row.metric,
+            str(row.resolution or ""),
+            row.text(),
+            row.extrapolated_text(),
+        ]
+        cells += [str(n) if n else "" for n in (row.samples, row.reference, row.cases)] + [row.reason]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def monitors_markdown(found: Sequence[Reading]) -> str:
+    """The monitors as a Markdown table; alarms are marked."""
+    lines = [
+        "| setting | source | monitor | value | alarm above | |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for r in found:
+        value = number(r.value) if math.isfinite(r.value) else f"n/a ({r.reason})"
+        limit = number(r.threshold) if math.isfinite(r.threshold) else ""
+        lines.append(
+            f"| {r.setting} | {r.source} | {r.monitor} | {value} | {limit} | {'ALARM' if r.alarm else ''} |"
+        )
+    return "\n".join(lines)
+
+
+def scorecard_markdown(card: Sequence[dict[str, Any]]) -> str:
+    """The findings as a Markdown table."""
+    names = list(card[0])
+    lines = ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
+    lines += ["| " + " | ".join(_cell(entry[name]) for name in names) + " |" for entry in card]
+    return "\n".join(lines)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return number(value) if isinstance(value, float) else str(value)
+
+
+def _write_csv(path: Path, kind: type, items: Sequence[Any]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        names = [f.name for f in fields(kind)]
+        writer.writerow(names)
+        for item in items:
+            values = [getattr(item, name) for name in names]
+            writer.writerow(["" if isinstance(v, float) and not math.isfinite(v) else v for v in values])
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _compact(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

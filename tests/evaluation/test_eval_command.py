@@ -1,0 +1,87 @@
+"""The command, in-process, on a tiny random system."""
+
+import json
+
+import pytest
+
+from ctflow import eval as command
+from ctflow.errors import CTFlowError
+
+OPEN_END = ["rollout.stop.threshold=0.001"]
+"""Random latents all lie within a random A-VAE's own spread of white ones; nothing lies within this."""
+
+
+def run(checkpoint, shards, output, *extra) -> dict:
+    """Run the command; the JSON it wrote."""
+    arguments = [
+        "--checkpoint",
+        str(checkpoint),
+        f"slices={shards}",
+        f"output={output}",
+        f"cache={output}/cache",
+    ]
+    assert command.main([*arguments, "cases=8", "batch_size=4", "rollout.steps=1", *OPEN_END, *extra]) == 0
+    folders = sorted(p for p in output.iterdir() if (p / "results.json").is_file())
+    return json.loads((folders[-1] / "results.json").read_text()) | {"folder": folders[-1]}
+
+
+@pytest.fixture(scope="module")
+def everything(tiny_checkpoint, tiny_shards, tmp_path_factory) -> dict:
+    output = tmp_path_factory.mktemp("eval")
+    return run(
+        tiny_checkpoint, tiny_shards, output, "--setting", "all", "resolution=[32,64]", "clip_lengths=[16,24]"
+    )
+
+
+def test_whole_table(everything):
+    rows = everything["rows"]
+    assert {r["setting"] for r in rows} == {"full-body", "gt-head", "next-block"}
+    assert {r["source"] for r in rows} >= {"model", "floor: other real cases"}
+    names = {r["metric"] for r in rows}
+    assert names >= {
+        "fid_rand2d",
+        "kid_rand2d",
+        "fvd_rand3d_f16",
+        "is",
+        "clip_phantom",
+        "clip_phantom_shuffled",
+    }
+    assert not names & {"fid", "fvd_f16", "clip"}  # no stand-in under a real metric's name
+    for name in ("table.md", "table.csv", "monitors.csv"):
+        assert (everything["folder"] / name).read_text()
+
+
+def test_missing_numbers_have_reasons(everything):
+    for row in everything["rows"]:
+        assert (row["value"] is not None) != bool(row["empty"])
+        assert row["value"] is not None or row["reason"]
+    score = [r for r in everything["rows"] if r["metric"] == "is"]
+    assert all(r["empty"] == "n/a" and "Inception" in r["reason"] for r in score)
+    long = [r for r in everything["rows"] if r["metric"] == "fvd_rand3d_f24" and r["setting"] == "next-block"]
+    assert all(r["empty"] == "–" for r in long)
+
+
+def test_resolution_above_the_models_own_is_marked(everything):
+    for row in everything["rows"]:
+        if row["resolution"]:
+            assert ("upsampled from 32" in row["reason"]) == (row["resolution"] == 64)
+
+
+def test_model_of_noise_stands_far_above_the_real_floor(everything):
+    values = {
+        r["source"]: r["value"]
+        for r in everything["rows"]
+        if (r["setting"], r["metric"], r["resolution"]) == ("full-body", "fid_rand2d", 32)
+    }
+    assert values["model"] > 3 * values["floor: other real cases"]
+
+
+def test_provenance(everything):
+    block = everything["provenance"]
+    assert len(block["case_set_sha256"]) == 64 and block["cases"] == 8 and block["floor_cases"] == 8
+    assert set(block["backbones_sha256"]) == {"rand2d", "rand3d", "clip_phantom"}
+
+
+def test_unknown_key_is_an_error(tiny_checkpoint):
+    with pytest.raises(CTFlowError, match="resolution"):
+        command.main(["--checkpoint", str(tiny_checkpoint), "resolutions=[32]"])
