@@ -222,6 +222,25 @@ class LoopConfig:
 
 
 @dataclass
+class DefaultDataConfig:
+    """Phantoms that the default shards are made from, where those are missing.
+
+    Attributes:
+        make: Whether to make them.
+        volumes: Number of phantoms.
+        size: Rows and columns.
+        z_spacing: Millimetres between slices.
+        seed: Seed of the set.
+    """
+
+    make: bool = True
+    volumes: int = 64
+    size: int = 128
+    z_spacing: float = 4.0
+    seed: int = 0
+
+
+@dataclass
 class TrainConfig:
     """One training run.
 
@@ -232,7 +251,7 @@ class TrainConfig:
         resume: ``auto`` (the run folder's own last checkpoint, if any), a path of a checkpoint, or ``none``.
         export_only: Train nothing; write the sharing folder from the checkpoint that ``resume`` finds.
         seed: Seeds initialisation, order of the data and every random number of training.
-        default_data: Make phantoms and shards where the default shards are missing.
+        default_data: Phantoms for the default shards.
         loop: Length, device, precision, checkpoints.
         data: Shards and batches.
         autoencoder: The A-VAE.
@@ -246,7 +265,7 @@ class TrainConfig:
     resume: str = "auto"
     export_only: bool = False
     seed: int = 0
-    default_data: bool = True
+    default_data: DefaultDataConfig = field(default_factory=DefaultDataConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
     data: DataConfig = field(default_factory=DataConfig)
     autoencoder: AutoencoderTask = field(default_factory=AutoencoderTask)

@@ -35,7 +35,8 @@ class AutoencoderModule(CountingModule):
         self.config = typed
         self.save_hyperparameters({"config": to_plain(self.config), "seed": seed})
         self.automatic_optimization = False
-        self.network = AVAE(self.config.network)
+        # Channels last: convolutions in bfloat16 take half the time on CPUs.
+        self.network: AVAE = AVAE(self.config.network).to(memory_format=torch.channels_last)
         self.averaged = averaged_copy(self.network)
         self.adversary: Adversary | None = None
         if self.config.adversary.start_step >= 0:
@@ -56,6 +57,7 @@ class AutoencoderModule(CountingModule):
         """One step of the A-VAE, then, from ``adversary.start_step`` on, one of the discriminator."""
         images = self.network.config.intensity.to_model(batch.images)
         images = images.expand(-1, self.network.config.in_channels, -1, -1)
+        images = images.contiguous(memory_format=torch.channels_last)
         posterior = self.network.encode(images)
         mean = posterior.mean.float()
         noise = self.random(sample_keys(batch)).normal(*mean.shape[1:])

@@ -11,7 +11,7 @@ from torchmetrics import MeanMetric
 
 from ctflow.config.training import FlowTask
 from ctflow.data import BlockBatch
-from ctflow.flow import FlowDraw, draw, training_path
+from ctflow.flow import FlowDraw, draw, flow_matching_loss, training_path
 from ctflow.models import FMvT
 from ctflow.training.base import CountingModule, unique_keys
 from ctflow.training.ema import averaged_copy
@@ -82,8 +82,9 @@ class FlowModule(CountingModule):
             length=batch.length.float(),
             drop_text=chance.drop_text,
             drop_previous=chance.drop_previous,
+            drop_length=chance.drop_length,
         )
-        return (prediction.float() - point.velocity.float()).square().flatten(1).mean(dim=1)
+        return flow_matching_loss(prediction, point.velocity)
 
     def validation_step(self, batch: BlockBatch, batch_idx: int) -> None:
         """Loss of the averaged network at times and noise fixed per sample, over all and per decile of t."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from dataclasses import replace
 
 import lightning as L
@@ -45,8 +46,8 @@ def run_training(config: TrainConfig) -> Run:
     try:
         task = TASKS[config.task]
         run.folder.mkdir(parents=True, exist_ok=True)
-        if config.default_data:
-            config = ensure_default_data(config)
+        if config.default_data.make:
+            ensure_default_data(config)
         config = task.prepare(config, run)
         data = task.data(config)
         checkpoint = run.checkpoint
@@ -65,8 +66,17 @@ def run_training(config: TrainConfig) -> Run:
         del os.environ[NAME_VARIABLE]
 
 
+def quiet_lightning() -> None:
+    """Keep Lightning's greetings out of the output; its warnings stay, but for those that this design answers."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    # The moving average is meant to be in evaluation mode; PyTorch renamed LeafSpec.
+    warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+
+
 def fit(config: TrainConfig, run: Run, task: Task, data: L.LightningDataModule) -> L.Trainer:
     """Train from the run's checkpoint, or from scratch, until a limit is reached; ``last.ckpt`` is then current."""
+    quiet_lightning()
     torch.set_float32_matmul_precision("high")
     L.seed_everything(config.seed, workers=True, verbose=False)
     module = task.module(config, run)

@@ -30,7 +30,9 @@ class ClipTraining:
         if not path.is_file():
             shards = SliceShards(config.data.train)
             reports = [clean_text(shards.metadata(i)["report"]) for i in range(len(shards))]
-            tokenizer = train_wordpiece([r for r in reports if r], config.clip.vocabulary_size, network.max_tokens)
+            tokenizer = train_wordpiece(
+                [r for r in reports if r], config.clip.vocabulary_size, network.max_tokens
+            )
             path.parent.mkdir(parents=True, exist_ok=True)
             partial = path.with_suffix(".partial")
             partial.write_text(tokenizer.to_json(), encoding="utf-8")
@@ -42,15 +44,7 @@ class ClipTraining:
     def data(self, config: TrainConfig) -> LatentDataModule:
         """Whole volumes on the image tower's grid."""
         grid = config.clip.network.grid
-        return LatentDataModule(
-            replace(
-                config.data,
-                view="volumes",
-                seed=config.seed,
-                volume_shape=list(grid.shape),
-                volume_spacing=list(grid.spacing_mm),
-            )
-        )
+        return LatentDataModule(replace(config.data, view="volumes", seed=config.seed, grid=grid))
 
     def module(self, config: TrainConfig, run: Run) -> ClipModule:
         """The pair with its label heads."""
