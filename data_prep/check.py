@@ -54,7 +54,7 @@ def _check(folder: Path, config: CheckConfig) -> bool:
     if problems:
         log.error("%d problems in %s", len(problems), folder)
         return False
-    sheet = Path(config.contact_sheet) if config.contact_sheet else folder / "contact_sheet.png"
+    sheet = folder / "contact_sheet.png"
     if read_manifest(folder)[0].kind == SliceShards.kind:
         slices = SliceShards(folder)
         lines = _describe(slices) + _histogram(slices)

@@ -107,11 +107,9 @@ class CheckConfig:
     """``python -m data_prep.check DIR``: checksums, manifest, statistics, contact sheet.
 
     Attributes:
-        contact_sheet: PNG to write; empty: ``contact_sheet.png`` inside the folder.
-        columns: Volumes shown, evenly spread over the set.
+        columns: Volumes on the contact sheet, evenly spread over the set.
     """
 
-    contact_sheet: str = ""
     columns: int = 6
 
     def __post_init__(self) -> None:

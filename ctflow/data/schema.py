@@ -39,6 +39,7 @@ VERSION = 1
 SLICES = "slices"
 LATENTS = "latents"
 _ARRAYS = {SLICES: ("hu",), LATENTS: ("mean", "logvar", "text", "text_mask", "pooled")}
+_SHARED: dict[str, tuple[str, ...]] = {SLICES: (), LATENTS: ("air", "white")}
 _SLICE_CHUNK_BYTES = 2**17
 _LATENT_CHUNK_BYTES = 2**20
 _LATENT_CHUNK_SLICES = 8
@@ -194,6 +195,8 @@ def verify_chunks(file: h5py.File, kind: str) -> None:
         ShardError: A chunk's checksum does not hold, or a dataset is missing.
     """
     _read_json(file, "header")
+    for name in _SHARED[kind]:
+        _read(file, name)
     for index in range(case_count(file)):
         group = _case(file, index)
         for name in _ARRAYS[kind]:
