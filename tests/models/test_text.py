@@ -1,0 +1,142 @@
+"""Reports to tokens to what conditions the FMvT."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+
+from ctflow.config.encoders import BertConfig, CTCLIPConfig, CTViTConfig, VolumeGrid
+from ctflow.errors import CTFlowError, WeightsError
+from ctflow.models import CTCLIP, ReportTokenizer, TextEncoder, clean_text, join_report, train_wordpiece
+
+REPORTS = [
+    "There is a nodule of 12 mm in the right upper lobe.",
+    "No pleural effusion. The heart size is normal.",
+    "Consolidation in the left lower lobe, no nodule.",
+] * 10
+
+
+def make_clip(vocab_size: int, max_tokens: int = 16) -> CTCLIP:
+    torch.manual_seed(0)
+    bert = BertConfig(
+        vocab_size=vocab_size, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=32, max_position_embeddings=max_tokens,
+    )  # fmt: skip
+    vit = CTViTConfig(
+        dim=8, codebook_size=8, image_size=8, patch_size=8, temporal_patch_size=4, spatial_depth=1,
+        temporal_depth=1, dim_head=8, heads=1,
+    )  # fmt: skip
+    grid = VolumeGrid(shape=[4, 8, 8])
+    return CTCLIP(CTCLIPConfig(bert=bert, ctvit=vit, grid=grid, dim_latent=8, max_tokens=max_tokens))
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_wordpiece(map(clean_text, REPORTS), 120, max_tokens=16)
+
+
+@pytest.fixture(scope="module")
+def clip(tokenizer):
+    return make_clip(tokenizer.vocab_size)
+
+
+def test_cleaning_is_the_published_one():
+    findings = 'Heart: "normal" (no effusion). Patient\'s aorta is wide.'
+    assert join_report(findings, "Not given.") == "Heart: normal no effusion. Patients aorta is wide."
+    assert join_report("Not given.", " Normal chest.\n") == "Normal chest."
+    assert join_report("Not given.", "Not given.") == ""
+    assert join_report("A.", "B.") == "A. B."
+
+
+def test_vocabulary_covers_its_reports(tokenizer):
+    unknown = tokenizer.backend.token_to_id("[UNK]")
+    batch = tokenizer(REPORTS[:3])
+    assert not (batch.ids == unknown).any()
+    assert batch.mask.sum(1).tolist() == [15, 12, 12]
+    assert tokenizer.backend.encode(REPORTS[1]).tokens[:3] == ["[CLS]", "no", "pleural"]
+    assert (tokenizer(["☃ nodule"]).ids == unknown).sum() == 1
+
+
+def test_json_round_trip_and_published_vocabulary(tokenizer):
+    again = ReportTokenizer.from_json(tokenizer.to_json(), 16)
+    assert torch.equal(again(REPORTS).ids, tokenizer(REPORTS).ids)
+    published = ReportTokenizer.from_vocabulary(
+        ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "no", "##dule", "nodule", ",", "No"], 16
+    )
+    assert published(["No, nodule"]).ids.tolist() == [[2, 5, 8, 7, 3]]
+    assert published(["nodule"]).ids.tolist() == [[2, 7, 3]]
+    cased = ReportTokenizer.from_vocabulary(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "No"], 16, lowercase=False)
+    assert cased(["No no"]).ids.tolist() == [[2, 4, 1, 3]]
+
+
+def test_a_vocabulary_without_special_tokens_is_refused():
+    with pytest.raises(WeightsError, match=r"without \[PAD\]"):
+        ReportTokenizer.from_vocabulary(["[UNK]", "a"], 16)
+    with pytest.raises(WeightsError, match=r"tokenizer\.json is not readable"):
+        ReportTokenizer.from_json("{}", 16)
+
+
+def test_truncation_keeps_the_end_mark_and_is_counted(clip, tokenizer, caplog):
+    encoder = TextEncoder(clip, tokenizer)
+    long = " ".join(REPORTS[:3])
+    with caplog.at_level(logging.WARNING):
+        embedding = encoder.encode([long, REPORTS[0], long])
+    assert "2 of 3 reports exceed 16 tokens" in caplog.text
+    assert encoder.truncated == 2
+    assert embedding.tokens.shape == (3, 16, 16)
+    assert int(tokenizer([long]).ids[0, -1]) == tokenizer.end_id
+    caplog.clear()
+    encoder.encode([REPORTS[0]])
+    assert caplog.text == ""
+    assert encoder.truncated == 2
+
+
+def test_modes(clip, tokenizer):
+    tokens = TextEncoder(clip, tokenizer, "tokens").encode(REPORTS[:3])
+    pooled = TextEncoder(clip, tokenizer, "pooled").encode(REPORTS[:3])
+    batch = tokenizer(REPORTS[:3])
+    with torch.no_grad():
+        states, first, _ = clip.encode_text(batch.ids, batch.mask)
+    assert torch.allclose(tokens.tokens[batch.mask.bool()], states[batch.mask.bool()], atol=1e-6)
+    assert not tokens.tokens[~tokens.mask].any()
+    expected = first / (first.norm(dim=-1, keepdim=True) + 1e-6)
+    assert torch.allclose(pooled.pooled, expected, atol=1e-6)
+    assert torch.equal(pooled.tokens, pooled.pooled[:, None])
+    assert torch.equal(tokens.pooled, pooled.pooled)
+    assert pooled.mask.shape == (3, 1)
+    assert pooled.mask.all()
+
+
+def test_batches_and_quotes_make_no_difference(clip, tokenizer):
+    encoder = TextEncoder(clip, tokenizer)
+    whole = encoder.encode(REPORTS[:6])
+    parts = encoder.encode([report.replace("nodule", "'nodule'") for report in REPORTS[:6]], batch_size=1)
+    assert torch.equal(whole.mask, parts.mask)
+    assert torch.allclose(whole.tokens, parts.tokens, atol=1e-5)
+    assert torch.allclose(encoder.encode_latents(REPORTS[:2]).norm(dim=-1), torch.ones(2), atol=1e-6)
+
+
+def test_an_empty_report_is_a_report(clip, tokenizer):
+    embedding = TextEncoder(clip, tokenizer).encode(["Not given.", REPORTS[0]])
+    assert embedding.mask.sum(1).tolist() == [2, 15]
+    assert torch.isfinite(embedding.tokens).all()
+
+
+def test_encoder_is_frozen_and_leaves_normal_tensors(clip, tokenizer):
+    embedding = TextEncoder(clip, tokenizer).encode(REPORTS[:1])
+    assert not clip.training
+    assert not any(p.requires_grad for p in clip.parameters())
+    layer = torch.nn.Linear(16, 1)
+    layer(embedding.tokens).sum().backward()  # an inference tensor would refuse
+    assert layer.weight.grad is not None
+
+
+def test_misuse_is_named(clip, tokenizer):
+    with pytest.raises(CTFlowError, match="no report"):
+        TextEncoder(clip, tokenizer).encode([])
+    with pytest.raises(ValueError, match="'pooled' or 'tokens'"):
+        TextEncoder(clip, tokenizer, "mean")
+    with pytest.raises(CTFlowError, match="for a text tower of 8"):
+        TextEncoder(make_clip(8), tokenizer)
