@@ -18,12 +18,14 @@ class IngestConfig:
         labels: CT-RATE label CSVs; none given: those found under ``source``.
         resolution: Rows and columns of a prepared slice: 128, 256 or 512 (any multiple of 16).
         z_spacing: Millimetres between prepared slices; null keeps each scan's own.
-        field_of_view: Millimetres a slice's side shows, cropped or padded with air around the centre; null takes
-            the whole field of view.
+        field_of_view: Millimetres a slice's side shows, cropped or padded with air around the centre; null
+            takes the whole field of view.
         max_slices: Scans with more slices are cropped to this many around the middle (256 as published); null
             keeps all.
-        valid_fraction: Share of patients that go to ``valid`` where the source has no train and valid folders.
-        patient_pattern: Regular expression whose first group is the patient in a file's path under ``source``;
+        valid_fraction: Share of patients that go to ``valid`` where the source has no train and valid
+            folders.
+        patient_pattern: Regular expression whose first group is the patient in a file's path under
+            ``source``;
             empty: CT-RATE's names, DICOM's PatientID, else every file is a patient of its own.
         keep_flagged: Put flagged scans (short, one lung, not a chest …) into the shards too.
         workers: Processes that read and resample; 0: one per CPU core.
@@ -64,8 +66,8 @@ class IngestConfig:
             raise ValueError(f"valid_fraction must be in [0, 1], found {self.valid_fraction}")
         if self.workers < 0 or self.timeout <= 0 or self.memory_gb < 1 or self.volumes_per_shard < 1:
             raise ValueError(
-                "workers must not be negative, timeout positive, memory_gb and volumes_per_shard at least 1, found "
-                f"{self.workers}, {self.timeout}, {self.memory_gb}, {self.volumes_per_shard}"
+                "workers must not be negative, timeout positive, memory_gb and volumes_per_shard at least 1, "
+                f"found {self.workers}, {self.timeout}, {self.memory_gb}, {self.volumes_per_shard}"
             )
         if self.patient_pattern:
             try:

@@ -1,8 +1,8 @@
 """Into the patient's axes S,P,R, then onto the grid the models work on; memory for one slice at a time.
 
-Sampling is linear; where the step grows beyond twice the scan's own, the triangle widens with it, so that thick
-slices and small images are means, not picks. Slices keep the position of the scan's first slice; in-plane, the edges
-of the field of view stay.
+Sampling is linear; where the step grows beyond twice the scan's own, the triangle widens with it, so that
+thick slices and small images are means, not picks. Slices keep the position of the scan's first slice;
+in-plane, the edges of the field of view stay.
 """
 
 from __future__ import annotations
@@ -182,13 +182,31 @@ def resample(
     return out, (float(step), pixel, pixel)
 
 
+def field_in_image(
+    shape: tuple[int, ...], spacing: tuple[float, float], pixel: float, resolution: int
+) -> tuple[slice, slice]:
+    """Rows and columns of a prepared slice that the scan fills; the rest is padding.
+
+    Args:
+        shape: Rows and columns of the scan.
+        spacing: Their millimetres.
+        pixel: Pixel size of the prepared slice in mm.
+        resolution: Its rows and columns.
+    """
+    ranges = []
+    for n, s in zip(shape, spacing, strict=True):
+        lost = max(0.0, (resolution - n * s / pixel) / 2)
+        ranges.append(slice(int(np.ceil(lost - 1e-3)), max(1, int(np.floor(resolution - lost + 1e-3)))))
+    return ranges[0], ranges[1]
+
+
 def _plane(
     stored: NDArray[Any],
     rescale: Rescale,
     rows: NDArray[np.float32] | None,
     columns: NDArray[np.float32] | None,
 ) -> NDArray[np.float32]:
-    """One slice in HU on the grid's rows and columns; air is the zero of the sums, so padding costs nothing."""
+    """One slice in HU on the grid's rows and columns; air is the zero of the sums, so the rest is air."""
     hu = rescale(stored)
     if rows is None and columns is None:
         return hu

@@ -1,8 +1,8 @@
 """From stored values to HU: slope and intercept exactly once, whoever carries them, and padding to air.
 
-Whether values are HU is decided by looking at them: a CT in HU has air between -1100 and -500, fat and soft tissue
-around 0, next to nothing below, and its tissue peak within 150 HU of water. Stored values (HU + 1000), values
-rescaled twice, MR and 8-bit pictures fail that test.
+Whether values are HU is decided by looking at them: a CT in HU has air between -1100 and -500, fat and soft
+tissue around 0, next to nothing below, and its tissue peak within 150 HU of water. Stored values (HU + 1000),
+values rescaled twice, MR and 8-bit pictures fail that test.
 """
 
 from __future__ import annotations
@@ -152,5 +152,5 @@ def _why(sample: NDArray[np.float64], candidates: list[Rescale], csv: tuple[floa
     text = f"values {finite.min():g} to {finite.max():g}: {reason}; tried {'; '.join(tried)}"
     for offset in (1000.0, 1024.0):
         if csv is None and why_not_hu(sample - offset) is None:
-            return f"{text}. They look like stored values (HU + {offset:.0f}): give --metadata with RescaleIntercept"
+            return f"{text}. They look like HU + {offset:.0f}, stored: give --metadata with RescaleIntercept"
     return text

@@ -1,4 +1,4 @@
-"""NIfTI, whole and checked: the gzip checksum is read to the end, and the size stands before anything is allocated."""
+"""NIfTI, whole and checked: sizes before anything is allocated, the gzip checksum to the end."""
 
 from __future__ import annotations
 

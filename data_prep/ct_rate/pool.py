@@ -15,6 +15,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
 from ctflow.errors import CTFlowError
+from data_prep.ct_rate.discovery import case_id_of
 from data_prep.ct_rate.prepare import REFUSED, Job, Outcome, outcome_fingerprint, prepare
 
 log = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ class GuardedPool:
         if worker.ready:
             worker.pipe.send(job)
 
-    def results(self) -> Iterator[tuple[Job, list[Outcome]]]:
+    def results(self) -> Iterator[tuple[Job, Outcome]]:
         """What has become of jobs since the last call; waits a moment where nothing has.
 
         Raises:
@@ -85,7 +86,7 @@ class GuardedPool:
                 worker.process.kill()
                 job = worker.job
                 self._replace(index, worker)
-                yield job, [failure(job, "timeout", f"no result after {limit:g} s")]
+                yield job, failure(job, "timeout", f"no result after {limit:g} s")
 
     def close(self) -> None:
         """End the workers."""
@@ -101,7 +102,7 @@ class GuardedPool:
         if worker.job is not None:
             worker.pipe.send(worker.job)
 
-    def _bury(self, index: int, worker: _Worker) -> Iterator[tuple[Job, list[Outcome]]]:
+    def _bury(self, index: int, worker: _Worker) -> Iterator[tuple[Job, Outcome]]:
         """A worker has died: of the file it was reading, or before it read any."""
         job, was_ready = worker.job, worker.ready
         worker.process.join()
@@ -116,7 +117,7 @@ class GuardedPool:
             )
         self._replace(index, worker)
         if job is not None and was_ready:
-            yield job, [failure(job, "crashed", f"the reading process ended with {cause}")]
+            yield job, failure(job, "crashed", f"the reading process ended with {cause}")
         elif job is not None:
             self._workers[index].job = job
             self._workers[index].since = time.monotonic()
@@ -138,8 +139,6 @@ class GuardedPool:
 
 def failure(job: Job, code: str, detail: str) -> Outcome:
     """The outcome of a job whose process did not live to tell it."""
-    from data_prep.ct_rate.discovery import case_id_of
-
     return Outcome(
         job.item.key,
         outcome_fingerprint(job.item, job.row),

@@ -14,12 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctflow.config.prep import IngestConfig
+from data_prep.ct_rate.dicom_reader import read_dicom_series
+from data_prep.ct_rate.dicom_series import sort_folder
 from data_prep.ct_rate.discovery import TRUTH, Item, case_id_of, patient_and_split
 from data_prep.ct_rate.geometry import (
     OBLIQUE_DEGREES,
     Grid,
     Spacing,
     check_spacing,
+    field_in_image,
     obliqueness,
     resample,
     straighten,
@@ -77,6 +80,7 @@ class Outcome:
         truth_path: Ground truth beside it.
         facts: Decisions and findings of the ingest, for the record.
         items: Series found in a folder (``expanded``).
+        told: Key, status, code and detail of what goes no further in a folder (``expanded``).
         seconds: Time it took.
     """
 
@@ -95,6 +99,7 @@ class Outcome:
     truth_path: str | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     items: list[dict[str, Any]] = field(default_factory=list)
+    told: list[list[str]] = field(default_factory=list)
     seconds: float = 0.0
 
     @property
@@ -103,33 +108,31 @@ class Outcome:
         return self.status in (ACCEPTED, FLAGGED)
 
 
-def prepare(job: Job) -> list[Outcome]:
+def prepare(job: Job) -> Outcome:
     """Read, check and resample one item; the volume is left in ``job.staging``.
 
-    Nothing a file holds gets out of here as an exception: libraries raise whatever they like on damaged bytes, so
-    the boundary is wide on purpose, and what they said becomes the refusal's detail.
+    Nothing a file holds gets out of here as an exception: libraries raise whatever they like on damaged
+    bytes, so the boundary is wide on purpose, and what they said becomes the refusal's detail.
     """
     started = time.perf_counter()
-    blank = Outcome(job.item.key, outcome_fingerprint(job.item, job.row), case_id=case_id_of(job.item.key))
+    outcome = Outcome(job.item.key, outcome_fingerprint(job.item, job.row), case_id=case_id_of(job.item.key))
     try:
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
             if job.item.kind == "folder":
-                from data_prep.ct_rate.dicom_series import expand_folder
-
-                outcomes = expand_folder(job.item, blank.fingerprint)
+                _sort(job.item, outcome)
             else:
-                outcomes = [_prepare_volume(job, blank)]
+                _prepare_volume(job, outcome)
     except ScanRefused as refusal:
-        outcomes = [_refused(blank, refusal.code, refusal.detail)]
+        outcome.status, outcome.reasons = REFUSED, refusal.reasons
     except MemoryError:
-        outcomes = [_refused(blank, "too_large", f"needs more than memory_gb={job.config.memory_gb:g}")]
+        detail = f"needs more than memory_gb={job.config.memory_gb:g}"
+        outcome.status, outcome.reasons = REFUSED, [["too_large", detail]]
     except Exception as error:
-        outcomes = [
-            _refused(blank, "unreadable", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
-        ]
-    outcomes[-1].seconds = round(time.perf_counter() - started, 3)
-    return outcomes
+        detail = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        outcome.status, outcome.reasons = REFUSED, [["unreadable", detail]]
+    outcome.seconds = round(time.perf_counter() - started, 3)
+    return outcome
 
 
 def outcome_fingerprint(item: Item, row: CsvRow) -> str:
@@ -139,12 +142,14 @@ def outcome_fingerprint(item: Item, row: CsvRow) -> str:
     return f"{item.fingerprint}-{hashlib.sha256(row.fingerprint().encode()).hexdigest()[:8]}"
 
 
-def _refused(blank: Outcome, code: str, detail: str) -> Outcome:
-    blank.status, blank.reasons = REFUSED, [[code, detail]]
-    return blank
+def _sort(item: Item, outcome: Outcome) -> None:
+    items, told = sort_folder(item)
+    outcome.status, outcome.case_id = EXPANDED, ""
+    outcome.items = [asdict(found) for found in items]
+    outcome.told = [list(entry) for entry in told]
 
 
-def _prepare_volume(job: Job, outcome: Outcome) -> Outcome:
+def _prepare_volume(job: Job, outcome: Outcome) -> None:
     scan = _read(job.item, job.config.memory_gb * 2**30)
     check_affine(scan.affine)
     flags: list[list[str]] = []
@@ -166,7 +171,8 @@ def _prepare_volume(job: Job, outcome: Outcome) -> Outcome:
     spacing, origin = _true_spacing(spacing, job.row.spacing, view.shape, flags)
     grid = Grid(job.config.resolution, job.config.z_spacing, job.config.field_of_view, job.config.max_slices)
     hu, prepared = resample(view, spacing, used, grid)
-    body, body_flags = screen(hu, prepared, view.shape[0] * spacing[0])
+    rows, columns = field_in_image(view.shape[1:], spacing[1:], prepared[1], grid.resolution)
+    body, body_flags = screen(hu[:, rows, columns], prepared, view.shape[0] * spacing[0])
     flags += body_flags
     if job.expects_report and job.row.report is None:
         flags.append(["no_report", "no line in the report CSVs"])
@@ -190,7 +196,6 @@ def _prepare_volume(job: Job, outcome: Outcome) -> Outcome:
     }
     if outcome.status == ACCEPTED or job.config.keep_flagged:
         _stage(hu, Path(job.staging))
-    return outcome
 
 
 def _read(item: Item, memory_bytes: float) -> RawScan:
@@ -198,8 +203,6 @@ def _read(item: Item, memory_bytes: float) -> RawScan:
         return read_nifti_scan(Path(item.files[0]), memory_bytes)
     if item.kind == "itk":
         return read_itk_scan(Path(item.files[0]), memory_bytes)
-    from data_prep.ct_rate.dicom_reader import read_dicom_series
-
     return read_dicom_series([Path(f) for f in item.files], memory_bytes)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 REFUSALS = {
     "unreadable": "the library that reads this format cannot read it",
     "truncated": "the file ends before its header says it does",
@@ -18,7 +20,7 @@ REFUSALS = {
     "implausible_spacing": "no scanner's spacing or field of view, and no metadata CSV that mends it",
     "gantry_tilt": "slices are sheared against their own normal",
     "uneven_slices": "slices are missing or unevenly spaced",
-    "repeated_positions": "several different slices at one position: 4D, or several reconstructions in one series",
+    "repeated_positions": "different slices at one position: 4D, or several reconstructions in one",
     "constant": "every voxel is the same",
     "empty": "next to nothing but one value",
     "blank_slices": "constant slices between others",
@@ -57,9 +59,11 @@ class ScanRefused(Exception):
     Args:
         code: A key of ``REFUSALS``.
         detail: What was found, in words with numbers.
+        more: Further pairs of code and detail.
     """
 
-    def __init__(self, code: str, detail: str) -> None:
+    def __init__(self, code: str, detail: str, more: Sequence[tuple[str, str]] = ()) -> None:
         assert code in REFUSALS, code
         super().__init__(f"{code}: {detail}")
         self.code, self.detail = code, detail
+        self.reasons = [[code, detail], *([c, d] for c, d in more)]

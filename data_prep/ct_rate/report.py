@@ -120,7 +120,7 @@ def log_summary(summary: dict[str, Any]) -> None:
 
 
 def write_contact_sheet(output: Path) -> None:
-    """Picture of volumes evenly spread over the shards: per case an axial lung, an axial soft-tissue and a coronal view."""
+    """Picture of volumes evenly spread over the shards: axial in two windows, and coronal, for each."""
     places = [(s, e.file, i) for s in SPLITS for e in read_manifest(output / s) for i in range(len(e.cases))]
     if not places:
         return

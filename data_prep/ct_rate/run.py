@@ -1,4 +1,4 @@
-"""The run: what is still to do goes to the workers, what comes back goes into the shards, in the items' order."""
+"""The run: what is to do goes to the workers, what comes back goes into the shards, in the items' order."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from data_prep.ct_rate.discovery import Item, Source
 from data_prep.ct_rate.journal import FOLDER, Journal
 from data_prep.ct_rate.pool import GuardedPool
 from data_prep.ct_rate.prepare import EXPANDED, FLAGGED, REFUSED, Job, Outcome, outcome_fingerprint
-from data_prep.ct_rate.tables import Tables
+from data_prep.ct_rate.tables import CsvRow, Tables
 
 log = logging.getLogger(__name__)
 SPLITS = ("train", "valid")
@@ -48,7 +48,7 @@ class IngestRun:
         self.seen: dict[str, Outcome] = {}
         self._cases = completed_cases(self.output)
         self._pending: list[tuple[str, Item]] = []
-        self._waiting: list[tuple[str, int, Outcome, Path]] = []
+        self._waiting: list[tuple[str, Outcome, Path]] = []
         for item in source.items:
             self._plan(item)
 
@@ -88,29 +88,30 @@ class IngestRun:
     def _loop(
         self, pool: GuardedPool, writers: dict[str, SliceShardWriter], staging: Path, bar: tqdm, ahead: int
     ) -> None:
-        running: dict[str, None] = {}
+        running: set[str] = set()
         while self._pending or running:
-            while self._pending and pool.free() and len(self._waiting) < ahead:
+            while self._pending and pool.free() and (not running or len(self._waiting) < ahead):
                 key, item = heapq.heappop(self._pending)
-                running[key] = None
+                running.add(key)
                 pool.submit(self._job(item, staging / f"{next(self._numbers):07d}.npy"))
-            for job, outcomes in pool.results():
-                del running[job.item.key]
-                for outcome in outcomes:
-                    heapq.heappush(
-                        self._waiting, (outcome.key, next(self._numbers), outcome, Path(job.staging))
-                    )
-                    if outcome.status == EXPANDED:
-                        bar.total += self._expand(outcome)
+            for job, outcome in pool.results():
+                running.remove(job.item.key)
+                if outcome.status == EXPANDED:
+                    self.journal.add(outcome)
+                    bar.total += self._expand(outcome)
+                    for key, status, *_ in outcome.told:
+                        if status == REFUSED:
+                            _tell(self.seen[key])
+                else:
+                    heapq.heappush(self._waiting, (outcome.key, outcome, Path(job.staging)))
                 bar.update()
-            first = min([self._pending[0][0]] if self._pending else [], default=None)
-            unfinished = min([*running, *([first] if first is not None else [])], default=None)
+            unfinished = min([*running, *(key for key, _ in self._pending[:1])], default=None)
             while self._waiting and (unfinished is None or self._waiting[0][0] < unfinished):
-                _, _, outcome, path = heapq.heappop(self._waiting)
+                _, outcome, path = heapq.heappop(self._waiting)
                 self._settle(outcome, path, writers)
 
     def _plan(self, item: Item) -> bool:
-        """Whether an item is to be done; a finished one only counts. A finished folder hands over its series."""
+        """Whether an item is to be done; a finished one counts, a finished folder has its series planned."""
         before = self.journal.outcomes.get(item.key)
         row = self._row(item)
         if before is not None and before.usable and before.case_id in self._cases:
@@ -134,35 +135,37 @@ class IngestRun:
         return outcome.status == FLAGGED and not self.config.keep_flagged
 
     def _expand(self, outcome: Outcome) -> int:
+        """Plan the series of a folder and tell what else lies in it; returns how many are to be done."""
+        for key, status, code, detail in outcome.told:
+            self.seen[key] = Outcome(key, "", status, [[code, detail]])
         items = [Item(i["key"], i["kind"], tuple(i["files"]), i["fingerprint"]) for i in outcome.items]
         return sum(self._plan(item) for item in items)
 
-    def _row(self, item: Item):  # noqa: ANN202
+    def _row(self, item: Item) -> CsvRow:
         return self.tables.row(Path(item.key.split("#")[0].rstrip("/")).name, self.alone)
 
     def _job(self, item: Item, staging: Path) -> Job:
         return Job(item, self._row(item), self.config, str(staging), self.tables.has_reports)
 
     def _settle(self, outcome: Outcome, path: Path, writers: dict[str, SliceShardWriter]) -> None:
-        """Journal first, then the shard: a volume in a shard is always known, one that is not is done again."""
+        """Journal first, then the shard: a volume in a shard is always known; any other is done again."""
         if outcome.usable and outcome.case_id in self._cases:
             outcome.status = REFUSED
             outcome.reasons = [["duplicate", f"a case {outcome.case_id} is already there"]]
         self.journal.add(outcome)
         self.seen[outcome.key] = outcome
         if outcome.reasons:
-            text = "; ".join(f"{code} ({detail})" for code, detail in outcome.reasons)
-            log.log(
-                logging.INFO if outcome.usable else logging.WARNING,
-                "%s %s: %s",
-                outcome.status,
-                outcome.key,
-                text,
-            )
+            _tell(outcome)
         if outcome.usable and not self._dropped(outcome):
             self._cases.add(outcome.case_id)
             writers[outcome.split].append(_record(outcome, path))
         path.unlink(missing_ok=True)
+
+
+def _tell(outcome: Outcome) -> None:
+    text = "; ".join(f"{code} ({detail})" for code, detail in outcome.reasons)
+    level = logging.INFO if outcome.usable else logging.WARNING
+    log.log(level, "%s %s: %s", outcome.status, outcome.key, text)
 
 
 def completed_cases(output: Path) -> set[str]:

@@ -70,7 +70,8 @@ def check_shape(shape: tuple[int, ...], itemsize: int, memory_bytes: float) -> t
     if need > memory_bytes:
         raise ScanRefused(
             "too_large",
-            f"shape {' x '.join(map(str, shape))} needs {need / 2**30:.1f} GiB, memory_gb allows {memory_bytes / 2**30:.1f}",
+            f"shape {' x '.join(map(str, shape))} needs {need / 2**30:.1f} GiB, "
+            f"memory_gb allows {memory_bytes / 2**30:.1f}",
         )
     return tuple(sizes)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -16,16 +18,19 @@ MIN_COVERAGE_MM = 160.0
 MAX_CUT = 0.35
 """Lung area of an end slice over the largest slice's, above which the lungs go on beyond it."""
 MAX_BORDER = 0.5
+"""Share of tissue on one side of the image, above which the body goes on beyond it."""
+VALLEY = 0.4
+"""Least depth of the mediastinum in the profile of lung over columns, as a share of the lower hump."""
 MIN_AIR_POCKET_ML = 5.0
 
 
 def screen(
     hu: NDArray[np.int16], spacing: Spacing, coverage_mm: float
-) -> tuple[dict[str, float], list[list[str]]]:
+) -> tuple[dict[str, Any], list[list[str]]]:
     """Measure lung and coverage.
 
     Args:
-        hu: Int16 HU ``[slices, rows, columns]``, S,P,R.
+        hu: Int16 HU ``[slices, rows, columns]``, S,P,R, without columns and rows of padding.
         spacing: Its millimetres.
         coverage_mm: Extent of the scan before any crop.
 
@@ -36,9 +41,7 @@ def screen(
     coarse = hu[:: steps[0], :: steps[1], :: steps[2]]
     voxel_ml = float(np.prod([n * s for n, s in zip(steps, spacing, strict=True)])) / 1000.0
     lung, body = _lung_and_body(coarse < LUNG_HU, voxel_ml)
-    middle = float(np.average(np.arange(body.shape[2]), weights=body.sum((0, 1)) + 1e-6))
-    split = round(middle)
-    left, right = (float(part.sum()) * voxel_ml for part in (lung[:, :, :split], lung[:, :, split:]))
+    left, right = (float(n) * voxel_ml for n in _two_sides(lung.sum((0, 1)), (body & ~lung).sum((0, 1))))
     areas = lung.sum((1, 2)) / max(1, lung.sum((1, 2)).max())
     share = lung.sum() / max(1, body.sum())
     border = _border_tissue(coarse)
@@ -48,7 +51,7 @@ def screen(
         "coverage_mm": round(coverage_mm, 1),
         "lung_cut_below": round(float(areas[0]), 3),
         "lung_cut_above": round(float(areas[-1]), 3),
-        "border_tissue": round(border, 3),
+        "border_tissue": {name: round(value, 3) for name, value in border.items()},
     }
     flags = []
     if left + right < MIN_LUNG_ML or share < MIN_LUNG_SHARE:
@@ -59,9 +62,28 @@ def screen(
     if coverage_mm < MIN_COVERAGE_MM or cut:
         ends = f", lungs cut {' and '.join(cut)}" if cut else ""
         flags.append(["short_coverage", f"{coverage_mm:.0f} mm{ends}"])
-    if border > MAX_BORDER:
-        flags.append(["cropped_field", f"tissue on {border:.0%} of the image border"])
+    cropped = [f"{name} {value:.0%}" for name, value in border.items() if value > MAX_BORDER]
+    if cropped:
+        flags.append(["cropped_field", f"tissue on the image border: {', '.join(cropped)}"])
     return measured, flags
+
+
+def _two_sides(profile: NDArray[np.int64], tissue: NDArray[np.int64]) -> tuple[float, float]:
+    """Lung voxels left and right of the mediastinum, from lung and tissue per column (patient left first).
+
+    The mediastinum is a valley between two humps. One hump is one lung, on its side of the tissue's centre.
+    """
+    smooth = ndimage.uniform_filter1d(profile.astype(np.float64), 3, mode="constant")
+    before, after = np.maximum.accumulate(smooth), np.maximum.accumulate(smooth[::-1])[::-1]
+    depth = np.minimum(before, after) - smooth
+    valley = int(np.argmax(depth))
+    total = float(profile.sum())
+    if depth[valley] > VALLEY * np.minimum(before, after)[valley]:
+        left = float(profile[:valley].sum()) + 0.5 * float(profile[valley])
+        return left, total - left
+    columns = np.arange(profile.size)
+    lung_at, tissue_at = (float(np.average(columns, weights=w + 1e-9)) for w in (profile, tissue))
+    return (total, 0.0) if lung_at < tissue_at else (0.0, total)
 
 
 def _lung_and_body(air: NDArray[np.bool_], voxel_ml: float) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
@@ -83,8 +105,12 @@ def _lung_and_body(air: NDArray[np.bool_], voxel_ml: float) -> tuple[NDArray[np.
     return (sizes >= MIN_AIR_POCKET_ML)[labels], body
 
 
-def _border_tissue(coarse: NDArray[np.int16]) -> float:
-    ring = np.concatenate(
-        [coarse[:, 0].ravel(), coarse[:, -1].ravel(), coarse[:, :, 0].ravel(), coarse[:, :, -1].ravel()]
-    )
-    return float((ring > LUNG_HU).mean())
+def _border_tissue(coarse: NDArray[np.int16]) -> dict[str, float]:
+    """Share of tissue on each of the four sides of the image, over all slices."""
+    sides = {
+        "front": coarse[:, 0],
+        "back": coarse[:, -1],
+        "left": coarse[:, :, 0],
+        "right": coarse[:, :, -1],
+    }
+    return {name: float((side > LUNG_HU).mean()) for name, side in sides.items()}

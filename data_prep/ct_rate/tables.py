@@ -72,8 +72,8 @@ class Tables:
     def row(self, name: str, alone: bool) -> CsvRow:
         """Everything the CSVs say of a volume.
 
-        A metadata CSV of a single line, given by name, also counts for the volume whose file name it shares, and
-        for the only volume of a source, whatever the line calls it.
+        A metadata CSV of a single line, given by name, also counts for the volume whose file name it shares,
+        and for the only volume of a source, whatever the line calls it.
 
         Args:
             name: File name of the volume.

@@ -1,0 +1,179 @@
+"""One DICOM series to one volume: geometry from every slice's tags, pixels (any transfer syntax) by GDCM."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import NDArray
+
+from data_prep.ct_rate.dicom_headers import DicomHeader, read_header
+from data_prep.ct_rate.itk_reader import last_line
+from data_prep.ct_rate.reasons import ScanRefused
+from data_prep.ct_rate.scan import LPS_TO_RAS, MIN_SLICES, RawScan, check_shape
+
+TILT_DEGREES = 0.5
+_SAME_PLACE_MM = 1e-3
+
+
+def read_dicom_series(paths: list[Path], memory_bytes: float) -> RawScan:
+    """Read the slices of one series.
+
+    Args:
+        paths: Its files.
+        memory_bytes: What the worker may use.
+
+    Raises:
+        ScanRefused: See ``reasons``; missing slices and tilt are named with their numbers.
+    """
+    headers = [header for path in paths if (header := read_header(path)) is not None]
+    if len(headers) == 1 and headers[0].frames > 1:
+        from data_prep.ct_rate.dicom_multiframe import read_multiframe
+
+        return read_multiframe(headers[0], memory_bytes)
+    headers, offsets, normal = _in_order(headers)
+    _check_order(headers, offsets, normal)
+    first = headers[0]
+    check_shape((first.columns, first.rows, len(headers)), 4, memory_bytes)
+    for header in headers:
+        if not header.complete:
+            raise ScanRefused("truncated", f"{header.path.name} is shorter than its pixels")
+    stored = _read_pixels(headers)
+    step = float((offsets[-1] - offsets[0]) / (len(headers) - 1))
+    assert first.orientation is not None and first.pixel_spacing is not None and first.position is not None
+    affine = np.eye(4)
+    affine[:3, 0] = np.array(first.orientation[:3]) * first.pixel_spacing[1]
+    affine[:3, 1] = np.array(first.orientation[3:]) * first.pixel_spacing[0]
+    affine[:3, 2] = normal * step
+    affine[:3, 3] = first.position
+    return RawScan(
+        stored,
+        LPS_TO_RAS @ affine,
+        format=f"DICOM, {first.syntax}",
+        patient_id=first.patient_id,
+        facts=series_facts(headers),
+    )
+
+
+def series_facts(headers: list[DicomHeader]) -> dict[str, Any]:
+    """What the headers tell, for the record; GDCM has applied slope and intercept."""
+    first = headers[0]
+    rescales = sorted({str(h.rescale) for h in headers})
+    return {
+        **first.facts,
+        "series": first.description,
+        "files": len(headers),
+        "rescale_by_reader": rescales[:4],
+    }
+
+
+def _in_order(
+    headers: list[DicomHeader],
+) -> tuple[list[DicomHeader], NDArray[np.float64], NDArray[np.float64]]:
+    """Slices along their normal, each once; offsets in mm, and the normal."""
+    turned = np.array(headers[0].orientation)
+    normal = np.cross(turned[:3], turned[3:])
+    length = float(np.linalg.norm(normal))
+    if not 0.99 < length < 1.01:
+        raise ScanRefused(
+            "no_geometry", f"row and column directions {turned.tolist()} are not orthogonal unit vectors"
+        )
+    normal = normal / length
+    placed = sorted(
+        ((float(np.dot(normal, h.position)), h) for h in headers),
+        key=lambda pair: (pair[0], pair[1].path.name),
+    )
+    kept = [placed[0]]
+    for offset, header in placed[1:]:
+        before, same = kept[-1]
+        if offset - before > _SAME_PLACE_MM:
+            kept.append((offset, header))
+        elif (
+            not (same.sop_uid and same.sop_uid == header.sop_uid)
+            and same.path.read_bytes() != header.path.read_bytes()
+        ):
+            raise ScanRefused(
+                "repeated_positions", f"{same.path.name} and {header.path.name} both lie at {offset:.2f} mm"
+            )
+    return [h for _, h in kept], np.array([o for o, _ in kept]), normal
+
+
+def _check_order(
+    headers: list[DicomHeader], offsets: NDArray[np.float64], normal: NDArray[np.float64]
+) -> None:
+    """Even steps, along the normal, and enough of them; everything that is wrong is told at once."""
+    wrong: list[tuple[str, str]] = []
+    if len(headers) > 2:
+        wrong += [("uneven_slices", text) for text in _gaps(headers, offsets)]
+    if len(headers) > 1:
+        along = np.subtract(headers[-1].position, headers[0].position)  # type: ignore[arg-type]
+        cosine = abs(float(np.dot(along, normal))) / float(np.linalg.norm(along))
+        shear = float(np.degrees(np.arccos(min(1.0, cosine))))
+        tilt = max((abs(h.tilt) for h in headers), default=0.0)
+        if shear > TILT_DEGREES:
+            wrong.append(("gantry_tilt", f"slices lie {shear:.1f} degrees off their normal (gantry tilt)"))
+        elif tilt > TILT_DEGREES:
+            wrong.append(("gantry_tilt", f"the header says {tilt:.1f} degrees of gantry tilt"))
+    if len(headers) < MIN_SLICES:
+        wrong.append(("too_few_slices", f"{len(headers)} slices, {MIN_SLICES} or more expected"))
+    spacings = {h.pixel_spacing for h in headers}
+    if len(spacings) > 1:
+        wrong.append(
+            ("no_geometry", f"pixel spacing differs between slices: {sorted(map(str, spacings))[:3]}")
+        )
+    if wrong:
+        raise ScanRefused(wrong[0][0], wrong[0][1], wrong[1:])
+
+
+def _gaps(headers: list[DicomHeader], offsets: NDArray[np.float64]) -> list[str]:
+    steps = np.diff(offsets)
+    usual = float(np.median(steps))
+    odd = np.flatnonzero(np.abs(steps - usual) > 0.1 * usual + 0.05)
+    texts = []
+    for k in odd[:3]:
+        here, there = headers[k], headers[k + 1]
+        missing = round(float(steps[k]) / usual) - 1
+        lost = f", {missing} missing" if missing > 0 else ""
+        texts.append(
+            f"gap of {steps[k]:.3f} mm between {here.path.name} (z {_z(here):.2f}) and {there.path.name} "
+            f"(z {_z(there):.2f}), {usual:.3f} mm elsewhere{lost}"
+        )
+    if len(odd) > 3:
+        texts.append(f"and {len(odd) - 3} more uneven steps")
+    return ["; ".join(texts)] if texts else []
+
+
+def _z(header: DicomHeader) -> float:
+    return header.position[2] if header.position else float("nan")
+
+
+def _read_pixels(headers: list[DicomHeader]) -> NDArray[Any]:
+    """HU ``[columns, rows, slices]``, int16 where every slope and intercept is whole."""
+    whole = all(h.rescale is None or all(float(v).is_integer() for v in h.rescale) for h in headers)
+    first = headers[0]
+    stored = np.empty((len(headers), first.rows, first.columns), np.int16 if whole else np.float32)
+    for k, header in enumerate(headers):
+        plane = read_frames(header.path)
+        if plane.shape[-2:] != stored.shape[1:]:
+            raise ScanRefused(
+                "unreadable", f"{header.path.name} holds {plane.shape} pixels, not {stored.shape[1:]}"
+            )
+        stored[k] = np.clip(plane.reshape(stored.shape[1:]), -32768, 32767)
+    return stored.transpose(2, 1, 0)
+
+
+def read_frames(path: Path) -> NDArray[Any]:
+    """Pixels of one file ``[frames, rows, columns]``, slope and intercept applied by GDCM.
+
+    Raises:
+        ScanRefused: GDCM cannot decode it.
+    """
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO("GDCMImageIO")
+    reader.SetFileName(str(path))
+    try:
+        return sitk.GetArrayFromImage(reader.Execute())
+    except RuntimeError as error:
+        raise ScanRefused("unreadable", f"{path.name}: {last_line(error)}") from error
