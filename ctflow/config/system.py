@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ctflow.config.generation import RolloutConfig
+
 
 @dataclass
 class SystemConfig:
@@ -17,6 +19,7 @@ class SystemConfig:
             fields of view, the typical one.
         text_mode: ``tokens`` or ``pooled``, see ``ctflow.models.text``.
         max_slices: The longest volume the model was trained on.
+        rollout: Sampling recommended for these weights, where generation and evaluation start from.
         provenance: What the weights came from: data, commands, source files and their sha256.
     """
 
@@ -25,6 +28,7 @@ class SystemConfig:
     pixel_spacing_mm: float = 1.5
     text_mode: str = "tokens"
     max_slices: int = 256
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
     provenance: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -1,0 +1,65 @@
+"""What ``python -m ctflow.generate`` can be told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+
+from ctflow.config.generation import RolloutConfig
+
+PRECISIONS = ("fp32", "bf16")
+DEVICES = ("auto", "cpu", "cuda")
+
+
+@dataclass
+class SamplingChoice:
+    """Sampling keys that replace what the checkpoint recommends; None keeps the checkpoint's value.
+
+    The names and meanings are those of ``RolloutConfig``.
+    """
+
+    steps: int | None = None
+    solver: str | None = None
+    overlap: int | None = None
+    text_guidance: float | None = None
+    previous_guidance: float | None = None
+    max_slices: int | None = None
+
+    def applied_to(self, recommended: RolloutConfig) -> RolloutConfig:
+        """The checkpoint's sampling with these choices in place."""
+        chosen = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
+        return replace(recommended, **chosen)
+
+
+@dataclass
+class GenerateConfig:
+    """Keys of ``python -m ctflow.generate``.
+
+    Attributes:
+        checkpoint: Checkpoint folder; empty: the newest run's export, else the embedded checkpoint.
+        output: A ``.nii.gz`` file for one report, a folder for many.
+        seed: Seed of the noise; a ``seed`` column of a CSV goes before it.
+        slices: Requested number of slices; None: the model decides where the volume ends.
+        batch_size: Volumes generated side by side.
+        device: ``auto`` (CUDA where there is one), ``cpu`` or ``cuda``.
+        precision: ``fp32``, or ``bf16`` autocast: faster where the processor has it, fewer digits.
+        sampling: Replaces the sampling that the checkpoint recommends.
+    """
+
+    checkpoint: str = ""
+    output: str = ""
+    seed: int = 0
+    slices: int | None = None
+    batch_size: int = 4
+    device: str = "auto"
+    precision: str = "fp32"
+    sampling: SamplingChoice = field(default_factory=SamplingChoice)
+
+    def __post_init__(self) -> None:
+        if self.slices is not None and self.slices < 1:
+            raise ValueError(f"slices must be at least 1, found {self.slices}")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, found {self.batch_size}")
+        if self.device not in DEVICES:
+            raise ValueError(f"device is one of {DEVICES}, found {self.device!r}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision is one of {PRECISIONS}, found {self.precision!r}")

@@ -1,0 +1,199 @@
+"""``python -m ctflow.generate``: reports to CT volumes (NIfTI in HU, provenance JSON, montage PNG)."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import pandas as pd
+from tqdm import tqdm
+
+from ctflow.config import Flag, parse_command, run_command
+from ctflow.config.commands import GenerateConfig
+from ctflow.errors import CTFlowError
+from ctflow.seeding import SINGLE_REPORT_CASE
+
+log = logging.getLogger("ctflow")
+
+DESCRIPTION = """Turn a radiology report into a whole chest CT in Hounsfield units; a CSV into many.
+Beside each out.nii.gz lie out.json (all that is needed to make it again) and out.png (a montage)."""
+
+FLAGS = [
+    Flag("--report", options={"help": "the report's text, or @file.txt"}),
+    Flag(
+        "--reports",
+        options={
+            "type": Path,
+            "help": "CSV with a row per volume: report (or Findings_EN and Impressions_EN), "
+            "and, where wanted, case_id (or VolumeName), seed, slices, noise_id",
+        },
+    ),
+    Flag("--output", "output", {"help": "out.nii.gz for --report, a folder for --reports"}),
+    Flag(
+        "--checkpoint",
+        "checkpoint",
+        {"help": "checkpoint folder; default: newest run, else embedded"},
+    ),
+    Flag("--seed", "seed", {"type": int, "help": "seed of the noise"}),
+    Flag("--slices", "slices", {"type": int, "help": "requested number of slices"}),
+    Flag("--steps", "sampling.steps", {"type": int, "help": "solver steps per block"}),
+]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Generate one volume or a CSV of them.
+
+    Returns:
+        0; 1 where rows of a CSV were refused (they are listed).
+
+    Raises:
+        CTFlowError: Nothing could be generated as asked.
+    """
+    line = parse_command(GenerateConfig, "python -m ctflow.generate", DESCRIPTION, FLAGS, argv)
+    config, report, table = line.config, line.flags["report"], line.flags["reports"]
+    if (report is None) == (table is None):
+        raise CTFlowError("neither or both of --report and --reports", "one of them")
+    if report is not None:
+        paths = {SINGLE_REPORT_CASE: _single_output(config.output or "generated.nii.gz")}
+        rows: list[dict[str, object]] = [{"report": _report_text(report), "case_id": SINGLE_REPORT_CASE}]
+        refused: list[str] = []
+    else:
+        rows, refused = _read_table(table)
+        folder = Path(config.output or "generated")
+        paths = {str(row["case_id"]): folder / f"{row['case_id']}.nii.gz" for row in rows}
+    if rows:
+        _generate(config, rows, paths)
+    for reason in refused:
+        log.error("refused: %s", reason)
+    return 1 if refused else 0
+
+
+def _generate(config: GenerateConfig, rows: list[dict[str, object]], paths: dict[str, Path]) -> None:
+    from ctflow.pipeline import CTFlow, GenerationRequest  # takes seconds: after the arguments are checked
+
+    requests = [GenerationRequest(**{"seed": config.seed, "slices": config.slices, **row}) for row in rows]
+    model = CTFlow.from_pretrained(config.checkpoint or None, config.device)
+    sampling = asdict(config.sampling.applied_to(model.system.config.rollout))
+    todo = []
+    for request in requests:
+        made = {"request": asdict(request), "sampling": sampling, "checkpoint_sha256": model.fingerprint}
+        if _is_made(paths[request.case_id], made | {"precision": config.precision}):
+            log.info("%s is already there", paths[request.case_id])
+        else:
+            todo.append(request)
+    for start in range(0, len(todo), config.batch_size):
+        batch = todo[start : start + config.batch_size]
+        name = f"volumes {start + 1}–{start + len(batch)} of {len(todo)}" if len(todo) > 1 else "blocks"
+        began = time.perf_counter()
+        with tqdm(desc=name, unit="block") as bar:
+            results = model.generate_many(
+                batch, config.sampling, lambda p, bar=bar: bar.update(len(p.generated)), config.precision
+            )
+        seconds = (time.perf_counter() - began) / len(batch)
+        for result in results:
+            _write(paths[result.request.case_id], result, seconds)
+
+
+def _write(path: Path, result: object, seconds: float) -> None:
+    from ctflow.data.montage import montage, save_png
+    from ctflow.data.nifti import write_nifti
+    from ctflow.pipeline import GeneratedVolume
+
+    assert isinstance(result, GeneratedVolume)
+    write_nifti(path, result.volume, f"ctflow {result.provenance['ctflow']} synthetic CT in HU")
+    save_png(_beside(path, ".png"), montage(result.volume))
+    # The JSON comes last: where it is, the volume is whole.
+    temporary = _beside(path, ".json.tmp")
+    record = result.provenance | {"seconds_per_volume": round(seconds, 2)}
+    temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(_beside(path, ".json"))
+    log.info("%s: %d slices, %s, %.1f s", path, len(result.volume.hu), result.stop, seconds)
+
+
+def _is_made(path: Path, wanted: dict[str, object]) -> bool:
+    record = _beside(path, ".json")
+    if not (path.is_file() and record.is_file()):
+        return False
+    try:
+        found = json.loads(record.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return isinstance(found, dict) and all(found.get(key) == value for key, value in wanted.items())
+
+
+def _beside(path: Path, ending: str) -> Path:
+    return path.with_name(path.name.removesuffix(".gz").removesuffix(".nii") + ending)
+
+
+def _single_output(output: str) -> Path:
+    if not output.endswith((".nii.gz", ".nii")):
+        raise CTFlowError(
+            f"--output {output}", "a name ending in .nii.gz or .nii, since --report makes one volume"
+        )
+    return Path(output)
+
+
+def _report_text(report: str) -> str:
+    if not report.startswith("@"):
+        return report
+    path = Path(report[1:])
+    if not path.is_file():
+        raise CTFlowError(f"no file {path}", "a text file after @, or the report itself")
+    return path.read_text(encoding="utf-8")
+
+
+def _read_table(path: Path) -> tuple[list[dict[str, object]], list[str]]:
+    """Rows as arguments of ``GenerationRequest``, and what was refused and why."""
+    if not path.is_file():
+        raise CTFlowError(f"no file {path}", "a CSV of reports")
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (ValueError, UnicodeDecodeError) as error:
+        raise CTFlowError(f"{path} is not readable as CSV: {error}") from error
+    if "report" not in table and not {"Findings_EN", "Impressions_EN"} <= set(table):
+        raise CTFlowError(
+            f"{path} has the columns {list(table)}", "a column report, or Findings_EN and Impressions_EN"
+        )
+    rows: dict[str, dict[str, object]] = {}
+    refused = []
+    for number, record in enumerate(table.to_dict("records"), 2):
+        try:
+            row = dict(_row_values({str(k): v for k, v in record.items()}, number))
+        except ValueError as error:
+            refused.append(f"line {number} of {path}: {error}")
+            continue
+        case_id = str(row["case_id"])
+        if case_id in rows:
+            refused.append(f"line {number} of {path}: case id {case_id!r} stands there twice")
+            continue
+        rows[case_id] = row
+    return list(rows.values()), refused
+
+
+def _row_values(record: dict[str, str], number: int) -> Iterator[tuple[str, object]]:
+    report = record.get("report") or f"{record.get('Findings_EN', '')} {record.get('Impressions_EN', '')}"
+    if not report.strip():
+        raise ValueError("the report is empty")
+    yield "report", report.strip()
+    case_id = (
+        record.get("case_id") or record.get("VolumeName", "").removesuffix(".nii.gz") or f"case_{number - 1}"
+    )
+    if "/" in case_id or "\\" in case_id or case_id.startswith("."):
+        raise ValueError(f"case id {case_id!r} is no file name")
+    yield "case_id", case_id
+    for name in ("seed", "slices"):
+        if record.get(name):
+            value = int(record[name])
+            if name == "slices" and value < 1:
+                raise ValueError(f"{value} slices requested")
+            yield name, value
+    if record.get("noise_id"):
+        yield "noise_id", record["noise_id"]
+
+
+if __name__ == "__main__":
+    run_command(main)
