@@ -1,5 +1,12 @@
 """Procedural chest CT phantoms with reports and exact truth, in CT-RATE's layout."""
 
+from data_prep.phantom.contrast import (
+    contrast_pair,
+    healthy_specs,
+    mirrored_pair,
+    report_pair,
+    requested_finding,
+)
 from data_prep.phantom.render import Phantom, make_phantom
 from data_prep.phantom.report import Report, report_for
 from data_prep.phantom.sampling import sample_spec
@@ -14,7 +21,12 @@ __all__ = [
     "Phantom",
     "PhantomSpec",
     "Report",
+    "contrast_pair",
+    "healthy_specs",
     "make_phantom",
+    "mirrored_pair",
     "report_for",
+    "report_pair",
+    "requested_finding",
     "sample_spec",
 ]

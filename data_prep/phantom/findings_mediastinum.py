@@ -35,7 +35,7 @@ def pericardial_effusion(scene: Scene, finding: Finding) -> dict[str, Any]:
     inner = np.minimum.reduce([p.distance(canvas, box) for p in heart])
     outer = np.minimum.reduce([p.grown(finding.size_mm).distance(canvas, box) for p in heart])
     room = canvas.soft(thorax.cage[box] + 4.0)
-    x, y, z = canvas.axes(box)
+    _, y, z = canvas.axes(box)
     room = room * canvas.soft((thorax.diaphragm[box[1], box[2]][None] - z - 12.0) * 0.85)
     room = room * canvas.soft(y - (thorax.spine_y[box[0]] - 24.0))
     blood = canvas.hu[box] > 20.0  # great vessels at the base stay
@@ -108,7 +108,7 @@ def hiatal_hernia(scene: Scene, finding: Finding) -> dict[str, Any]:
     assert finding.size_mm
     radius = finding.size_mm / 2
     z = thorax.anatomy.dome_z + 0.45 * radius
-    spine_y = float(np.interp(z, canvas.z[:, 0, 0], thorax.spine_y[:, 0, 0]))
+    spine_y = thorax.spine_at(z)[1]
     center = (-6.0, spine_y - 20.0 - 0.85 * radius, z)
     shape = Ellipsoid(center, (1.1 * radius, 0.85 * radius, radius))
     box = canvas.around(center, shape.extent + canvas.pixel)
@@ -165,15 +165,17 @@ def medical_material(scene: Scene, finding: Finding) -> dict[str, Any]:
     canvas, thorax, m = scene.canvas, scene.thorax, scene.mediastinum
     a = thorax.anatomy
     thin = max(1.5, 0.55 * canvas.pixel)
-    front = np.interp(np.arange(-150, 150.0), canvas.z[:, 0, 0], (thorax.middle_y - thorax.depth)[:, 0, 0])
-    at = lambda z: float(front[int(np.clip(z + 150, 0, 299))])  # noqa: E731
     before = canvas.hu.copy() if scene.wants_masks else None
     if finding.kind in ("pacemaker", "port"):
         sign = -1.0 if finding.side == "left" else 1.0
         place = np.array(
-            [sign * 0.62 * a.half_width, at(0.4 * a.apex_z) + 4.0 - a.muscle * 0.3, 0.42 * a.apex_z]
+            [
+                sign * 0.62 * a.half_width,
+                thorax.front_y(0.4 * a.apex_z) + 4.0 - a.muscle * 0.3,
+                0.42 * a.apex_z,
+            ]
         )
-        vein = np.array([sign * 30.0, at(50.0) + 28.0, 58.0])
+        vein = np.array([sign * 30.0, thorax.front_y(50.0) + 28.0, 58.0])
         cava = np.array([27.0, m.aorta[10][1] + 8, 35.0])
         low = np.array([28.0, m.aorta[10][1] + 16, -20.0])
         path = [place, place + [0, 8, 25.0], vein, cava, low]
@@ -196,10 +198,12 @@ def medical_material(scene: Scene, finding: Finding) -> dict[str, Any]:
                 size = max(2.2, 0.6 * canvas.pixel)
                 draw_ellipsoid(
                     canvas,
-                    Ellipsoid((x, at(z) - 9.0, float(z)), (size, size, max(size, 0.6 * canvas.step))),
+                    Ellipsoid(
+                        (x, thorax.front_y(z) - 9.0, float(z)), (size, size, max(size, 0.6 * canvas.step))
+                    ),
                     METAL_HU,
                 )
-        point = np.array([0.0, at(heights[0]) - 9.0, heights[0]])
+        point = np.array([0.0, thorax.front_y(heights[0]) - 9.0, heights[0]])
     else:
         y = m.trachea[-1][1]
         if finding.kind == "tracheal tube":

@@ -14,7 +14,7 @@ _MOST_OF_THE_LUNG = 0.6
 
 
 def effusion(scene: Scene, finding: Finding) -> dict[str, Any]:
-    """Fluid layers behind (supine), thicker at the base, climbs along the wall, and collapses the lung above it."""
+    """Fluid layers behind (supine), more at the base, climbs along the wall, collapses the lung above."""
     canvas, thorax = scene.canvas, scene.thorax
     assert finding.side and finding.volume_ml
     where = np.nonzero(thorax.lung_alpha * thorax.side_mask(canvas, finding.side) > 0)

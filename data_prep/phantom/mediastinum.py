@@ -39,25 +39,21 @@ def build_mediastinum(canvas: Canvas, thorax: Thorax, cardiothoracic_ratio: floa
     """Place heart, vessels and airways, and let the lungs spare them."""
     heart = _heart(thorax, cardiothoracic_ratio)
     a = thorax.anatomy
+    # Vessels and airways follow the healthy heart: an enlarged one leaves them in their place.
+    base = np.asarray(_heart(thorax, a.cardiothoracic_ratio)[0].center)
     left = min(part.center[0] - part.extent[0] for part in heart)
     right = max(part.center[0] + part.extent[0] for part in heart)
-    spine = lambda z: np.array(
-        [
-            np.interp(z, canvas.z[:, 0, 0], thorax.spine_x[:, 0, 0]),
-            np.interp(z, canvas.z[:, 0, 0], thorax.spine_y[:, 0, 0]),
-        ]
-    )  # noqa: E731, E501
     r = a.aorta_radius
-    down = [
-        (spine(z)[0] - 20.0, spine(z)[1] - 14.0 - 0.3 * r, z)
-        for z in (0.0, -50.0, -100.0, -150.0, -200.0, -300.0)
-    ]
-    base = np.asarray(heart[0].center)
-    aorta = smooth_curve(
-        [(base[0] + 26, base[1] + 4, min(base[2] + 38, -22)), (16.0, base[1] - 2, -12.0), (12.0, base[1] + 2.0, 16.0),
-         (-2.0, base[1] + 22.0, 36.0), (-16.0, 0.5 * (base[1] + down[0][1]) + 14, 33.0), *down], 5)  # fmt: skip
+    down = []
+    for z in (0.0, -50.0, -100.0, -150.0, -200.0, -300.0):
+        x, y = thorax.spine_at(z)
+        down.append((x - 20.0, y - 14.0 - 0.3 * r, z))
+    root = (base[0] + 26, base[1] + 4, min(base[2] + 38, -22))
+    middle_y = 0.5 * (base[1] + down[0][1])
+    arch = [(16.0, base[1] - 2, -12.0), (12.0, base[1] + 2.0, 16.0), (-2.0, base[1] + 22.0, 36.0)]
+    aorta = smooth_curve([root, *arch, (-16.0, middle_y + 14, 33.0), *down], 5)
     radii = np.interp(np.arange(len(aorta)), [0, 12, 25, len(aorta)], [r * 1.3, r * 1.28, r * 1.05, r * 0.92])
-    ty = 0.5 * (base[1] + down[0][1]) + 12.0
+    ty = middle_y + 12.0
     top = canvas.z[-1, 0, 0] + 30.0
     trachea = smooth_curve(
         [(1.0, ty - 22.0 - 0.1 * max(top - 90, 0), max(top, 100.0)), (2.0, ty - 14, 55.0), (1.0, ty, 0.0)], 4
@@ -85,9 +81,9 @@ def _heart(thorax: Thorax, cardiothoracic_ratio: float) -> tuple[Ellipsoid, ...]
     for _ in range(4):
         deep = scale**0.7
         radii = (66.0 * scale, 42.0 * deep, 44.0 * deep)
-        front = a.half_depth - 12.0 + 14.0 - 2 * a.half_depth
+        front = 2.0 - a.half_depth  # inside of the sternum
         center = np.array(
-            [-15.0 - a.heart_shift - 10.0 * (scale - 1), front + 12.0 + 48.0 * deep, a.dome_z + 32.0 * deep]
+            [-18.0 - a.heart_shift - 10.0 * (scale - 1), front + 12.0 + 48.0 * deep, a.dome_z + 32.0 * deep]
         )
         right = center + np.array([36.0 * scale, 8.0, 14.0])
         left_atrium = center + np.array([14.0, 32.0 * deep, 18.0])

@@ -169,7 +169,7 @@ ABNORMAL: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         (
             "The heart is enlarged.",
             "Heart size is increased with a cardiothoracic ratio of {ratio}.",
-            "Cardiothoracic ratio is increased ({ratio}).",
+            "Cardiothoracic ratio is increased to {ratio}.",
             "There is enlargement of the heart.",
         ),
         ("Cardiomegaly.", "Enlarged heart."),

@@ -9,20 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctflow.types import HUVolume
-from data_prep.phantom.body import (
-    draw_abdomen,
-    draw_body_wall,
-    draw_neck,
-    draw_ribs,
-    draw_shoulders,
-    draw_spine,
-)
+from data_prep.phantom.abdomen import draw_abdomen
+from data_prep.phantom.body import draw_body_wall, draw_neck
 from data_prep.phantom.canvas import Array, Canvas
 from data_prep.phantom.findings import draw_findings
 from data_prep.phantom.lungs import draw_lungs
 from data_prep.phantom.mediastinum import Mediastinum, build_mediastinum, draw_airways, draw_mediastinum
 from data_prep.phantom.report import Report, report_for
 from data_prep.phantom.scene import Scene
+from data_prep.phantom.skeleton import draw_ribs, draw_shoulders, draw_spine, draw_sternum
 from data_prep.phantom.spec import Acquisition, PhantomSpec
 from data_prep.phantom.thorax import Thorax, build_thorax
 
@@ -58,6 +53,7 @@ def make_phantom(spec: PhantomSpec, masks: bool = False) -> Phantom:
     thorax = build_thorax(canvas, spec.anatomy)
     draw_body_wall(canvas, thorax)
     draw_neck(canvas, thorax)
+    draw_sternum(canvas, thorax)
     draw_shoulders(canvas, thorax)
     draw_ribs(canvas, thorax)
     draw_spine(canvas, thorax)

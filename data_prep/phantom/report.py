@@ -28,8 +28,8 @@ class Report:
 
     @property
     def text(self) -> str:
-        """Findings and impressions as one text."""
-        return f"Findings: {self.findings} Impressions: {self.impressions}"
+        """Findings and impressions as one text, as the ingest joins them."""
+        return f"{self.findings} {self.impressions}"
 
 
 class Wording:

@@ -69,7 +69,9 @@ class Finding:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """Size and shape of one patient. Millimetres; z = 0 is the carina, x runs to the patient's right, y to the back.
+    """Size and shape of one patient.
+
+    Millimetres; z = 0 is the carina, x runs to the patient's right, y to the back.
 
     Attributes:
         seed: Random stream of vessels, bronchi and textures.

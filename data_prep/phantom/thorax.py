@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -15,12 +15,17 @@ _DEPTHS = (1.0, 1.0, 0.95, 0.86, 0.72, 0.54, 0.34, 0.2)
 _POWER = 2.4
 
 
+def _no_volume() -> Array:
+    return np.empty((0, 0, 0), np.float32)
+
+
 @dataclass
 class Thorax:
     """The chest's frame.
 
     Attributes:
         anatomy: The patient.
+        heights: Heights of the slices, a vector.
         cage: Signed distance to the inner surface of the rib cage ``[S, R, C]``, mm, negative inside.
         width: Inner half-width of the cage by slice.
         depth: Inner half-depth of the cage by slice.
@@ -29,13 +34,14 @@ class Thorax:
         spine_y: Centre of the vertebral bodies by slice.
         base_z: Lowest point of the lungs.
         diaphragm: Height of the diaphragm's surface ``[R, C]``.
+        mediastinum: Signed distance to what keeps the lungs apart.
         lung: Signed distance to the lungs (with pleural space) ``[S, R, C]``; filled by ``close_lungs``.
         lung_alpha: Share of lung in a voxel.
         pleura: Signed distance to the space between cage and diaphragm, mediastinum included.
-        mediastinum: Signed distance to what keeps the lungs apart.
     """
 
     anatomy: Anatomy
+    heights: Array
     cage: Array
     width: Array
     depth: Array
@@ -45,9 +51,21 @@ class Thorax:
     base_z: float
     diaphragm: Array
     mediastinum: Array
-    lung: Array
-    lung_alpha: Array
-    pleura: Array
+    lung: Array = field(default_factory=_no_volume)
+    lung_alpha: Array = field(default_factory=_no_volume)
+    pleura: Array = field(default_factory=_no_volume)
+
+    def at(self, values: Array, z: float) -> float:
+        """A by-slice quantity of this frame at a height."""
+        return float(np.interp(z, self.heights, values[:, 0, 0]))
+
+    def front_y(self, z: float) -> float:
+        """The inner surface of the front chest wall in the midline, at a height."""
+        return self.at(self.middle_y - self.depth, z)
+
+    def spine_at(self, z: float) -> tuple[float, float]:
+        """Centre (x, y) of the vertebral bodies at a height."""
+        return self.at(self.spine_x, z), self.at(self.spine_y, z)
 
     def keep_out(self, box: Box, distance: Array) -> None:
         """Let the lungs spare a structure."""
@@ -121,21 +139,18 @@ def build_thorax(canvas: Canvas, anatomy: Anatomy) -> Thorax:
     cage = dx**_POWER + (py - 1.0)
     cage *= scale
     np.maximum(cage, (canvas.z - np.float32(a.apex_z)) * np.float32(1.0), out=cage)
-    shape = canvas.hu.shape
     return Thorax(
-        anatomy,
-        cage,
-        width,
-        depth,
-        middle_y,
-        spine_x,
-        spine_y,
-        base_z,
-        _diaphragm(canvas, a),
-        np.full(shape, 1e3, np.float32),
-        np.empty(0, np.float32),
-        np.empty(0, np.float32),
-        np.empty(0, np.float32),
+        anatomy=anatomy,
+        heights=canvas.z[:, 0, 0],
+        cage=cage,
+        width=width,
+        depth=depth,
+        middle_y=middle_y,
+        spine_x=spine_x,
+        spine_y=spine_y,
+        base_z=base_z,
+        diaphragm=_diaphragm(canvas, a),
+        mediastinum=np.full(canvas.hu.shape, 1e3, np.float32),
     )
 
 

@@ -22,7 +22,7 @@ from ctflow.types import HUVolume
 from data_prep.phantom.render import make_phantom
 from data_prep.phantom.report import report_for
 from data_prep.phantom.sampling import sample_spec
-from data_prep.phantom.spec import LABELS, PhantomSpec
+from data_prep.phantom.spec import PhantomSpec
 
 log = logging.getLogger("ctflow.phantom")
 _MARK = "phantoms.json"
@@ -70,7 +70,9 @@ def generate(config: PhantomConfig) -> int:
         for index, (split, name) in enumerate(names)
         if not volume_path(output, split, name).is_file()
     ]
-    workers = min(config.workers or os.cpu_count() or 1, len(jobs))
+    if not jobs and _told(output) == len(names):
+        return 0
+    workers = min(config.workers or os.cpu_count() or 1, max(len(jobs), 1))
     bar = tqdm(total=len(names), initial=len(names) - len(jobs), desc="phantoms", unit="volume")
     if workers > 1:
         with multiprocessing.get_context("spawn").Pool(workers) as pool:
@@ -83,6 +85,14 @@ def generate(config: PhantomConfig) -> int:
     bar.close()
     _write_tables(output, config, names)
     return len(jobs)
+
+
+def _told(output: Path) -> int:
+    """How many volumes the tables tell of."""
+    tables = [_tables(output, split) for split in ("train", "valid")]
+    if not all(path.is_file() for paths in tables for path in paths):
+        return 0
+    return sum(len(path.read_text().splitlines()) - 1 for path in (paths[-1] for paths in tables))
 
 
 def _check_folder(output: Path, config: PhantomConfig) -> None:
@@ -153,11 +163,20 @@ def _write_tables(output: Path, config: PhantomConfig, names: Sequence[tuple[str
     specs = [sample_spec(config.seed, i, config.size, config.slice_spacing) for i in range(len(names))]
     for split in ("train", "valid"):
         rows = [(f"{name}.nii.gz", spec) for (s, name), spec in zip(names, specs, strict=True) if s == split]
-        root = output / "dataset"
-        _write_csv(root / "radiology_text_reports" / f"{split}_reports.csv", _report_rows(rows))
-        _write_csv(root / "metadata" / f"{split}_metadata.csv", [_metadata_row(n, s) for n, s in rows])
-        labels = [{"VolumeName": name, **spec.labels} for name, spec in rows]
-        _write_csv(root / "multi_abnormality_labels" / f"{split}_predicted_labels.csv", labels)
+        reports, metadata, labels = _tables(output, split)
+        _write_csv(reports, _report_rows(rows))
+        _write_csv(metadata, [_metadata_row(name, spec) for name, spec in rows])
+        _write_csv(labels, [{"VolumeName": name, **spec.labels} for name, spec in rows])
+
+
+def _tables(output: Path, split: str) -> tuple[Path, Path, Path]:
+    """Reports, metadata and labels; CT-RATE says ``validation`` in two of the three names and ``valid`` in one."""
+    root, long_name = output / "dataset", {"train": "train", "valid": "validation"}[split]
+    return (
+        root / "radiology_text_reports" / f"{long_name}_reports.csv",
+        root / "metadata" / f"{long_name}_metadata.csv",
+        root / "multi_abnormality_labels" / f"{split}_predicted_labels.csv",
+    )
 
 
 def _report_rows(rows: Iterable[tuple[str, PhantomSpec]]) -> list[dict[str, Any]]:
@@ -197,7 +216,7 @@ def _metadata_row(name: str, spec: PhantomSpec) -> dict[str, Any]:
 
 def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    columns = list(rows[0]) if rows else ["VolumeName", *LABELS]
+    columns = list(rows[0]) if rows else ["VolumeName"]
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with partial.open("w", newline="") as file:
         writer = csv.DictWriter(file, columns)
