@@ -18,12 +18,12 @@ class ContrastPair:
 
     with_finding: str = (
         "There is a large right pleural effusion. No left pleural effusion. The heart is of normal size. "
-        "No consolidation is seen. No nodule is seen in the lungs. The trachea and both main bronchi are patent. "
+        "No consolidation is seen. No nodule is seen in the lungs. The trachea and main bronchi are patent. "
         "Large right pleural effusion."
     )
     without_finding: str = (
         "There is no pleural effusion. No left pleural effusion. The heart is of normal size. "
-        "No consolidation is seen. No nodule is seen in the lungs. The trachea and both main bronchi are patent. "
+        "No consolidation is seen. No nodule is seen in the lungs. The trachea and main bronchi are patent. "
         "Findings within normal limits."
     )
     label: str = "Pleural effusion"
@@ -61,5 +61,6 @@ class DemoConfig:
     def __post_init__(self) -> None:
         if self.volumes < 20 or self.eval_cases < 2:
             raise ValueError(
-                f"volumes must be at least 20 and eval_cases at least 2, found {self.volumes}, {self.eval_cases}"
+                "volumes must be at least 20 and eval_cases at least 2, "
+                f"found {self.volumes}, {self.eval_cases}"
             )
