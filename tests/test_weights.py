@@ -1,0 +1,361 @@
+"""Published weights: reproduced, imported, exported, inspected, and refused where they should be."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ctflow.checkpoint import load_system
+from ctflow.checkpoint.sources import locate, read_state
+from ctflow.config import load_config
+from ctflow.config.evaluation import EvalConfig
+from ctflow.config.prep import IngestConfig
+from ctflow.config.training import TrainConfig
+from ctflow.errors import ConfigError, WeightsError
+from ctflow.models import FMvT, train_wordpiece
+from ctflow.models.fmvt_published import published_preset
+from ctflow.weights import load_avae, load_ctclip, load_fmvt, load_text_encoder, main
+
+TOLERANCE = 1e-6
+
+
+def relative(found, expected):
+    return float((found.double() - expected.double()).norm() / expected.double().norm())
+
+
+@pytest.fixture(scope="module")
+def fixtures(shared_dir) -> Path:
+    return shared_dir / "fixtures"
+
+
+@pytest.fixture(scope="module")
+def denoiser(fixtures):
+    return load_fmvt(fixtures / "stdit/A"), load_file(fixtures / "stdit/A/io.safetensors")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["A", "B"])
+def test_published_transformer(fixtures, name):
+    model, io = load_fmvt(fixtures / "stdit" / name), load_file(fixtures / "stdit" / name / "io.safetensors")
+    x, t, text, previous = (io[key] for key in ("x", "t", "encoder_hidden_states", "cond_image"))
+    assert relative(model(x, t, text, previous), io["out"]) < TOLERANCE
+    assert relative(model(x, io["t_scalar"], text, previous), io["out_t_scalar"]) < TOLERANCE
+    assert relative(model(x, torch.zeros(len(x)), text, previous), io["out_t0"]) < TOLERANCE
+    assert relative(model(x, torch.ones(len(x)), text, previous), io["out_t1"]) < TOLERANCE
+    assert relative(model(x, t, None, previous), io["out_no_text"]) < TOLERANCE
+    if "mask" in io:
+        assert relative(model(x, t, text, previous, text_mask=io["mask"]), io["out_mask"]) < TOLERANCE
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("wrong", ["heads", "gelu", "time", "previous whitening"])
+def test_a_wrong_transformer_is_caught(denoiser, wrong):
+    model, io = denoiser
+    x, t, text, previous = (io[key] for key in ("x", "t", "encoder_hidden_states", "cond_image"))
+    if wrong == "heads":
+        changed = FMvT(replace(model.config, scrambled_heads=False)).eval()
+        changed.load_state_dict(model.state_dict())
+        model = changed
+    elif wrong == "gelu":
+        changed = FMvT(model.config).eval()
+        changed.load_state_dict(model.state_dict())
+        gelus = [m for m in changed.modules() if isinstance(m, torch.nn.GELU)]
+        assert gelus
+        for module in gelus:
+            module.approximate = "none"
+        model = changed
+    elif wrong == "time":
+        t = 1 - t
+    else:
+        previous = previous / 0.3611 + 0.1159
+    assert relative(model(x, t, text, previous), io["out"]) > 20 * TOLERANCE
+
+
+CASES = [
+    ("ctflow", "stdit/A", "out"),
+    ("ctflow", "stdit/B", "out"),
+    ("flux", "vae/tiny", "out"),
+    ("flux", "vae/tiny/ae_bfl.safetensors", "out.safetensors"),
+    ("ctclip", "ctclip/tiny", "out"),
+]
+
+
+@pytest.mark.parametrize(("kind", "source", "exported"), CASES)
+def test_import_export_import_is_bit_identical(fixtures, tmp_path, kind, source, exported):
+    first, second, out = tmp_path / "first", tmp_path / "second", tmp_path / exported
+    assert main(["import", kind, str(fixtures / source), str(first)]) == 0
+    assert main(["export", kind, str(first), str(out)]) == 0
+    assert main(["import", kind, str(out), str(second)]) == 0
+    (part,) = (p.name for p in first.iterdir())
+    for name in ("model.safetensors", "config.yaml"):
+        assert (first / part / name).read_bytes() == (second / part / name).read_bytes()
+    before, after = (read_state(locate(path).weights) for path in (fixtures / source, out))
+    assert before.keys() == after.keys()
+    assert all(
+        torch.equal(before[key], after[key]) and before[key].dtype == after[key].dtype for key in before
+    )
+    assert "sha256" in (first / part / "README.md").read_text()
+
+
+def test_flux_changes_layout_on_the_way(fixtures, tmp_path):
+    main(["export", "flux", str(fixtures / "vae/tiny"), str(tmp_path / "ae.safetensors")])
+    single = load_file(fixtures / "vae/tiny/ae_bfl.safetensors")
+    written = load_file(tmp_path / "ae.safetensors")
+    assert written.keys() == single.keys()
+    assert all(torch.equal(written[key], single[key]) for key in single)
+    main(["export", "flux", str(fixtures / "vae/tiny/ae_bfl.safetensors"), str(tmp_path / "folder")])
+    folder = load_file(fixtures / "vae/tiny/diffusion_pytorch_model.safetensors")
+    written = load_file(tmp_path / "folder/diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(written[key], folder[key]) for key in folder)
+
+
+def test_position_ids_may_be_there_or_not(fixtures, tmp_path):
+    state = torch.load(fixtures / "ctclip/tiny/ctclip.pt", weights_only=True)
+    key = "text_transformer.embeddings.position_ids"
+    assert key in state
+    del state[key]
+    shutil.copy(fixtures / "ctclip/tiny/config.json", tmp_path)
+    torch.save(state, tmp_path / "CT-CLIP_v2.pt")
+    without, given = load_ctclip(tmp_path), load_ctclip(fixtures / "ctclip/tiny/ctclip.pt")
+    assert relative(without.to_text_latent.weight, given.to_text_latent.weight) == 0
+    main(["export", "ctclip", str(tmp_path), str(tmp_path / "out.pt")])
+    assert torch.load(tmp_path / "out.pt", weights_only=True).keys() == state.keys()
+
+
+def test_ctclip_without_a_config_must_have_the_published_size(fixtures, tmp_path):
+    shutil.copy(fixtures / "ctclip/tiny/ctclip.pt", tmp_path)
+    with pytest.raises(WeightsError) as caught:
+        load_ctclip(tmp_path)
+    assert "word_embeddings.weight: [500, 48], expected [30522, 768]" in str(caught.value)
+    assert "to_visual_latent.weight: [24, 512], expected [512, 294912]" in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["stdit/A", "vae/tiny", "vae/tiny/ae_bfl.safetensors", "ctclip/tiny"])
+def test_missing_extra_and_misshapen_keys_are_listed(fixtures, tmp_path, kind):
+    source = locate(fixtures / kind)
+    state = read_state(source.weights)
+    names = list(state)
+    del state[names[0]]
+    state["stranger.weight"] = torch.zeros(3)
+    state[names[2]] = torch.zeros(7, 7)
+    shutil.copy(source.config, tmp_path)
+    path = tmp_path / source.weights.name
+    if path.suffix == ".pt":
+        torch.save(state, path)
+    else:
+        save_file({key: value.contiguous() for key, value in state.items()}, path)
+    load = {"fmvt": load_fmvt, "avae": load_avae, "ctclip": load_ctclip}[source.kind]
+    with pytest.raises(WeightsError) as caught:
+        load(path)
+    message = str(caught.value)
+    assert f"missing key {names[0]}" in message
+    assert "extra key stranger.weight [3]" in message
+    assert f"misshapen key {names[2]}: [7, 7]" in message
+    assert message.count(" key ") == 3
+
+
+class Harmful:
+    """Runs a command when unpickled without care."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.mark),)
+
+
+def test_a_pickle_with_code_is_refused_and_never_run(tmp_path):
+    torch.save({"visual_transformer.x": Harmful(tmp_path / "ran")}, tmp_path / "evil.pt")
+    with pytest.raises(WeightsError, match=r"evil\.pt is not readable"):
+        load_ctclip(tmp_path / "evil.pt")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"epoch": 3, "state_dict": {"a": torch.zeros(1)}}, "no tensors: epoch, state_dict"),
+        ([1, 2], "holds a list"),
+        ({"a": torch.zeros(1)}, "unknown layout"),
+    ],
+)
+def test_other_pt_files_are_named(tmp_path, content, said):
+    torch.save(content, tmp_path / "x.pt")
+    with pytest.raises(WeightsError, match=said):
+        load_ctclip(tmp_path / "x.pt")
+
+
+def test_wrong_kind_missing_config_and_ambiguity(fixtures, tmp_path):
+    with pytest.raises(WeightsError, match=r"holds a FLUX autoencoder[\s\S]*Expected: a CT-CLIP"):
+        load_ctclip(fixtures / "vae/tiny")
+    shutil.copy(fixtures / "stdit/A/diffusion_pytorch_model.safetensors", tmp_path)
+    with pytest.raises(WeightsError, match=r"no config\.json beside"):
+        load_fmvt(tmp_path)
+    with pytest.raises(WeightsError, match="holds 0 weight files"):
+        load_avae(fixtures)
+    (tmp_path / "ae.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0not a header")
+    with pytest.raises(WeightsError, match="not readable"):
+        load_avae(tmp_path / "ae.safetensors")
+
+
+def test_a_foreign_topology_is_refused(fixtures, tmp_path):
+    for name in ("config.json", "diffusion_pytorch_model.safetensors"):
+        shutil.copy(fixtures / "vae/tiny" / name, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"use_quant_conv": True}))
+    with pytest.raises(WeightsError, match="use_quant_conv=True"):
+        load_avae(tmp_path)
+
+
+def test_ema_keys_in_the_config_are_ignored(fixtures, tmp_path, denoiser):
+    for name in ("config.json", "diffusion_pytorch_model.safetensors"):
+        shutil.copy(fixtures / "stdit/A" / name, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    extra = {
+        "decay": 0.9999,
+        "min_decay": 0.0,
+        "optimization_step": 7,
+        "inv_gamma": 1.0,
+        "use_ema_warmup": False,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config | extra))
+    assert load_fmvt(tmp_path).config == denoiser[0].config
+
+
+@pytest.fixture(scope="module")
+def published_parts(tmp_path_factory, fixtures):
+    """A transformer of the published kind that fits the tiny A-VAE and CT-CLIP, and a tokenizer folder."""
+    folder = tmp_path_factory.mktemp("parts")
+    torch.manual_seed(0)
+    config = replace(
+        published_preset("S", 8), hidden_size=32, depth=1, num_heads=2, text_dim=48, input_size=[16, 8, 8]
+    )
+    from ctflow.checkpoint import save_fmvt
+
+    save_fmvt(folder / "own", FMvT(config))
+    main(["export", "ctflow", str(folder / "own"), str(folder / "fmvt")])
+    (folder / "tokenizer").mkdir()
+    tokens = list(train_wordpiece(["No nodule in the left lung."] * 3, 100).backend.get_vocab())
+    tokens.sort(key=["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"].__contains__, reverse=True)
+    (folder / "tokenizer/vocab.txt").write_text("\n".join(tokens) + "\n")
+    (folder / "tokenizer/tokenizer_config.json").write_text('{"do_lower_case": true}')
+    return folder
+
+
+def test_three_imports_make_a_system(fixtures, published_parts, tmp_path):
+    main(["import", "flux", str(fixtures / "vae/tiny"), str(tmp_path)])
+    tokenizer = f"tokenizer={published_parts / 'tokenizer'}"
+    main(["import", "ctclip", str(fixtures / "ctclip/tiny"), str(tmp_path), tokenizer])
+    assert not (tmp_path / "config.yaml").exists()
+    main(["import", "ctflow", str(published_parts / "fmvt"), str(tmp_path)])
+    system = load_system(tmp_path)
+    assert (system.config.image_size, system.config.text_mode, system.config.max_slices) == (
+        64,
+        "pooled",
+        256,
+    )
+    assert system.avae.config.intensity.hu_max == 1400.0
+    assert system.avae.config.whitening.scale == [0.3611]
+    embedding = system.text_encoder.encode(["No nodule.", "Left lung."])
+    assert embedding.tokens.shape == (2, 1, 48)
+    assert torch.allclose(embedding.pooled.norm(dim=-1), torch.ones(2), atol=1e-5)
+    for load in (load_fmvt, load_avae, load_ctclip):
+        load(tmp_path)  # each part is found in the whole
+
+
+def test_parts_that_do_not_fit_are_refused(fixtures, tmp_path, published_parts):
+    main(["import", "flux", str(fixtures / "vae/tiny"), str(tmp_path)])
+    main(["import", "ctclip", str(fixtures / "ctclip/tiny"), str(tmp_path)])
+    with pytest.raises(WeightsError, match="width is 48, the FMvT's 768"):
+        main(["import", "ctflow", str(fixtures / "stdit/A"), str(tmp_path)])
+
+
+def test_import_options(fixtures, tmp_path, published_parts):
+    main(["import", "flux", str(fixtures / "vae/tiny"), str(tmp_path), "channels=1", "half=true"])
+    model = load_avae(tmp_path)
+    assert model.config.in_channels == 1
+    stored = load_file(tmp_path / "avae/model.safetensors")
+    assert {value.dtype for value in stored.values()} == {torch.float16}
+    with pytest.raises(ConfigError, match="did you mean 'channels'"):
+        main(["import", "flux", str(fixtures / "vae/tiny"), str(tmp_path), "chanels=1"])
+    with pytest.raises(WeightsError, match="of 1 channels, 3 wanted"):
+        main(["import", "flux", str(tmp_path), str(tmp_path / "x"), "channels=3"])
+    with pytest.raises(WeightsError, match="no tokenizer in"):
+        main(["import", "ctclip", str(fixtures / "ctclip/tiny"), str(tmp_path), f"tokenizer={tmp_path}"])
+    encoder = load_text_encoder(fixtures / "ctclip/tiny", published_parts / "tokenizer", mode="pooled")
+    assert encoder.encode(["No nodule."]).tokens.shape == (1, 1, 48)
+
+
+def test_export_says_what_the_published_layout_cannot_hold(tmp_path):
+    from ctflow.checkpoint import save_fmvt
+    from ctflow.config.models import FMvTConfig
+
+    save_fmvt(
+        tmp_path / "fresh", FMvT(FMvTConfig(input_size=[16, 4, 4], hidden_size=16, depth=1, num_heads=2))
+    )
+    with pytest.raises(WeightsError, match="scrambled_heads=False"):
+        main(["export", "ctflow", str(tmp_path / "fresh"), str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_inspect(fixtures, tmp_path, capsys):
+    assert main(["inspect", str(fixtures / "vae/tiny/ae_bfl.safetensors")]) == 0
+    said = capsys.readouterr().out
+    assert "a FLUX autoencoder (A-VAE), the single-file layout" in said
+    assert "244 tensors, 344,683 values" in said
+    assert "would load: yes" in said
+    shutil.copy(fixtures / "ctclip/tiny/ctclip.pt", tmp_path)
+    assert main(["inspect", str(tmp_path)]) == 1
+    said = capsys.readouterr().out
+    assert "would load: no" in said
+    assert "misshapen key temperature" not in said
+    assert "expected [30522, 768]" in said
+    main(["import", "ctflow", str(fixtures / "stdit/A"), str(tmp_path / "own")])
+    assert main(["inspect", str(tmp_path / "own/fmvt")]) == 0
+    assert "this project's sharing folder" in capsys.readouterr().out
+    with pytest.raises(WeightsError, match="nothing at"):
+        main(["inspect", str(tmp_path / "nowhere")])
+
+
+@pytest.mark.parametrize("size", ["S", "B", "L"])
+@pytest.mark.parametrize("side", [32, 64])
+def test_presets_are_the_published_sizes(repo_root, size, side):
+    config = load_config(TrainConfig, repo_root / f"configs/published/flow_{size}_{side}.yaml")
+    network = replace(config.flow.network, activation_checkpointing=False)
+    assert network == published_preset(size, side)
+    assert config.flow.text == "pooled"
+    assert config.flow.flow.path_offset == 1e-5
+
+
+def test_presets_of_preparation_generation_and_fine_tuning(repo_root):
+    folder = repo_root / "configs/published"
+    for name, side in (("prep_256", 256), ("prep_512", 512)):
+        prep = load_config(IngestConfig, folder / f"{name}.yaml")
+        assert (prep.resolution, prep.z_spacing, prep.max_slices, prep.field_of_view) == (
+            side,
+            1.5,
+            256,
+            None,
+        )
+    rollout = load_config(EvalConfig, folder / "rollout.yaml").rollout
+    assert (rollout.steps, rollout.solver, rollout.stop.rule, rollout.stop.threshold) == (
+        200,
+        "euler",
+        "first_slice",
+        0.1,
+    )
+    assert load_config(EvalConfig, folder / "next_block.yaml").rollout.solver == "dopri5"
+    vae = load_config(TrainConfig, folder / "vae_flux.yaml")
+    from ctflow.config.encoders import flux_avae_config
+
+    assert vae.autoencoder.network == flux_avae_config()
+    listed = {path.stem for path in folder.glob("*.yaml")}
+    sizes = {f"flow_{size}_{side}" for size in "SBL" for side in (32, 64)}
+    assert listed == sizes | {"flow", "prep_256", "prep_512", "rollout", "next_block", "vae_flux"}
