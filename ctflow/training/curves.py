@@ -10,7 +10,7 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
-CURVES = "curves.csv"
+from ctflow.data.curves import CURVES
 
 
 class CurveFile(Logger):
@@ -53,12 +53,3 @@ class CurveFile(Logger):
             if new:
                 writer.writerow(["step", "name", "value"])
             writer.writerows([step, k, repr(float(v))] for k, v in metrics.items() if k != "epoch")
-
-
-def read_curves(path: Path) -> dict[str, list[tuple[int, float]]]:
-    """``{name: [(step, value), …]}``; where a resumed run logged a step again, the later value counts."""
-    curves: dict[str, dict[int, float]] = {}
-    with path.open(newline="") as file:
-        for row in csv.DictReader(file):
-            curves.setdefault(row["name"], {})[int(row["step"])] = float(row["value"])
-    return {name: sorted(points.items()) for name, points in curves.items()}
