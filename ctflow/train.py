@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from ctflow.config import parse_command, run_command
 from ctflow.config.training import TrainConfig
 
-DESCRIPTION = """Train one network: task=autoencoder (A-VAE), clip (embedded pair of text and image encoder) or flow (FMvT).
-The run lies in runs/<task>/<name>; the same name resumes it. Missing default shards are made from phantoms."""
+DESCRIPTION = """Train one network: task=autoencoder (A-VAE), clip (embedded pair of text and volume encoder)
+or flow (FMvT). The run lies in runs/<task>/<name>; the same name resumes it. Missing default shards are made
+from phantoms."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -78,7 +78,8 @@ class AutoencoderTask:
         optimizer: The A-VAE's optimizer.
         ema_cap: Greatest decay of the moving average.
         gradient_clip: Greatest norm of either network's gradients; 0: no clipping.
-        whitening_batches: Training batches whose posterior samples the whitening is measured on.
+        whitening_batches: Training batches whose posterior samples the whitening is measured on; 0 keeps the
+            network's own, e.g. FLUX's in fine-tuning.
     """
 
     network: AVAEConfig = field(default_factory=AVAEConfig)
@@ -96,7 +97,8 @@ class AutoencoderTask:
     def __post_init__(self) -> None:
         if self.perceptual_weight > 0 and not self.perceptual_weights_path:
             raise ValueError(
-                f"perceptual_weight={self.perceptual_weight} needs perceptual_weights_path, a vgg16 state dict on disk"
+                f"perceptual_weight={self.perceptual_weight} needs perceptual_weights_path, "
+                "a vgg16 state dict on disk"
             )
 
 
@@ -131,15 +133,13 @@ class FlowMonitor:
         max_blocks: Longest rollout.
         steps: Solver steps per block.
         frechet: Log FID and FVD of the generated cases (needs ``rollout_every``).
-        avae: Sharing folder that decodes; empty: the one whose fingerprint the latent shards carry.
     """
 
     rollout_every: int = 0
     cases: int = 2
     max_blocks: int = 4
     steps: int = 20
-    frechet: bool = False
-    avae: str = ""
+    frechet: bool = True
 
 
 @dataclass
@@ -151,6 +151,8 @@ class FlowTask:
         flow: Path, times and the noises and dropouts of training.
         text: ``tokens`` (masked hidden states) or ``pooled`` (one token, as published).
         init_from: Sharing folder or published weights to fine-tune from (weights only, fresh optimizer).
+        avae: A-VAE of the latent shards, for decoding and export; empty: searched among runs by fingerprint.
+        clip: Text encoder of the latent shards, for the export; empty: searched among runs by fingerprint.
         optimizer: AdamW and its schedule.
         ema_cap: Greatest decay of the moving average.
         gradient_clip: Greatest norm of the gradients; 0: no clipping.
@@ -161,6 +163,8 @@ class FlowTask:
     flow: FlowConfig = field(default_factory=FlowConfig)
     text: str = "tokens"
     init_from: str = ""
+    avae: str = ""
+    clip: str = ""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     ema_cap: float = 0.9999
     gradient_clip: float = 1.0

@@ -1,4 +1,4 @@
-"""What the three LightningModules share: counters that survive a kill, a moving average, and one way to log."""
+"""What the LightningModules share: counters that survive a kill, a moving average, one way to log."""
 
 from __future__ import annotations
 

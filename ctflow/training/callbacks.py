@@ -73,7 +73,7 @@ class PeriodicCheckpoint(L.Callback):
 
 
 class Limits(L.Callback):
-    """Stops at ``max_steps`` optimizer steps or after ``max_minutes`` of this process; listed before checkpoints.
+    """Stops at ``max_steps`` optimizer steps or after ``max_minutes``; to be listed before checkpoints.
 
     Args:
         max_steps: Steps of the trained network over the whole run.

@@ -41,7 +41,16 @@ class LabelledPair(nn.Module):
     def forward(
         self, ids: Tensor, mask: Tensor, volume: Tensor
     ) -> tuple[TextEncoding, VolumeEncoding, list[Tensor]]:
-        """Token ids and mask ``[B, L]`` and volumes ``[B, 1, D, H, W]``: both encodings, logits ``[B, K]`` of text and image."""
+        """Encode pairs and score their labels.
+
+        Args:
+            ids: Token ids ``[B, L]``.
+            mask: ``[B, L]``, 1 where a token stands.
+            volume: ``[B, 1, D, H, W]`` in [-1, 1].
+
+        Returns:
+            Text and volume encoding, and logits ``[B, K]`` of text and volume.
+        """
         text, image = self.clip.encode_text(ids, mask), self.clip.encode_volume(volume)
         return text, image, [self.text_head(text.pooled), self.image_head(image.embedding)]
 

@@ -1,4 +1,4 @@
-"""The default data set: phantoms, slice shards and latent shards, made by the project's own commands where missing."""
+"""The default data set, made from phantoms by the project's own commands where it is missing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from ctflow.config.data import DataConfig
 from ctflow.config.training import TrainConfig
 from ctflow.errors import ConfigError
-from ctflow.training.runs import newest_export
+from ctflow.training.parts import TARGETS, newest_part
 
 log = logging.getLogger("ctflow")
 
@@ -18,8 +18,6 @@ SLICES = "shards/slices"
 LATENTS = "shards/latents"
 PHANTOMS = "phantoms"
 MANIFEST = "manifest.jsonl"
-EMBEDDED = {"autoencoder": Path("checkpoints/avae"), "clip": Path("checkpoints/clip")}
-"""Parts of the embedded checkpoint, used where no run of the task has been exported."""
 
 
 def ensure_default_data(config: TrainConfig) -> None:
@@ -29,7 +27,7 @@ def ensure_default_data(config: TrainConfig) -> None:
         config: ``data.train`` and ``data.valid`` decide whether the default shards are meant.
 
     Raises:
-        ConfigError: A preparation command failed, or latents are to be made and there is no A-VAE or no text encoder.
+        ConfigError: A command failed, or latents are to be made and there is no A-VAE or no text encoder.
     """
     kind = LATENTS if config.task == "flow" else SLICES
     if not _meant(config.data, Path(config.runs_dir) / kind):
@@ -68,7 +66,7 @@ def _latents(config: TrainConfig) -> None:
     runs = Path(config.runs_dir)
     if _complete(runs / LATENTS):
         return
-    parts = {name: _newest_or_embedded(runs, name) for name in EMBEDDED}
+    parts = {name: newest_part(runs, name) for name in TARGETS}
     log.info(
         "no latent shards in %s: encoding with %s", runs / LATENTS, " and ".join(map(str, parts.values()))
     )
@@ -76,18 +74,6 @@ def _latents(config: TrainConfig) -> None:
         source, output = runs / SLICES / split, runs / LATENTS / split
         weights = [f"avae={parts['autoencoder']}", f"clip={parts['clip']}"]
         _run("data_prep.encode", [f"source={source}", f"output={output}", *weights])
-
-
-def _newest_or_embedded(runs: Path, task: str) -> Path:
-    found = newest_export(runs, task) or EMBEDDED[task]
-    if not (found / "config.yaml").is_file():
-        target = {"autoencoder": "make train-vae", "clip": "make train-clip"}[task]
-        raise ConfigError(
-            f"latent shards need a trained {task} network: none under {runs / task}, none at {EMBEDDED[task]}",
-            "an exported run or the embedded checkpoint",
-            f"{target} first",
-        )
-    return found
 
 
 def _run(module: str, arguments: list[str], accepted: tuple[int, ...] = (0,)) -> None:

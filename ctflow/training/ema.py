@@ -1,9 +1,9 @@
 """A moving average of one network, kept as a second network beside it.
 
-Lightning's own weight averaging copies the whole module (frozen encoders and discriminator too), counts the steps of
-both optimizers of a GAN and does not know sharded parameters. Here the average is an ordinary frozen sub-module: it is
-saved and restored with the module's state, validation calls it without swapping weights, and element-wise updates
-hold for sharded parameters too, as long as both networks are sharded alike.
+Lightning's own weight averaging copies the whole module (frozen encoders and discriminator too), counts the
+steps of both optimizers of a GAN and does not know sharded parameters. Here the average is an ordinary frozen
+sub-module: it is saved and restored with the module's state, validation calls it without swapping weights,
+and element-wise updates hold for sharded parameters too, as long as both networks are sharded alike.
 """
 
 from __future__ import annotations

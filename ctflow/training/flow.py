@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
+from torchmetrics import Metric
 
 from ctflow.config.training import FlowTask
 from ctflow.data import BlockBatch
@@ -22,8 +22,31 @@ from ctflow.training.randomness import SampleRandom
 DECILES = 10
 
 
+class DecileLoss(Metric):
+    """Mean loss over all samples and per decile of the time, summed over processes."""
+
+    full_state_update = False
+    total: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.zeros(DECILES), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros(DECILES), dist_reduce_fx="sum")
+
+    def update(self, losses: Tensor, times: Tensor) -> None:
+        """Add losses ``[B]`` at times ``[B]`` in [0, 1]."""
+        index = (times * DECILES).long().clamp_max(DECILES - 1)
+        self.total = self.total.index_add(0, index, losses.float())
+        self.count = self.count.index_add(0, index, torch.ones_like(losses, dtype=torch.float32))
+
+    def compute(self) -> tuple[Tensor, Tensor]:
+        """Mean over all samples and means ``[10]`` per decile, NaN where there was no sample."""
+        return self.total.sum() / self.count.sum(), self.total / self.count
+
+
 class FlowModule(CountingModule):
-    """Trains the FMvT to predict the velocity of the next block (paper section on the FMvT; see ``LinearPath``).
+    """Trains the FMvT to predict the velocity of the next block (paper, section on the FMvT).
 
     Args:
         config: ``FlowTask`` or its plain dictionary (as checkpoints store it).
@@ -38,8 +61,7 @@ class FlowModule(CountingModule):
         self.network: FMvT = FMvT(typed.network)
         self.averaged = averaged_copy(self.network)
         self.path = training_path(typed.flow)
-        self.decile_losses = nn.ModuleList(MeanMetric() for _ in range(DECILES))
-        self.val_loss = MeanMetric()
+        self.val_losses = DecileLoss()
 
     @property
     def trained(self) -> FMvT:
@@ -71,7 +93,7 @@ class FlowModule(CountingModule):
     def sample_losses(self, network: nn.Module, batch: BlockBatch, chance: FlowDraw) -> Tensor:
         """Mean squared velocity error of every sample, ``[B]`` float32."""
         point = self.path.sample(batch.target, chance.noise, chance.t)
-        text, mask = text_input(batch, self.config.text)
+        text, mask = text_tokens(batch.text, batch.text_mask, batch.pooled, self.config.text)
         prediction = network(
             point.z_t,
             chance.t,
@@ -89,23 +111,16 @@ class FlowModule(CountingModule):
     def validation_step(self, batch: BlockBatch, batch_idx: int) -> None:
         """Loss of the averaged network at times and noise fixed per sample, over all and per decile of t."""
         chance = fixed_draw(batch, SampleRandom(self.seed, "validation", block_keys(batch), self.device))
-        losses = self.sample_losses(self.averaged, batch, chance)
-        self.val_loss.update(losses)
-        for index, metric in enumerate(self.decile_losses):
-            inside = (chance.t * DECILES).long() == index
-            if inside.any():
-                metric.update(losses[inside])  # type: ignore[operator]
+        self.val_losses.update(self.sample_losses(self.averaged, batch, chance), chance.t)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the means; a decile without samples is left out."""
-        self.log("val/loss", self.val_loss.compute(), prog_bar=True)
-        self.val_loss.reset()
-        for index, metric in enumerate(self.decile_losses):
-            assert isinstance(metric, MeanMetric)
-            value = metric.compute()
-            if torch.isfinite(value) and metric.update_called:
-                self.log(f"val/loss_t{index / DECILES:.1f}", value)
-            metric.reset()
+        """Log the means over the whole set; a decile without samples is left out."""
+        total, deciles = self.val_losses.compute()
+        self.val_losses.reset()
+        self.log("val/loss", total, prog_bar=True, rank_zero_only=True)
+        for index, value in enumerate(deciles):
+            if value.isfinite():
+                self.log(f"val/loss_t{index / DECILES:.1f}", value, rank_zero_only=True)
 
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW and the published schedule, stepped with every update."""
@@ -135,13 +150,19 @@ def fixed_draw(batch: BlockBatch, random: SampleRandom) -> FlowDraw:
     return FlowDraw(times, noise, torch.zeros_like(batch.previous))
 
 
-def text_input(batch: BlockBatch, mode: str) -> tuple[Tensor, Tensor | None]:
-    """What the network reads of a batch's reports: hidden states and mask, or one normalised pooled vector.
+def text_tokens(tokens: Tensor, mask: Tensor, pooled: Tensor, mode: str) -> tuple[Tensor, Tensor | None]:
+    """What the network reads of reports: hidden states and mask, or one normalised pooled vector.
+
+    Args:
+        tokens: ``[..., L, D]``.
+        mask: ``[..., L]``.
+        pooled: ``[..., D]``.
+        mode: ``tokens`` or ``pooled``.
 
     Returns:
-        Text ``[B, L, D]`` and mask ``[B, L]``; in ``pooled`` mode ``[B, 1, D]`` and None.
+        Text ``[..., L, D]`` and mask ``[..., L]``; in ``pooled`` mode ``[..., 1, D]`` and None.
     """
     if mode == "tokens":
-        return batch.text.float(), batch.text_mask
-    pooled = batch.pooled.float()
-    return (pooled / (pooled.norm(dim=-1, keepdim=True) + 1e-6))[:, None], None
+        return tokens.float(), mask
+    pooled = pooled.float()
+    return (pooled / (pooled.norm(dim=-1, keepdim=True) + 1e-6)).unsqueeze(-2), None

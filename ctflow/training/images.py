@@ -23,14 +23,14 @@ def to_grey(hu: Tensor, low: float = WINDOW[0], high: float = WINDOW[1]) -> Tens
 
 
 def reconstruction_grid(images: Tensor, output: Tensor) -> Tensor:
-    """Rows input, reconstruction, difference of slices ``[N, H, W]`` in HU; returns ``[1, 3H, N·W]`` in [0, 1]."""
+    """Rows input, reconstruction, difference of slices ``[N, H, W]`` in HU: ``[1, 3H, N·W]`` in [0, 1]."""
     difference = to_grey(output - images, -DIFFERENCE_HU, DIFFERENCE_HU)
     rows = [torch.cat(list(row), dim=1) for row in (to_grey(images), to_grey(output), difference)]
     return torch.cat(rows)[None]
 
 
 def axial_and_coronal(volume: Tensor, spacing: tuple[float, float, float]) -> Tensor:
-    """Middle axial slice beside the middle coronal one of a volume ``[S, H, W]`` in HU; ``[1, h, w]`` in [0, 1].
+    """Middle axial slice beside the middle coronal one of a volume ``[S, H, W]`` in HU: ``[1, h, w]`` grey.
 
     The coronal image is stretched to square pixels and shows the head end up.
     """

@@ -1,4 +1,4 @@
-"""Typed configs to plain dictionaries and back, so that Lightning checkpoints hold nothing but plain values."""
+"""Typed configs to plain dictionaries and back: Lightning checkpoints hold nothing but plain values."""
 
 from __future__ import annotations
 

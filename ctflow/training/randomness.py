@@ -1,4 +1,4 @@
-"""Random numbers of training as a function of (seed, step, sample): the same after a kill and on any number of ranks."""
+"""Random numbers as a function of (seed, step, sample): the same after a kill and on any number of ranks."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def run_training(config: TrainConfig) -> Run:
 
 
 def quiet_lightning() -> None:
-    """Keep Lightning's greetings out of the output; its warnings stay, but for those that this design answers."""
+    """Keep Lightning's greetings out of the output; its warnings stay, but for two."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     # The moving average is meant to be in evaluation mode; PyTorch renamed LeafSpec.
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
@@ -75,7 +75,7 @@ def quiet_lightning() -> None:
 
 
 def fit(config: TrainConfig, run: Run, task: Task, data: L.LightningDataModule) -> L.Trainer:
-    """Train from the run's checkpoint, or from scratch, until a limit is reached; ``last.ckpt`` is then current."""
+    """Train from the run's checkpoint, or from scratch, until a limit; ``last.ckpt`` is then current."""
     quiet_lightning()
     torch.set_float32_matmul_precision("high")
     L.seed_everything(config.seed, workers=True, verbose=False)
@@ -90,7 +90,7 @@ def fit(config: TrainConfig, run: Run, task: Task, data: L.LightningDataModule) 
 
 
 def build_trainer(config: TrainConfig, run: Run, task: Task, module: CountingModule) -> L.Trainer:
-    """Lightning's Trainer as every task uses it; limits, checkpoints and curves are this package's callbacks."""
+    """Lightning's Trainer as every task uses it; limits, checkpoints and curves are callbacks of ours."""
     loop = config.loop
     accelerator = device_type(loop.accelerator)
     callbacks: list[L.Callback] = [

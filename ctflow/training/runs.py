@@ -47,8 +47,8 @@ class Run:
 def locate_run(config: TrainConfig) -> Run:
     """The run folder and the checkpoint that ``resume`` and ``name`` ask for.
 
-    A path given as ``resume`` continues in the folder it lies in, unless ``name`` says otherwise. ``export_only``
-    without a name takes the task's newest run.
+    A path given as ``resume`` continues in the folder it lies in, unless ``name`` says otherwise.
+    ``export_only`` without a name takes the task's newest run.
 
     Raises:
         ConfigError: The checkpoint to resume from, or to export, does not exist.
@@ -72,11 +72,6 @@ def locate_run(config: TrainConfig) -> Run:
 
 
 def newest_run(task_dir: Path, holding: str) -> Path | None:
-    """The folder around the file ``*/holding`` below ``task_dir`` that changed last; None where there is none."""
+    """The folder around the file ``*/holding`` below ``task_dir`` that changed last, if any."""
     found = [p for p in task_dir.glob(f"*/{holding}") if p.exists()]
     return max(found, key=lambda p: p.stat().st_mtime).parent if found else None
-
-
-def newest_export(runs_dir: Path | str, task: str) -> Path | None:
-    """The sharing folder of the task's newest exported run; None where there is none."""
-    return newest_run(Path(runs_dir) / task, f"{EXPORT}/{CONFIG_FILE}")

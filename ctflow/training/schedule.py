@@ -25,7 +25,7 @@ def learning_rate(step: int, config: OptimizerConfig) -> float:
 
 
 def ema_decay(step: int, cap: float = 0.9999) -> float:
-    """Decay of the moving average at the given optimizer step, counted from 1: ``(1+s)/(10+s)``, ``s = step − 1``.
+    """Decay of the moving average at an optimizer step counted from 1: ``(1+s)/(10+s)``, ``s = step − 1``.
 
     Step 1 copies the weights (decay 0), as published.
     """

@@ -17,7 +17,7 @@ class Task(Protocol):
     """One of the trainings."""
 
     def prepare(self, config: TrainConfig, run: Run) -> TrainConfig:
-        """Complete the configuration from the data and from ``init_from``; make what must exist before training."""
+        """Complete the configuration from data and ``init_from``; make what must exist before training."""
 
     def data(self, config: TrainConfig) -> LatentDataModule:
         """The data module with the task's view."""
@@ -37,8 +37,9 @@ class Task(Protocol):
 
 def card(title: str, config: TrainConfig, steps: int) -> str:
     """A model card with what is known without evaluation."""
+    made = f"`python -m ctflow.train` (task `{config.task}`, seed {config.seed})"
     return (
-        f"# {title}\n\nTrained by `python -m ctflow.train` (task `{config.task}`, seed {config.seed}) for {steps:,} steps "
-        f"on `{config.data.train}`. `config.yaml` holds the architecture, `model.safetensors` the moving average of the "
-        "weights.\n\nNot a medical device; made for research.\n"
+        f"# {title}\n\nTrained by {made} for {steps:,} steps on `{config.data.train}`. `config.yaml` holds the "
+        "architecture, `model.safetensors` the moving average of the weights.\n\n"
+        "Not a medical device; made for research.\n"
     )

@@ -54,13 +54,14 @@ class AutoencoderTraining:
         return 0.0
 
     def export(self, config: TrainConfig, run: Run, checkpoint: Path) -> None:
-        """The averaged network, its whitening measured on posterior samples of training slices."""
+        """The averaged network; its whitening is measured on posterior samples of training slices."""
         module = AutoencoderModule.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
         avae = module.trained.eval()
         data = self.data(config)
         data.setup("fit")
-        batches = islice(data.train_dataloader(), config.autoencoder.whitening_batches)
-        avae.config.whitening = measure_whitening(avae, batches, config.seed)
+        if config.autoencoder.whitening_batches:
+            batches = islice(data.train_dataloader(), config.autoencoder.whitening_batches)
+            avae.config.whitening = measure_whitening(avae, batches, config.seed)
         save_avae(run.export, avae, card=card("A-VAE", config, module.updates))
 
 
@@ -91,8 +92,8 @@ def measure_whitening(avae: AVAE, batches: Iterable[SliceBatch], seed: int) -> W
 def copy_weights(source: AVAE, target: AVAE) -> None:
     """Copy an A-VAE's weights; between 1 and 3 image channels the first and last convolution are adapted.
 
-    Three channels carry the same slice: their input weights are summed for one channel (divided equally for three), and
-    the output of one channel is their mean (each of three repeats it).
+    Three channels carry the same slice: their input weights are summed for one channel (divided equally for
+    three), and the output of one channel is their mean (each of three repeats it).
     """
     state = {name: value.clone() for name, value in source.net.state_dict().items()}
     have, want = source.config.in_channels, target.config.in_channels

@@ -1,4 +1,4 @@
-"""The embedded pair's training as a task: volumes and reports in, a sharing folder with its vocabulary out."""
+"""The embedded pair's training as a task: volumes and reports in, a sharing folder with vocabulary out."""
 
 from __future__ import annotations
 

@@ -1,50 +1,64 @@
-"""The FMvT's training as a task: latent shards in, a sharing folder with averaged weights out."""
+"""The FMvT's training as a task: latent shards in, a whole checkpoint folder with averaged weights out."""
 
 from __future__ import annotations
 
+import logging
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import lightning as L
+import numpy as np
 
-from ctflow.checkpoint import load_fmvt, save_fmvt
+from ctflow.checkpoint import (
+    AVAE_FOLDER,
+    CLIP_FOLDER,
+    FMVT_FOLDER,
+    load_avae,
+    load_fmvt,
+    save_avae,
+    save_fmvt,
+    write_system_config,
+)
+from ctflow.config.system import SystemConfig
 from ctflow.config.training import TrainConfig
 from ctflow.data import LatentDataModule, LatentShards
 from ctflow.errors import ConfigError
 from ctflow.training.flow import FlowModule
+from ctflow.training.monitor import RolloutMonitor
+from ctflow.training.parts import matching_avae, matching_clip
 from ctflow.training.runs import Run
 from ctflow.training.task import card
 from ctflow.types import BLOCK_LENGTH
+
+log = logging.getLogger("ctflow")
 
 
 class FlowTraining:
     """The FMvT from latent shards."""
 
     def prepare(self, config: TrainConfig, run: Run) -> TrainConfig:
-        """With ``init_from`` the architecture is that of the folder.
+        """Fit the configuration to ``init_from``, check it against the shards, find their two encoders.
 
         Raises:
-            ConfigError: Latents or text of the shards do not fit the network.
+            ConfigError: Latents or text of the shards do not fit the network, or an encoder is not there.
         """
         task = config.flow
         if task.init_from:
-            task = replace(task, network=load_fmvt(task.init_from).config)
+            task = replace(task, network=load_fmvt(_fmvt_folder(task.init_from)).config)
         shards = LatentShards(config.data.train)
-        record = shards.record(0)
-        found = {
-            "latent_channels": record.mean.shape[1],
-            "input_size": [BLOCK_LENGTH, *record.mean.shape[2:]],
-            "text_dim": record.text.shape[1],
-        }
-        wanted = {name: getattr(task.network, name) for name in found}
-        wanted["input_size"] = list(wanted["input_size"])
-        if found != wanted:
-            raise ConfigError(
-                f"latent shards in {config.data.train} have {found}",
-                f"flow.network: {wanted}",
-                "encode the shards with the A-VAE and text encoder meant, or change flow.network to fit them",
-            )
-        return replace(config, flow=task)
+        _check_fit(
+            config.data.train,
+            shards,
+            task.network.latent_channels,
+            task.network.input_size,
+            task.network.text_dim,
+        )
+        runs = Path(config.runs_dir)
+        avae = matching_avae(runs, shards.header, task.avae)
+        clip = matching_clip(runs, shards.header, task.clip)
+        log.info("latents of %s, text of %s", avae, clip)
+        return replace(config, flow=replace(task, avae=str(avae), clip=str(clip)))
 
     def data(self, config: TrainConfig) -> LatentDataModule:
         """Pairs of blocks."""
@@ -53,21 +67,76 @@ class FlowTraining:
     def module(self, config: TrainConfig, run: Run) -> FlowModule:
         """The FMvT, from scratch or fine-tuned: weights only, optimizer and schedule fresh."""
         module = FlowModule(config.flow, config.seed)
-        if config.flow.init_from:
-            state = load_fmvt(config.flow.init_from).state_dict()
+        if config.flow.init_from and run.checkpoint is None:
+            state = load_fmvt(_fmvt_folder(config.flow.init_from)).state_dict()
             for network in (module.network, module.trained):
                 network.load_state_dict(state)
         return module
 
     def callbacks(self, config: TrainConfig, run: Run) -> list[L.Callback]:
-        """Rollouts with images and Fréchet distances, where asked for."""
-        return []
+        """Rollouts with images and Fréchet distances, where asked for.
+
+        Raises:
+            ConfigError: The network is to be sharded.
+        """
+        monitor = config.flow.monitor
+        if not monitor.rollout_every:
+            return []
+        if config.loop.strategy == "fsdp":
+            raise ConfigError(
+                f"flow.monitor.rollout_every={monitor.rollout_every} with loop.strategy=fsdp",
+                "no rollouts: processes with fewer cases would leave the others waiting for their shard",
+                "set flow.monitor.rollout_every=0 and evaluate the export with ctflow.eval",
+            )
+        return [RolloutMonitor(monitor, config.flow.text, Path(config.flow.avae), config.seed)]
 
     def gradient_clip(self, config: TrainConfig) -> float:
         """As configured."""
         return config.flow.gradient_clip
 
     def export(self, config: TrainConfig, run: Run, checkpoint: Path) -> None:
-        """The averaged weights."""
+        """The averaged weights beside the shards' A-VAE and text encoder: what ``ctflow.generate`` takes."""
         module = FlowModule.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
-        save_fmvt(run.export, module.trained.eval(), card=card("FMvT", config, module.updates))
+        shards = LatentShards(config.data.train)
+        text = card("FMvT", config, module.updates)
+        save_fmvt(run.export / FMVT_FOLDER, module.trained.eval(), card=text)
+        avae = load_avae(config.flow.avae)
+        avae.config.whitening = shards.header.whitening
+        save_avae(run.export / AVAE_FOLDER, avae)
+        shutil.copytree(config.flow.clip, run.export / CLIP_FOLDER, dirs_exist_ok=True)
+        write_system_config(run.export, system_config(config, shards, avae.downscale), card=text)
+
+
+def system_config(config: TrainConfig, shards: LatentShards, downscale: int) -> SystemConfig:
+    """What the training data say about the volumes the network will generate."""
+    spacing = np.median(np.array([case.spacing for case in shards.cases]), axis=0)  # [3], z y x
+    return SystemConfig(
+        image_size=int(shards.header.white.shape[-1]) * downscale,
+        z_spacing_mm=float(spacing[0]),
+        pixel_spacing_mm=float(spacing[2]),
+        text_mode=config.flow.text,
+        max_slices=max(case.slices for case in shards.cases),
+        provenance={"training_data": config.data.train, "avae": config.flow.avae, "clip": config.flow.clip},
+    )
+
+
+def _fmvt_folder(folder: str) -> Path:
+    """The FMvT of a whole checkpoint folder, or the folder itself."""
+    inside = Path(folder) / FMVT_FOLDER
+    return inside if inside.is_dir() else Path(folder)
+
+
+def _check_fit(folder: str, shards: LatentShards, channels: int, size: list[int], width: int) -> None:
+    record = shards.record(0)
+    found = {
+        "latent_channels": record.mean.shape[1],
+        "input_size": [BLOCK_LENGTH, *record.mean.shape[2:]],
+        "text_dim": record.text.shape[1],
+    }
+    wanted = {"latent_channels": channels, "input_size": list(size), "text_dim": width}
+    if found != wanted:
+        raise ConfigError(
+            f"latent shards in {folder} have {found}",
+            f"flow.network with {wanted}",
+            "encode the shards with the A-VAE and text encoder meant, or change flow.network to fit them",
+        )

@@ -1,0 +1,132 @@
+"""Validation rollouts of the FMvT: whole volumes decoded to HU, shown, and measured by FID and FVD."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from ctflow.checkpoint import load_avae
+from ctflow.config.generation import RolloutConfig, StopConfig
+from ctflow.config.training import FlowMonitor
+from ctflow.data import LatentDataModule, LatentShards
+from ctflow.generation import RolloutCase, StopRule, rollout
+from ctflow.metrics import FrechetClipMetric, FrechetSliceMetric
+from ctflow.models import AVAE
+from ctflow.training.flow import FlowModule, text_tokens
+from ctflow.training.images import add_image, axial_and_coronal
+from ctflow.types import BLOCK_LENGTH
+
+log = logging.getLogger("ctflow")
+
+SHOWN = 4
+"""Cases whose images go to TensorBoard."""
+
+
+class RolloutMonitor(L.Callback):
+    """Generates the first validation cases from their reports with the averaged network.
+
+    The metrics live here and not in the module: a bf16 module would cast their float64 sums. They carry the
+    embedded backbones' names (``fid_rand2d``, ``fvd_rand3d_f16``); the reference are the same cases' real
+    latents, decoded by the same A-VAE, so that they show the transformer's error alone.
+
+    Args:
+        settings: How often, how many, how long.
+        text_mode: ``tokens`` or ``pooled``, as the module reads the reports.
+        avae: Sharing folder of the A-VAE whose latents the shards hold.
+        seed: Seed of the rollouts' noise.
+    """
+
+    def __init__(self, settings: FlowMonitor, text_mode: str, avae: Path, seed: int) -> None:
+        self.settings, self.text_mode, self.folder, self.seed = settings, text_mode, avae, seed
+        self.metrics = [FrechetSliceMetric(), FrechetClipMetric(BLOCK_LENGTH)] if settings.frechet else []
+        self._avae: AVAE | None = None
+        self._rule: StopRule | None = None
+        self._real: dict[int, Tensor] = {}
+        self._validations = 0
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Generate when due; cases are split over the processes."""
+        self._validations += 1
+        if self._validations % self.settings.rollout_every:
+            return
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(pl_module, FlowModule) and isinstance(data, LatentDataModule)
+        shards = data.view("valid").shards
+        assert isinstance(shards, LatentShards)
+        mine = range(trainer.global_rank, min(self.settings.cases, len(shards)), trainer.world_size)
+        generated = self._generate(pl_module, shards, list(mine)) if mine else {}
+        step = pl_module.updates
+        for case, volume in generated.items():
+            if case < SHOWN and len(volume):
+                both = [axial_and_coronal(v, shards.cases[case].spacing) for v in (volume, self._real[case])]
+                add_image(trainer, f"val/rollout_{case}", _stacked(both), step)
+        self._measure(pl_module, generated)
+
+    def _generate(self, module: FlowModule, shards: LatentShards, cases: list[int]) -> dict[int, Tensor]:
+        """HU ``[S, H, W]`` on the CPU by case; empty where the very first slice is an end."""
+        avae = self._decoder(module, shards)
+        limit = self.settings.max_blocks * BLOCK_LENGTH
+        prepared = [
+            RolloutCase(
+                shards.cases[case].case_id,
+                *text_tokens(*map(torch.from_numpy, shards.text(case)), self.text_mode),
+                length=min(shards.cases[case].slices, limit),
+            )
+            for case in cases
+        ]
+        config = RolloutConfig(steps=self.settings.steps, max_slices=limit)
+        assert self._rule is not None
+        start = shards.air().to(module.device)
+        results = rollout(module.trained, prepared, start, self._rule, config, seed=self.seed)
+        for case in cases:
+            if case not in self._real:
+                self._real[case] = _decode(avae, shards.whitened(case)[:, :limit].to(module.device))
+        return {case: _decode(avae, result.latents) for case, result in zip(cases, results, strict=True)}
+
+    def _decoder(self, module: FlowModule, shards: LatentShards) -> AVAE:
+        """The A-VAE, loaded at first use; it unwhitens as the shards were whitened."""
+        if self._avae is None:
+            avae = load_avae(self.folder)
+            avae.config.whitening = shards.header.whitening
+            size = shards.header.white.shape[-1] * avae.downscale
+            self._avae = avae.to(module.device).requires_grad_(False)
+            self._rule = StopRule(StopConfig(), self._avae.white_latent(size), self._avae.white_spread(size))
+        return self._avae
+
+    def _measure(self, module: FlowModule, generated: dict[int, Tensor]) -> None:
+        """FID over slices and FVD over clips of one block; every process takes part, also without cases."""
+        for metric in self.metrics:
+            metric.to(module.device).reset()
+            sides = [(generated[case], self._real[case]) for case in generated]
+            for real, volumes in ((False, [g for g, _ in sides]), (True, [r for _, r in sides])):
+                for volume in volumes:
+                    images = _clips(volume) if isinstance(metric, FrechetClipMetric) else volume[:, None]
+                    if len(images):
+                        metric.update(images.to(module.device), real=real)
+            value = metric.compute()
+            if value.isfinite():
+                module.log(f"val/{metric.name}", value.float(), rank_zero_only=True)
+
+
+def _decode(avae: AVAE, latents: Tensor) -> Tensor:
+    """Whitened latents ``[C, S, h, w]`` to HU ``[S, H, W]`` on the CPU."""
+    if not latents.shape[1]:
+        side = latents.shape[-1] * avae.downscale
+        return torch.zeros(0, side, side)
+    return avae.decode_to_hu(latents.transpose(0, 1)).float().cpu()
+
+
+def _clips(volume: Tensor) -> Tensor:
+    """Whole blocks of a volume ``[S, H, W]`` as clips ``[N, 1, 16, H, W]``."""
+    count = len(volume) // BLOCK_LENGTH
+    return volume[: count * BLOCK_LENGTH].reshape(count, 1, BLOCK_LENGTH, *volume.shape[1:])
+
+
+def _stacked(images: list[Tensor]) -> Tensor:
+    """Images ``[1, h, w]`` below each other, padded on the right and below."""
+    width = max(image.shape[2] for image in images)
+    return torch.cat([torch.nn.functional.pad(i, (0, width - i.shape[2], 0, 2)) for i in images], dim=1)

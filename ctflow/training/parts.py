@@ -1,0 +1,92 @@
+"""Networks that other runs, or the embedded checkpoint, hold: found by what they are, or the newest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from ctflow.checkpoint import AVAE_FOLDER, CLIP_FOLDER, CONFIG_FILE, folder_fingerprint, load_avae
+from ctflow.data import LatentHeader
+from ctflow.errors import ConfigError, WeightsError
+from ctflow.training.runs import EXPORT
+
+EMBEDDED = Path(__file__).resolve().parents[2] / "checkpoints"
+"""The embedded checkpoint of this repository."""
+
+FOLDERS = {"autoencoder": AVAE_FOLDER, "clip": CLIP_FOLDER}
+TARGETS = {"autoencoder": "make train-vae", "clip": "make train-clip"}
+
+
+def newest_part(runs: Path, task: str) -> Path:
+    """The sharing folder of the task's newest run, else the embedded checkpoint's.
+
+    Args:
+        runs: Folder of the runs.
+        task: ``autoencoder`` or ``clip``.
+
+    Raises:
+        ConfigError: Neither exists.
+    """
+    for folder in _candidates(runs, task):
+        return folder
+    raise ConfigError(
+        f"no trained network for {task!r} under {runs / task}, none in {EMBEDDED}",
+        "an exported run or the embedded checkpoint",
+        f"run `{TARGETS[task]}` first",
+    )
+
+
+def matching_avae(runs: Path, header: LatentHeader, given: str = "") -> Path:
+    """The A-VAE that made the latents of some shards.
+
+    Args:
+        runs: Folder of the runs; the embedded checkpoint is searched too.
+        header: Of the shards.
+        given: Folder to take instead of searching; checked all the same.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    candidates = [Path(given)] if given else list(_candidates(runs, "autoencoder"))
+    for folder in candidates:
+        if _avae_fingerprint(folder) == header.avae_fingerprint:
+            return folder
+    raise _nothing("A-VAE", header.avae_fingerprint, candidates, "flow.avae")
+
+
+def matching_clip(runs: Path, header: LatentHeader, given: str = "") -> Path:
+    """The text encoder that embedded the reports of some shards; arguments as in ``matching_avae``.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    candidates = [Path(given)] if given else list(_candidates(runs, "clip"))
+    for folder in candidates:
+        if folder_fingerprint(folder) == header.text_fingerprint:
+            return folder
+    raise _nothing("text encoder", header.text_fingerprint, candidates, "flow.clip")
+
+
+def _candidates(runs: Path, task: str) -> Iterator[Path]:
+    """Exports of the task, the newest first, then the embedded part."""
+    configs = [p for p in (runs / task).glob(f"*/{EXPORT}/{CONFIG_FILE}") if p.is_file()]
+    yield from (p.parent for p in sorted(configs, key=lambda p: p.stat().st_mtime, reverse=True))
+    embedded = EMBEDDED / FOLDERS[task]
+    if (embedded / CONFIG_FILE).is_file():
+        yield embedded
+
+
+def _avae_fingerprint(folder: Path) -> str:
+    try:
+        return load_avae(folder).fingerprint()
+    except WeightsError:
+        return ""
+
+
+def _nothing(what: str, fingerprint: str, candidates: list[Path], key: str) -> ConfigError:
+    return ConfigError(
+        f"the latent shards were made with the {what} of fingerprint {fingerprint[:12]}…, which is none of: "
+        + (", ".join(map(str, candidates)) or "no candidates"),
+        f"the {what} the shards were encoded with",
+        f"give its folder as {key}=FOLDER, or encode the shards again with one that is there",
+    )
