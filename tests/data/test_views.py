@@ -44,7 +44,7 @@ def test_evaluation_reads_each_block_with_the_one_before(make_latents, slices):
 
 
 def test_training_pairs_are_neighbours_that_begin_at_any_slice(make_latents):
-    shards = LatentShards(make_latents([50], logvar=NO_NOISE))
+    shards = LatentShards(make_latents([50], logvar=NO_NOISE), in_memory=True)
     view = BlockView(shards, seed=0, p_start=0.0)
     volume = torch.cat(list(view.batch(range(len(view)), epoch=None).target), dim=1)
     assert volume.shape[1] == 64
@@ -68,7 +68,7 @@ def test_training_pairs_are_neighbours_that_begin_at_any_slice(make_latents):
 )
 def test_start_boost_has_its_frequency(make_latents, slices, p_start, expected):
     view = BlockView(LatentShards(make_latents([slices])), seed=1, p_start=p_start)
-    starts = [view.first_slice(view.locate(i), epoch) == 0 for epoch in range(500) for i in range(len(view))]
+    starts = [view.first_slice(view.locate(i), epoch) == 0 for epoch in range(300) for i in range(len(view))]
     spread = np.sqrt(expected * (1 - expected) / len(starts))
     assert abs(np.mean(starts) - expected) <= 4 * spread
 
@@ -89,11 +89,11 @@ def test_posterior_noise_is_a_function_of_seed_epoch_case_and_start(make_latents
 
 
 def test_posterior_samples_have_the_stored_moments(make_latents):
-    shards = LatentShards(make_latents([16], logvar=-1.0))
+    shards = LatentShards(make_latents([16], logvar=-1.0), in_memory=True)
     view = BlockView(shards, seed=0, p_start=0.0)
-    samples = torch.stack([view.pair(0, 0, epoch)[1] for epoch in range(400)])
+    samples = torch.stack([view.pair(0, 0, epoch)[1] for epoch in range(150)])
     scale = torch.tensor([2.0, 1.0, 0.5, 1.5])[:, None, None, None]
-    torch.testing.assert_close(samples.mean(0) / scale, shards.whitened(0) / scale, rtol=0, atol=0.15)
+    torch.testing.assert_close(samples.mean(0) / scale, shards.whitened(0) / scale, rtol=0, atol=0.25)
     std = (samples.std(0) / scale).mean()
     assert abs(float(std) - np.exp(-0.5)) < 0.01
 
