@@ -1,0 +1,105 @@
+"""The full-size networks: parameter counts, exact key listings, one forward each."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+
+from ctflow.config.encoders import flux_avae_config, published_ctclip_config
+from ctflow.models import AVAE, CTCLIP, FMvT
+from ctflow.models.avae_published import to_single_file
+from ctflow.models.ctclip_published import ctclip_state_to_published
+from ctflow.models.fmvt_published import fmvt_state_to_published, published_preset
+
+PARAMETERS = {"S": 37_220_864, "B": 147_579_776, "L": 513_725_568}
+
+
+@pytest.fixture(scope="module")
+def layouts(shared_dir) -> Path:
+    return shared_dir / "fixtures/layouts"
+
+
+def listing(path: Path) -> dict[str, str]:
+    lines = [line.split("\t") for line in path.read_text().splitlines()]
+    return {line[0]: line[1] for line in lines}
+
+
+def shapes(state) -> dict[str, str]:
+    return {key: str(list(value.shape)) for key, value in state.items()}
+
+
+@pytest.mark.parametrize(("size", "side"), [("S", 32), ("B", 32), ("L", 32), ("L", 64)])
+def test_transformer_keys(layouts, size, side):
+    with torch.device("meta"):
+        model = FMvT(published_preset(size, side))
+    assert sum(p.numel() for p in model.parameters()) == PARAMETERS[size]
+    found = shapes(fmvt_state_to_published(model.state_dict()))
+    assert found == listing(layouts / f"state_dict_{size}_{side}.txt")
+
+
+def test_autoencoder_keys_in_both_layouts(layouts):
+    with torch.device("meta"):
+        model = AVAE(flux_avae_config())
+    assert sum(p.numel() for p in model.parameters()) == 83_819_683
+    state = model.net.state_dict()
+    single = to_single_file(state, levels=4)
+    with (layouts / "flux_vae_keys.tsv").open() as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    assert len(rows) == 244
+    assert shapes(state) == {row["diffusers_key"]: row["diffusers_shape"] for row in rows}
+    assert shapes(single) == {row["bfl_key"]: row["bfl_shape"] for row in rows}
+    # equal sets are not enough: each key must go to its own partner
+    partners = dict(zip(state, single, strict=True))
+    assert partners == {row["diffusers_key"]: row["bfl_key"] for row in rows}
+
+
+@pytest.mark.parametrize("position_ids", [True, False])
+def test_ctclip_keys(layouts, position_ids):
+    config = published_ctclip_config()
+    config.published_position_ids = position_ids
+    with torch.device("meta"):
+        found = shapes(ctclip_state_to_published(CTCLIP(config).state_dict()))
+    expected = listing(layouts / "ctclip_state_dict.txt")
+    if not position_ids:
+        del expected["text_transformer.embeddings.position_ids"]
+    assert found == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", ["S", "B", "L"])
+@torch.no_grad()
+def test_transformer_runs(size):
+    torch.manual_seed(0)
+    model = FMvT(published_preset(size)).eval()
+    x, previous = torch.randn(2, 1, 16, 16, 32, 32).unbind(0)
+    out = model(x, torch.tensor([0.5]), torch.randn(1, 1, 768), previous)
+    assert out.shape == x.shape
+    assert torch.isfinite(out).all()
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_autoencoder_runs():
+    torch.manual_seed(0)
+    model = AVAE(flux_avae_config()).eval()
+    hu = torch.randint(-1000, 1400, (1, 256, 256)).float()
+    posterior = model.encode_hu(hu)
+    assert posterior.mean.shape == (1, 16, 32, 32)
+    out = model.decode_to_hu(model.whiten(posterior.mean))
+    assert out.shape == hu.shape
+    assert torch.isfinite(out).all()
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_ctclip_runs():
+    torch.manual_seed(0)
+    model = CTCLIP(published_ctclip_config()).eval()
+    text = model.encode_text(torch.randint(1000, 2000, (1, 512)), torch.ones(1, 512, dtype=torch.long))
+    volume = model.encode_image(torch.rand(1, 1, 240, 480, 480) * 2 - 1)
+    assert text.tokens.shape == (1, 512, 768)
+    assert volume.shape == text.latent.shape == (1, 512)
+    assert torch.isfinite(model.similarity(text.latent, volume)).all()
