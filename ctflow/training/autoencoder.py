@@ -10,7 +10,7 @@ from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMe
 
 from ctflow.config.training import AutoencoderTask
 from ctflow.data import SliceBatch
-from ctflow.models import AVAE
+from ctflow.models import AVAE, Posterior
 from ctflow.training.base import CountingModule, unique_keys
 from ctflow.training.ema import averaged_copy
 from ctflow.training.losses import Adversary, PerceptualTerm, adaptive_weight, gradient_at
@@ -41,9 +41,8 @@ class AutoencoderModule(CountingModule):
         self.adversary: Adversary | None = None
         if self.config.adversary.start_step >= 0:
             self.adversary = Adversary(self.config.adversary, self.config.network.in_channels)
-        self.perceptual: PerceptualTerm | None = None
-        if self.config.perceptual_weight > 0:
-            self.perceptual = PerceptualTerm(self.config.perceptual_weights_path)
+        # In a list, so that the fixed ruler stays out of checkpoints; made when a fit starts.
+        self.perceptual: list[PerceptualTerm] = []
         self.psnr = PeakSignalNoiseRatio(data_range=HU_RANGE)
         self.ssim = StructuralSimilarityIndexMeasure(data_range=HU_RANGE)
 
@@ -53,38 +52,44 @@ class AutoencoderModule(CountingModule):
         assert isinstance(self.averaged, AVAE)
         return self.averaged
 
+    def on_fit_start(self) -> None:
+        """Read the weights of the perceptual term."""
+        if self.config.perceptual_weight > 0:
+            self.perceptual = [PerceptualTerm(self.config.perceptual_weights_path).to(self.device)]
+
     def training_step(self, batch: SliceBatch, batch_idx: int) -> None:
         """One step of the A-VAE, then, from ``adversary.start_step`` on, one of the discriminator."""
-        images = self.network.config.intensity.to_model(batch.images)
-        images = images.expand(-1, self.network.config.in_channels, -1, -1)
-        images = images.contiguous(memory_format=torch.channels_last)
+        images = self._images(batch)
         posterior = self.network.encode(images)
-        mean = posterior.mean.float()
-        noise = self.random(sample_keys(batch)).normal(*mean.shape[1:])
-        output = self.network.decode(mean + torch.exp(0.5 * posterior.logvar.float()) * noise).float()
-        terms = self._reconstruction_terms(output, images)
-        kl = posterior.kl().mean() / mean[0].numel()
-        loss = terms["l1"] * self.config.l1_weight + terms["perceptual"] * self.config.perceptual_weight
-        adversarial = self._adversarial(loss, output)
-        loss = loss + self.config.kl_weight * kl + adversarial
-        self._step(0, self.network, loss)
+        output = self.network.decode(self._sample(posterior, batch)).float()
+        terms = {"l1": (output - images).abs().mean(), "perceptual": self._perceptual(output, images)}
+        terms["kl"] = posterior.kl().mean() / posterior.mean[0].numel()
+        loss = self.config.l1_weight * terms["l1"] + self.config.perceptual_weight * terms["perceptual"]
+        terms["adversarial"] = self._adversarial(loss, output)
+        terms["loss"] = loss + self.config.kl_weight * terms["kl"] + terms["adversarial"]
+        self._step(0, self.network, terms["loss"])
         self.count_update()
         if self._adversary_on():
             assert self.adversary is not None
             terms["discriminator"] = self.adversary.discriminator_loss(images, output).float()
             self._step(1, self.adversary, terms["discriminator"])
         self.batches += 1
-        self.log_terms({**terms, "kl": kl, "adversarial": adversarial, "loss": loss}, len(images))
+        self.log_terms(terms, len(images))
 
-    def _reconstruction_terms(self, output: Tensor, images: Tensor) -> dict[str, Tensor]:
-        terms = {"l1": (output - images).abs().mean(), "perceptual": output.new_zeros(())}
-        if self.perceptual is not None:
-            window = self.network.config.intensity
-            scale = window.high - window.low
-            terms["perceptual"] = self.perceptual(
-                (output - window.low) / scale, (images - window.low) / scale
-            )
-        return terms
+    def _images(self, batch: SliceBatch) -> Tensor:
+        images = self.network.config.intensity.to_model(batch.images)
+        images = images.expand(-1, self.network.config.in_channels, -1, -1)
+        return images.contiguous(memory_format=torch.channels_last)
+
+    def _sample(self, posterior: Posterior, batch: SliceBatch) -> Tensor:
+        """A latent per slice, its noise a function of (seed, batch number, slice)."""
+        mean, std = posterior.mean.float(), torch.exp(0.5 * posterior.logvar.float())
+        return mean + std * self.random(sample_keys(batch)).normal(*mean.shape[1:])
+
+    def _perceptual(self, output: Tensor, images: Tensor) -> Tensor:
+        window = self.network.config.intensity
+        pair = [(x - window.low) / (window.high - window.low) for x in (output, images)]
+        return self.perceptual[0](*pair) if self.perceptual else output.new_zeros(())
 
     def _adversary_on(self) -> bool:
         return self.adversary is not None and self.batches >= self.config.adversary.start_step

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from monai.losses import PatchAdversarialLoss
@@ -76,12 +77,15 @@ class PerceptualTerm(nn.Module):
             raise WeightsError(
                 f"no perceptual weights at {weights}", expected, "set perceptual_weight=0 or the path"
             )
-        network = vgg16(weights=None)
+        with torch.device("meta"):
+            self.features = vgg16(weights=None).features[: VGG_TAPS[-1] + 1]
         try:
-            network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-        except (RuntimeError, TypeError, AttributeError, EOFError, OSError) as error:
+            state = torch.load(weights, map_location="cpu", weights_only=True)
+            needed = {name: state[f"features.{name}"] for name in self.features.state_dict()}
+            self.features.load_state_dict(needed, assign=True)
+        except (RuntimeError, TypeError, KeyError, EOFError, UnpicklingError) as error:
             raise WeightsError(f"{weights}: {str(error).splitlines()[0]}", expected) from error
-        self.features = network.features[: VGG_TAPS[-1] + 1].requires_grad_(False).eval()
+        self.features.requires_grad_(False).eval()
         mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
         self.register_buffer("mean", mean.view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", std.view(1, 3, 1, 1), persistent=False)

@@ -39,7 +39,7 @@ def card(title: str, config: TrainConfig, steps: int) -> str:
     """A model card with what is known without evaluation."""
     made = f"`python -m ctflow.train` (task `{config.task}`, seed {config.seed})"
     return (
-        f"# {title}\n\nTrained by {made} for {steps:,} steps on `{config.data.train}`. `config.yaml` holds the "
-        "architecture, `model.safetensors` the moving average of the weights.\n\n"
+        f"# {title}\n\nTrained by {made} for {steps:,} steps on `{config.data.train}`. "
+        "`config.yaml` holds the architecture, `model.safetensors` the moving average of the weights.\n\n"
         "Not a medical device; made for research.\n"
     )
