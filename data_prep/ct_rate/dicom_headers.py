@@ -24,7 +24,6 @@ _TAGS = [
     *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "GantryDetectorTilt"),
     *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "BitsAllocated"),
     *("RescaleSlope", "RescaleIntercept", "ConvolutionKernel"),
-    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
 ]
 _SCOUTS = ("localizer", "localiser", "scout", "topogram", "surview", "scanogram")
 _PIXEL_HEADER = 12
@@ -57,6 +56,7 @@ class DicomHeader:
         syntax: Transfer syntax, by name.
         complete: Whether the file is as long as its pixels need (always True for compressed ones).
         facts: For the record.
+        frame: Which frame of the file.
     """
 
     path: Path
@@ -80,6 +80,7 @@ class DicomHeader:
     syntax: str
     complete: bool
     facts: dict[str, str]
+    frame: int = 0
 
 
 def is_dicom(path: Path) -> bool:
@@ -122,7 +123,7 @@ def _header(path: Path, data: pydicom.Dataset, pixels_at: int) -> DicomHeader:
     need = rows * columns * frames * samples * int(data.get("BitsAllocated") or 16) // 8
     raw = not (syntax.is_transfer_syntax and (syntax.is_compressed or syntax.is_deflated))
     words = " ".join(_text(data, name) for name in ("ImageType", "SeriesDescription", "ScanOptions")).lower()
-    spacing = _numbers(data.get("PixelSpacing"), 2)
+    spacing = numbers(data.get("PixelSpacing"), 2)
     intercept = data.get("RescaleIntercept")
     return DicomHeader(
         path=path,
@@ -133,8 +134,8 @@ def _header(path: Path, data: pydicom.Dataset, pixels_at: int) -> DicomHeader:
         modality=_text(data, "Modality"),
         scout=any(word in words for word in _SCOUTS),
         patient_id=_text(data, "PatientID").strip(),
-        position=_numbers(data.get("ImagePositionPatient"), 3),
-        orientation=_numbers(data.get("ImageOrientationPatient"), 6),
+        position=numbers(data.get("ImagePositionPatient"), 3),
+        orientation=numbers(data.get("ImageOrientationPatient"), 6),
         pixel_spacing=(spacing[0], spacing[1]) if spacing else None,
         rows=rows,
         columns=columns,
@@ -164,7 +165,8 @@ def _integer(value: Any) -> int:
     return -1 if value in (None, "") else int(value)
 
 
-def _numbers(value: Any, count: int) -> tuple[float, ...] | None:
+def numbers(value: Any, count: int) -> tuple[float, ...] | None:
+    """A tag's values as floats; None unless there are ``count`` of them."""
     if value is None or isinstance(value, str) or not hasattr(value, "__len__") or len(value) != count:
         return None
     return tuple(float(v) for v in value)

@@ -10,6 +10,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from data_prep.ct_rate.dicom_headers import DicomHeader, read_header
+from data_prep.ct_rate.dicom_multiframe import frame_headers
 from data_prep.ct_rate.itk_reader import last_line
 from data_prep.ct_rate.reasons import ScanRefused
 from data_prep.ct_rate.scan import LPS_TO_RAS, MIN_SLICES, RawScan, check_shape
@@ -30,9 +31,7 @@ def read_dicom_series(paths: list[Path], memory_bytes: float) -> RawScan:
     """
     headers = [header for path in paths if (header := read_header(path)) is not None]
     if len(headers) == 1 and headers[0].frames > 1:
-        from data_prep.ct_rate.dicom_multiframe import read_multiframe
-
-        return read_multiframe(headers[0], memory_bytes)
+        headers = frame_headers(headers[0])
     headers, offsets, normal = _in_order(headers)
     _check_order(headers, offsets, normal)
     first = headers[0]
@@ -90,9 +89,8 @@ def _in_order(
         before, same = kept[-1]
         if offset - before > _SAME_PLACE_MM:
             kept.append((offset, header))
-        elif (
-            not (same.sop_uid and same.sop_uid == header.sop_uid)
-            and same.path.read_bytes() != header.path.read_bytes()
+        elif not (same.sop_uid and same.sop_uid == header.sop_uid and header.frames == 1) and (
+            header.frames > 1 or same.path.read_bytes() != header.path.read_bytes()
         ):
             raise ScanRefused(
                 "repeated_positions", f"{same.path.name} and {header.path.name} both lie at {offset:.2f} mm"
@@ -118,6 +116,9 @@ def _check_order(
             wrong.append(("gantry_tilt", f"the header says {tilt:.1f} degrees of gantry tilt"))
     if len(headers) < MIN_SLICES:
         wrong.append(("too_few_slices", f"{len(headers)} slices, {MIN_SLICES} or more expected"))
+    turned = np.array([h.orientation for h in headers])
+    if np.abs(turned - turned[0]).max() > 0.01:
+        wrong.append(("no_geometry", "slices are turned against each other"))
     spacings = {h.pixel_spacing for h in headers}
     if len(spacings) > 1:
         wrong.append(
@@ -154,26 +155,28 @@ def _read_pixels(headers: list[DicomHeader]) -> NDArray[Any]:
     whole = all(h.rescale is None or all(float(v).is_integer() for v in h.rescale) for h in headers)
     first = headers[0]
     stored = np.empty((len(headers), first.rows, first.columns), np.int16 if whole else np.float32)
+    frames: NDArray[Any] | None = None
     for k, header in enumerate(headers):
-        plane = read_frames(header.path)
-        if plane.shape[-2:] != stored.shape[1:]:
-            raise ScanRefused(
-                "unreadable", f"{header.path.name} holds {plane.shape} pixels, not {stored.shape[1:]}"
-            )
-        stored[k] = np.clip(plane.reshape(stored.shape[1:]), -32768, 32767)
+        if frames is None or header.frames == 1:
+            frames = _read_frames(header)
+        stored[k] = np.clip(frames[header.frame], -32768, 32767)
     return stored.transpose(2, 1, 0)
 
 
-def read_frames(path: Path) -> NDArray[Any]:
+def _read_frames(header: DicomHeader) -> NDArray[Any]:
     """Pixels of one file ``[frames, rows, columns]``, slope and intercept applied by GDCM.
 
     Raises:
-        ScanRefused: GDCM cannot decode it.
+        ScanRefused: GDCM cannot decode it, or to another size.
     """
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
-    reader.SetFileName(str(path))
+    reader.SetFileName(str(header.path))
     try:
-        return sitk.GetArrayFromImage(reader.Execute())
+        pixels = sitk.GetArrayFromImage(reader.Execute())
     except RuntimeError as error:
-        raise ScanRefused("unreadable", f"{path.name}: {last_line(error)}") from error
+        raise ScanRefused("unreadable", f"{header.path.name}: {last_line(error)}") from error
+    expected = (header.frames, header.rows, header.columns)
+    if pixels.size != np.prod(expected) or pixels.shape[-2:] != expected[1:]:
+        raise ScanRefused("unreadable", f"{header.path.name} holds {pixels.shape} pixels, not {expected}")
+    return pixels.reshape(expected)

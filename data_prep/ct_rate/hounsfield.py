@@ -1,8 +1,8 @@
 """From stored values to HU: slope and intercept exactly once, whoever carries them, and padding to air.
 
 Whether values are HU is decided by looking at them: a CT in HU has air between -1100 and -500, fat and soft
-tissue around 0, next to nothing below, and its tissue peak within 150 HU of water. Stored values (HU + 1000),
-values rescaled twice, MR and 8-bit pictures fail that test.
+tissue around 0 with their peak within 150 HU of water, a valley between, and next to nothing below. Stored
+values (HU + 1000), values rescaled twice, MR and 8-bit pictures fail that test.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ TISSUE_RANGE = (-200.0, 300.0)
 MIN_AIR, MIN_TISSUE, MAX_BELOW, MAX_ABOVE = 0.005, 0.03, 0.02, 0.03
 HIGHEST_HU = 3100.0
 TISSUE_PEAK = 150.0
-_SAMPLE = 400_000
+BETWEEN = (-450.0, -250.0)
+MAX_BETWEEN = 0.5
+"""Most values per HU between air and tissue, as a share of those at the tissue peak."""
+_SAMPLE = 200_000
 _COARSE_VALUES = 300
 
 
@@ -115,6 +118,10 @@ def why_not_hu(values: NDArray[np.float64]) -> str | None:
     peak = float(edges[int(np.argmax(counts))] + 10.0)
     if abs(peak) > TISSUE_PEAK:
         return f"the tissue peak lies at {peak:.0f}, not near water"
+    between = float(np.mean((values >= BETWEEN[0]) & (values < BETWEEN[1]))) / (BETWEEN[1] - BETWEEN[0])
+    height = counts.max() / values.size / (edges[1] - edges[0])
+    if between > MAX_BETWEEN * height:
+        return "air and tissue are not two peaks with a valley between them"
     return None
 
 

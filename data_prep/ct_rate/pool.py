@@ -9,7 +9,7 @@ import os
 import resource
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -40,10 +40,13 @@ class GuardedPool:
         count: Processes.
         timeout: Seconds a job may take; then its process is killed and the file refused.
         memory_gb: Address space of a process, above which allocating fails.
+        task: What a process does with a job; a function of a module, so that it can be sent.
     """
 
-    def __init__(self, count: int, timeout: float, memory_gb: float) -> None:
-        self._timeout, self._memory_gb = timeout, memory_gb
+    def __init__(
+        self, count: int, timeout: float, memory_gb: float, task: Callable[[Job], Outcome] = prepare
+    ) -> None:
+        self._timeout, self._memory_gb, self._task = timeout, memory_gb, task
         self._failed_starts = 0
         self._workers = [self._start() for _ in range(count)]
 
@@ -130,7 +133,7 @@ class GuardedPool:
     def _start(self) -> _Worker:
         context = mp.get_context("spawn")
         ours, theirs = context.Pipe()
-        process = context.Process(target=_work, args=(theirs, self._memory_gb), daemon=True)
+        process = context.Process(target=_work, args=(theirs, self._memory_gb, self._task), daemon=True)
         with _one_thread():
             process.start()
         theirs.close()
@@ -148,7 +151,7 @@ def failure(job: Job, code: str, detail: str) -> Outcome:
     )
 
 
-def _work(pipe: Connection, memory_gb: float) -> None:
+def _work(pipe: Connection, memory_gb: float, task: Callable[[Job], Outcome]) -> None:
     """A worker's life: until the pipe closes, read a job, answer with its outcomes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     silence = os.open(os.devnull, os.O_WRONLY)
@@ -163,7 +166,7 @@ def _work(pipe: Connection, memory_gb: float) -> None:
             job = pipe.recv()
         except EOFError:
             return
-        pipe.send(prepare(job))
+        pipe.send(task(job))
 
 
 @contextlib.contextmanager

@@ -69,7 +69,7 @@ def write_reports(
         "spacing_from",
         "rescale",
     ]
-    facts += ["padding_share", "lung_left_ml", "lung_right_ml", "coverage_mm"]
+    facts += ["padding_share", "lung_ml", "lung_left_ml", "lung_right_ml", "coverage_mm"]
     rows = [
         [o.case_id, o.patient_id, o.split, o.status, " ".join(code for code, _ in o.reasons), o.slices]
         + [*o.spacing[:2], int(bool(o.report)), o.key]

@@ -41,21 +41,26 @@ def screen(
     coarse = hu[:: steps[0], :: steps[1], :: steps[2]]
     voxel_ml = float(np.prod([n * s for n, s in zip(steps, spacing, strict=True)])) / 1000.0
     lung, body = _lung_and_body(coarse < LUNG_HU, voxel_ml)
-    left, right = (float(n) * voxel_ml for n in _two_sides(lung.sum((0, 1)), (body & ~lung).sum((0, 1))))
+    total = float(lung.sum()) * voxel_ml
+    sides = _two_sides(lung.sum((0, 1)))
+    left, right = (n * voxel_ml for n in sides) if sides else (None, None)
     areas = lung.sum((1, 2)) / max(1, lung.sum((1, 2)).max())
     share = lung.sum() / max(1, body.sum())
     border = _border_tissue(coarse)
     measured = {
-        "lung_left_ml": round(left),
-        "lung_right_ml": round(right),
+        "lung_ml": round(total),
+        "lung_left_ml": None if left is None else round(left),
+        "lung_right_ml": None if right is None else round(right),
         "coverage_mm": round(coverage_mm, 1),
         "lung_cut_below": round(float(areas[0]), 3),
         "lung_cut_above": round(float(areas[-1]), 3),
         "border_tissue": {name: round(value, 3) for name, value in border.items()},
     }
     flags = []
-    if left + right < MIN_LUNG_ML or share < MIN_LUNG_SHARE:
-        flags.append(["not_chest", f"{left + right:.0f} ml of lung, {share:.1%} of the body"])
+    if total < MIN_LUNG_ML or share < MIN_LUNG_SHARE:
+        flags.append(["not_chest", f"{total:.0f} ml of lung, {share:.1%} of the body"])
+    elif left is None or right is None:
+        flags.append(["one_lung", f"{total:.0f} ml of lung on one side"])
     elif min(left, right) < max(MIN_SIDE_ML, MIN_SIDE_RATIO * max(left, right)):
         flags.append(["one_lung", f"left {left:.0f} ml, right {right:.0f} ml"])
     cut = [name for name, area in (("below", areas[0]), ("above", areas[-1])) if area > MAX_CUT]
@@ -68,22 +73,19 @@ def screen(
     return measured, flags
 
 
-def _two_sides(profile: NDArray[np.int64], tissue: NDArray[np.int64]) -> tuple[float, float]:
-    """Lung voxels left and right of the mediastinum, from lung and tissue per column (patient left first).
+def _two_sides(profile: NDArray[np.int64]) -> tuple[float, float] | None:
+    """Lung voxels left and right of the mediastinum, from the lung in each column (patient left first).
 
-    The mediastinum is a valley between two humps. One hump is one lung, on its side of the tissue's centre.
+    The mediastinum is a valley between two humps; None where there is one hump only, and so one lung.
     """
     smooth = ndimage.uniform_filter1d(profile.astype(np.float64), 3, mode="constant")
     before, after = np.maximum.accumulate(smooth), np.maximum.accumulate(smooth[::-1])[::-1]
-    depth = np.minimum(before, after) - smooth
-    valley = int(np.argmax(depth))
-    total = float(profile.sum())
-    if depth[valley] > VALLEY * np.minimum(before, after)[valley]:
-        left = float(profile[:valley].sum()) + 0.5 * float(profile[valley])
-        return left, total - left
-    columns = np.arange(profile.size)
-    lung_at, tissue_at = (float(np.average(columns, weights=w + 1e-9)) for w in (profile, tissue))
-    return (total, 0.0) if lung_at < tissue_at else (0.0, total)
+    lower = np.minimum(before, after)
+    valley = int(np.argmax(lower - smooth))
+    if lower[valley] - smooth[valley] <= VALLEY * lower[valley]:
+        return None
+    left = float(profile[:valley].sum()) + 0.5 * float(profile[valley])
+    return left, float(profile.sum()) - left
 
 
 def _lung_and_body(air: NDArray[np.bool_], voxel_ml: float) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
