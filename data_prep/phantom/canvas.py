@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.phantom.spec import Acquisition
 
-Array = NDArray[np.float32]
+Array = NDArray[np.floating[Any]]
+"""Float arrays; whole volumes are float32."""
+
 Box = tuple[slice, slice, slice]
-Point = Sequence[float]
+Point = Sequence[float] | NDArray[np.floating[Any]]
 """A point as (x, y, z) in mm: to the patient's right, to the back, upwards from the carina."""
+
+Path = Sequence[Point] | NDArray[np.floating[Any]]
+"""Points of a centre line."""
 
 
 @dataclass
@@ -70,7 +76,7 @@ class Canvas:
             parts.append(slice(min(max(first, 0), count), min(max(last, 0), count)))
         return parts[2], parts[1], parts[0]
 
-    def around(self, center: Point, radius: float | Sequence[float]) -> Box:
+    def around(self, center: Point, radius: float | Point) -> Box:
         """Index box around a point."""
         radii = np.broadcast_to(np.asarray(radius, float), (3,))
         return self.box(np.asarray(center) - radii, np.asarray(center) + radii)
@@ -83,10 +89,10 @@ class Canvas:
         """Share of a voxel that lies inside, from its signed distance in mm (negative inside)."""
         return np.clip(0.5 - distance / np.float32(width or self.pixel), 0.0, 1.0)
 
-    def paint(self, box: Box, alpha: Array, hu: float | Array) -> None:
+    def paint(self, box: Box, alpha: Array, hu: float | np.floating[Any] | Array) -> None:
         """Blend a tissue in: ``hu·alpha`` over what is there."""
         view = self.hu[box]
-        view += alpha * (np.float32(hu) - view if np.isscalar(hu) else hu - view)
+        view += alpha * (np.asarray(hu, np.float32) - view)
 
     def index_of(self, point: Point) -> list[float]:
         """Voxel index (slice, row, column) of a point."""
@@ -151,9 +157,7 @@ def tube_distance(canvas: Canvas, box: Box, start: Point, end: Point, radius: tu
     return square
 
 
-def path_boxes(
-    canvas: Canvas, points: Sequence[Point], radii: Sequence[float], margin: float
-) -> list[tuple[Box, Array]]:
+def path_boxes(canvas: Canvas, points: Path, radii: Point, margin: float) -> list[tuple[Box, Array]]:
     """(box, signed distance) of every piece of a polyline tube; empty boxes are left out."""
     pieces = []
     for (start, r0), (end, r1) in zip(
@@ -166,9 +170,7 @@ def path_boxes(
     return pieces
 
 
-def draw_path(
-    canvas: Canvas, points: Sequence[Point], radii: Sequence[float], hu: float, mask: Array | None = None
-) -> None:
+def draw_path(canvas: Canvas, points: Path, radii: Point, hu: float, mask: Array | None = None) -> None:
     """Draw a polyline tube; thin ones keep their mass by partial volume."""
     for box, distance in path_boxes(canvas, points, radii, canvas.pixel):
         alpha = canvas.soft(distance)
@@ -185,7 +187,7 @@ def draw_ellipsoid(canvas: Canvas, shape: Ellipsoid, hu: float, mask: Array | No
     return float(alpha.sum()) * canvas.voxel_ml
 
 
-def smooth_curve(points: Sequence[Point], count: int) -> NDArray[np.float64]:
+def smooth_curve(points: Path, count: int) -> NDArray[np.float64]:
     """Points of a smooth curve (Catmull-Rom) through ``points``, ``count`` per piece."""
     knots = np.asarray(points, float)
     padded = np.vstack([2 * knots[0] - knots[1], knots, 2 * knots[-1] - knots[-2]])

@@ -9,6 +9,7 @@ from typing import Any
 from data_prep.phantom import findings_lung as lung
 from data_prep.phantom import findings_mediastinum as mediastinum
 from data_prep.phantom import findings_pleura as pleura
+from data_prep.phantom.findings_material import medical_material
 from data_prep.phantom.scene import Scene
 from data_prep.phantom.spec import Finding
 
@@ -32,7 +33,7 @@ DRAWERS: dict[str, Drawer] = {
     "Lymphadenopathy": mediastinum.lymphadenopathy,
     "Arterial wall calcification": mediastinum.arterial_calcification,
     "Coronary artery wall calcification": mediastinum.coronary_calcification,
-    "Medical material": mediastinum.medical_material,
+    "Medical material": medical_material,
 }
 """By label, in the order of drawing: what is large first, so that the small finds free places."""
 

@@ -38,7 +38,7 @@ def nodule(scene: Scene, finding: Finding) -> dict[str, Any]:
 
 
 def _blob(
-    scene: Scene, finding: Finding, center: np.ndarray, edge: float, lobes: float = 0.08
+    scene: Scene, finding: Finding, center: np.ndarray, edge: float, lobes: float = 0.07
 ) -> tuple[Box, Array]:
     """A lobulated blob of the finding's diameter, kept inside its lobe and its lung."""
     canvas = scene.canvas
@@ -48,8 +48,11 @@ def _blob(
     box = canvas.around(center, radius * 1.4 + edge)
     x, y, z = canvas.axes(box)
     wobble: Array | float = 0.0
-    for axis, origin, phase in zip((x, y, z), center, rng.uniform(0, 2 * np.pi, 3), strict=True):
-        wobble = wobble + np.sin((axis - np.float32(origin)) / np.float32(0.32 * radius) + np.float32(phase))
+    for wave in rng.normal(0.0, 1.0, (4, 3)):
+        k = (wave / (np.linalg.norm(wave) * rng.uniform(0.28, 0.42) * radius)).astype(np.float32)
+        offset = [axis - np.float32(o) for axis, o in zip((x, y, z), center, strict=True)]
+        phase = np.float32(rng.uniform(0, 2 * np.pi))
+        wobble = wobble + np.sin(k[0] * offset[0] + k[1] * offset[1] + k[2] * offset[2] + phase)
     shape = Ellipsoid(tuple(center), tuple(radius * np.array([1.04, 1.0, 0.96])))
     distance = shape.distance(canvas, box) + np.float32(lobes * radius) * wobble
     if finding.lobe:
@@ -87,7 +90,7 @@ def opacity(scene: Scene, finding: Finding) -> dict[str, Any]:
     canvas = scene.canvas
     assert finding.size_mm
     center = scene.place(np.random.default_rng(finding.seed), finding, 0.5 * finding.size_mm)
-    box, alpha = _blob(scene, finding, center, edge=12.0, lobes=0.16)
+    box, alpha = _blob(scene, finding, center, edge=12.0, lobes=0.15)
     view = canvas.hu[box]
     view += alpha * np.maximum(np.float32(GROUND_GLASS_HU) - view, 0.0)
     scene.keep_mask(finding, box, alpha)

@@ -1,4 +1,4 @@
-"""Findings of the heart, vessels and mediastinum, and foreign material."""
+"""Findings of the heart, the vessels and the mediastinum."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.phantom.canvas import Ellipsoid, draw_ellipsoid, draw_path, smooth_curve
-from data_prep.phantom.scene import WHOLE, Scene
+from data_prep.phantom.canvas import Ellipsoid, draw_ellipsoid
+from data_prep.phantom.scene import Scene
 from data_prep.phantom.spec import Finding
 
-METAL_HU = 2600.0
 CALCIUM_HU = 850.0
 
 
@@ -138,7 +137,8 @@ def lymphadenopathy(scene: Scene, finding: Finding) -> dict[str, Any]:
         "prevascular": ((-14.0, y - 48.0, 20.0), (-22.0, y - 38.0, 6.0)),
     }
     kinds = list(stations) if finding.kind == "multiple" else [finding.kind]
-    centers, sizes = [], []
+    centers: list[np.ndarray] = []
+    sizes: list[float] = []
     for kind in kinds:
         for place in stations[kind]:
             centers.append(np.asarray(place) + rng.normal(0.0, 2.0, 3))
@@ -158,72 +158,3 @@ def lymphadenopathy(scene: Scene, finding: Finding) -> dict[str, Any]:
         scene.keep_mask(finding, box, alpha)
         total += float(alpha.sum()) * canvas.voxel_ml
     return {"center_voxel": canvas.index_of(centers[0]), "count": len(centers), "volume_ml": round(total, 1)}
-
-
-def medical_material(scene: Scene, finding: Finding) -> dict[str, Any]:
-    """Pacemaker, port, sternal wires, tracheal or gastric tube, drawn in metal or plastic."""
-    canvas, thorax, m = scene.canvas, scene.thorax, scene.mediastinum
-    a = thorax.anatomy
-    thin = max(1.5, 0.55 * canvas.pixel)
-    before = canvas.hu.copy() if scene.wants_masks else None
-    if finding.kind in ("pacemaker", "port"):
-        sign = -1.0 if finding.side == "left" else 1.0
-        place = np.array(
-            [
-                sign * 0.62 * a.half_width,
-                thorax.front_y(0.4 * a.apex_z) + 4.0 - a.muscle * 0.3,
-                0.42 * a.apex_z,
-            ]
-        )
-        vein = np.array([sign * 30.0, thorax.front_y(50.0) + 28.0, 58.0])
-        cava = np.array([27.0, m.aorta[10][1] + 8, 35.0])
-        low = np.array([28.0, m.aorta[10][1] + 16, -20.0])
-        path = [place, place + [0, 8, 25.0], vein, cava, low]
-        if finding.kind == "pacemaker":
-            path += [np.asarray(m.heart[1].center), np.asarray(m.heart[0].center) + [0.0, -12.0, -22.0]]
-            draw_ellipsoid(canvas, Ellipsoid(tuple(place), (24.0, 7.0, 22.0)), METAL_HU)
-        else:
-            draw_ellipsoid(canvas, Ellipsoid(tuple(place), (14.0, 7.0, 13.0)), METAL_HU)
-        draw_path(
-            canvas,
-            smooth_curve(path, 4),
-            [thin] * (4 * (len(path) - 1) + 1),
-            2200.0 if finding.kind == "pacemaker" else 900.0,
-        )
-        point = place
-    elif finding.kind == "sternal wires":
-        heights = np.arange(0.45 * a.apex_z, 0.8 * a.dome_z, -20.0)
-        for z in heights:
-            for x in (-7.0, 7.0):
-                size = max(2.2, 0.6 * canvas.pixel)
-                draw_ellipsoid(
-                    canvas,
-                    Ellipsoid(
-                        (x, thorax.front_y(z) - 9.0, float(z)), (size, size, max(size, 0.6 * canvas.step))
-                    ),
-                    METAL_HU,
-                )
-        point = np.array([0.0, thorax.front_y(heights[0]) - 9.0, heights[0]])
-    else:
-        y = m.trachea[-1][1]
-        if finding.kind == "tracheal tube":
-            path = m.trachea[m.trachea[:, 2] > 28.0]
-            draw_path(canvas, path, [5.8] * len(path), 280.0)
-            draw_path(canvas, path, [3.2] * len(path), -990.0)
-            point = path[-1]
-        else:
-            path = np.array(
-                [
-                    (-5.0, y + 17, 300.0),
-                    (-5.0, y + 17, 60.0),
-                    (-4.0, y + 18, -10.0),
-                    (-4.0, y + 16, -70.0),
-                    (-14.0, y + 6, a.dome_z - 20),
-                    (-50.0, y - 40, a.dome_z - 60),
-                ]
-            )
-            draw_path(canvas, path, [max(2.4, thin)] * len(path), 650.0)
-            point = path[2]
-    if before is not None:
-        scene.keep_mask(finding, WHOLE, (np.abs(canvas.hu - before) > 150).astype(np.float32))
-    return {"center_voxel": canvas.index_of(point)}

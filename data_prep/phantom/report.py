@@ -33,7 +33,7 @@ class Report:
 
 
 class Wording:
-    """Choices of words: one stream per topic, so that an added finding leaves the other sentences as they are."""
+    """Choices of words: a stream per topic, so that a new finding leaves other sentences alone."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -84,7 +84,7 @@ def report_for(spec: PhantomSpec) -> Report:
 
 
 def _arranged(words: Wording, abnormal: list[tuple[str, str]], normal: list[tuple[str, str]]) -> str:
-    """Sentences organ by organ, the organs in one of the usual orders; abnormal ones first within an organ."""
+    """Sentences organ by organ in one of the usual orders; abnormal ones first within an organ."""
     orders = phrases.ORGAN_ORDERS
     order = orders[int(words.stream("order").integers(len(orders)))]
     sentences = [(order.index(organ), 0, text) for organ, text in abnormal]

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import nibabel as nib
 import numpy as np
@@ -131,7 +131,7 @@ def _make_one(job: tuple[PhantomConfig, int, str, str]) -> None:
     _write_text(Path(stem + ".truth.json"), json.dumps(truth))
     if config.masks:
         partial = path.with_name(f".{name}.masks.{os.getpid()}.tmp.npz")
-        np.savez_compressed(partial, **phantom.masks)
+        np.savez_compressed(partial, **cast("dict[str, Any]", phantom.masks))
         partial.replace(stem + ".masks.npz")
     # The volume comes last: where it lies, all that belongs to it lies too.
     partial = path.with_name(f".{name}.{os.getpid()}.tmp.nii.gz")
@@ -170,7 +170,7 @@ def _write_tables(output: Path, config: PhantomConfig, names: Sequence[tuple[str
 
 
 def _tables(output: Path, split: str) -> tuple[Path, Path, Path]:
-    """Reports, metadata and labels; CT-RATE says ``validation`` in two of the three names and ``valid`` in one."""
+    """Reports, metadata, labels; CT-RATE says ``validation`` in the first two, ``valid`` in the third."""
     root, long_name = output / "dataset", {"train": "train", "valid": "validation"}[split]
     return (
         root / "radiology_text_reports" / f"{long_name}_reports.csv",
