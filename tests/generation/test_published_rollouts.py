@@ -1,4 +1,4 @@
-"""The published rollouts, reproduced from recorded noise: all three settings, the stop test and the trimming."""
+"""The published rollouts, reproduced from recorded noise: three settings, stop test and trimming."""
 
 from __future__ import annotations
 

@@ -1,0 +1,66 @@
+"""Solvers against closed-form answers."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from ctflow.flow import SOLVERS, KnownRegion, LinearPath, solve
+
+
+def growth(z, t):
+    """dz/dt = (1 + t) z, so z(0) = z(1) exp(-3/2)."""
+    return (1 + t) * z
+
+
+def gaussian(z, t, s=0.5):
+    """The exact velocity for data N(0, s^2): the solution is z(0) = s z(1)."""
+    return z * (t - (1 - t) * s**2) / ((1 - t) ** 2 * s**2 + t**2)
+
+
+@pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("midpoint", 2), ("heun", 2)])
+def test_order_of_convergence(solver, order):
+    z1 = torch.tensor([1.0, -2.0], dtype=torch.float64)
+    exact = z1 * math.exp(-1.5)
+    errors = [float((solve(growth, z1, n, solver) - exact).abs().max()) for n in (32, 64)]
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("solver", "tolerance"), [("euler", 0.02), ("midpoint", 1e-3), ("heun", 1e-3), ("dopri5", 1e-4)]
+)
+def test_the_gaussian_flow(solver, tolerance):
+    z1 = torch.randn(64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(solve(gaussian, z1, 60, solver), 0.5 * z1, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_straight_path_is_exact_in_one_step(solver):
+    x, noise = torch.randn(2, 5), torch.randn(2, 5)
+    velocity = LinearPath().velocity(x, noise)
+    torch.testing.assert_close(solve(lambda z, t: velocity, noise, 1, solver), x, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_known_values_are_held_on_their_path(solver):
+    noise, value = torch.randn(1, 6), torch.randn(1, 6)
+    mask = torch.tensor([True, True, False, False, False, True])
+    seen = []
+
+    def field(z, t):
+        seen.append(((1 - t) * value + t * noise - z)[:, mask].abs().max())
+        return growth(z, t)
+
+    out = solve(field, noise, 8, solver, KnownRegion(mask, value))
+    assert torch.equal(out[:, mask], value[:, mask])
+    assert max(seen) < 1e-5
+    torch.testing.assert_close(out[:, ~mask], solve(growth, noise, 8, solver)[:, ~mask], rtol=1e-4, atol=1e-5)
+
+
+def test_unknown_solver_and_no_steps():
+    with pytest.raises(ValueError, match="'rk9'"):
+        solve(growth, torch.zeros(1), 1, "rk9")
+    with pytest.raises(ValueError, match="with 0"):
+        solve(growth, torch.zeros(1), 0)

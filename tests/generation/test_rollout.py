@@ -1,0 +1,276 @@
+"""Rollouts of a scripted network (what goes in, when it stops, what is trimmed) and of a real tiny one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from ctflow.config.generation import RolloutConfig, StopConfig
+from ctflow.config.models import FMvTConfig
+from ctflow.generation import RolloutCase, StopReason, StopRule, rollout
+from ctflow.generation.guidance import BlockConditions, encode_reports, guided_velocity
+from ctflow.models import FMvT
+from ctflow.models.fmvt_text import TextCondition
+
+C, SIDE = 4, 4
+WHITE = torch.full((C, SIDE, SIDE), 5.0)
+AIR = torch.full((C, SIDE, SIDE), -3.0)
+TINY = FMvTConfig(
+    input_size=[16, SIDE, SIDE],
+    latent_channels=C,
+    hidden_size=16,
+    depth=1,
+    num_heads=2,
+    text_dim=6,
+    text_tokens=3,
+)
+EULER = RolloutConfig(steps=4, max_slices=64)
+
+
+class Scripted(nn.Module):
+    """Generates slices ``position … position + 15`` of a scripted volume, whatever the solver."""
+
+    def __init__(self, volumes: dict[float, torch.Tensor]) -> None:
+        super().__init__()
+        self.config = TINY
+        self.pos_embed = torch.zeros(1)
+        self.volumes = volumes  # by the case's only text value
+        self.calls: list[dict[str, torch.Tensor]] = []
+
+    def encode_text(self, text, mask=None, drop=None, batch=1):
+        return TextCondition(text[:, 0], ())
+
+    def forward(self, z, t, text, previous, position, length):
+        self.calls.append({"z": z, "previous": previous, "position": position, "length": length})
+        target = torch.stack(
+            [
+                self.volumes[float(key[0])][:, int(start) : int(start) + 16]
+                for key, start in zip(text.summary, position, strict=True)
+            ]
+        )
+        return (z - target) / t
+
+
+def scripted_volume(slices: int, seed: int = 0) -> torch.Tensor:
+    """Random slices, then white without end."""
+    body = torch.randn(C, slices, SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
+    return torch.cat([body, WHITE[:, None].expand(-1, 160, -1, -1)], dim=1)
+
+
+def case(key: float, **options) -> RolloutCase:
+    return RolloutCase(f"case{key}", torch.full((1, 6), key), **options)
+
+
+def stop_rule(**options) -> StopRule:
+    return StopRule(StopConfig(**options), WHITE, white_spread=0.01)
+
+
+def real_model() -> FMvT:
+    """Random weights everywhere; slow in t, as a trained network is, so that dopri5 ends."""
+    torch.manual_seed(0)
+    model = FMvT(replace(TINY, time_multiplier=1.0))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.1)
+    return model.eval()
+
+
+def real_cases(*names: str) -> list[RolloutCase]:
+    generator = torch.Generator().manual_seed(3)
+    lengths = (3, 2, 3)
+    return [
+        RolloutCase(name, torch.randn(length, 6, generator=generator), length=40)
+        for name, length in zip(names, lengths, strict=False)
+    ]
+
+
+def test_full_body_is_generated_trimmed_and_stopped():
+    volume = scripted_volume(37)
+    model = Scripted({1.0: volume})
+    rounds = []
+    (result,) = rollout(model, [case(1.0)], AIR, stop_rule(), EULER, progress=rounds.append)
+    torch.testing.assert_close(result.latents, volume[:, :37], rtol=1e-4, atol=1e-4)
+    assert result.stop is StopReason.END_RECOGNISED
+    assert result.white.tolist() == [False] * 37 + [True] * 11
+    assert result.positions == [0, 16, 32]
+    assert [(r.block, r.generated, r.finished, r.cases) for r in rounds] == [
+        (0, ["case1.0"], 0, 1), (1, ["case1.0"], 0, 1), (2, ["case1.0"], 1, 1)
+    ]  # fmt: skip
+    firsts = model.calls[:: EULER.steps]
+    assert torch.equal(firsts[0]["previous"][0], AIR[:, None].expand(-1, 16, -1, -1))
+    torch.testing.assert_close(firsts[2]["previous"][0], volume[:, 16:32], rtol=1e-4, atol=1e-4)
+    assert firsts[0]["length"].isnan().all()
+
+
+def test_an_exact_multiple_of_sixteen_ends_with_a_white_block():
+    (result,) = rollout(Scripted({1.0: scripted_volume(32)}), [case(1.0)], AIR, stop_rule(), EULER)
+    assert result.slices == 32
+    assert len(result.blocks) == 3
+    assert result.white[32:].all()
+
+
+def test_cases_that_ended_leave_the_batch():
+    model = Scripted({1.0: scripted_volume(10), 2.0: scripted_volume(40, seed=1)})
+    results = rollout(model, [case(1.0), case(2.0)], AIR, stop_rule(), EULER)
+    assert [r.slices for r in results] == [10, 40]
+    assert [call["z"].shape[0] for call in model.calls[:: EULER.steps]] == [2, 1, 1]
+    torch.testing.assert_close(results[1].latents, model.volumes[2.0][:, :40], rtol=1e-4, atol=1e-4)
+
+
+def test_limits():
+    endless = Scripted({1.0: scripted_volume(500)})
+    (result,) = rollout(endless, [case(1.0)], AIR, stop_rule(), RolloutConfig(steps=2, max_slices=40))
+    assert (result.slices, result.stop) == (40, StopReason.LIMIT_REACHED)
+    (result,) = rollout(endless, [case(1.0, length=20)], AIR, stop_rule(), EULER)
+    assert (result.slices, result.stop) == (20, StopReason.LENGTH_REACHED)
+    assert endless.calls[-1]["length"].tolist() == [20]
+    # An end recognised beyond the limit is not what ended the volume.
+    late = Scripted({1.0: scripted_volume(30)})
+    (result,) = rollout(late, [case(1.0, length=20)], AIR, stop_rule(), EULER)
+    assert (result.slices, result.stop) == (20, StopReason.LENGTH_REACHED)
+
+
+def test_published_rule_reads_the_first_slice_only():
+    volume = scripted_volume(37)
+    (result,) = rollout(
+        Scripted({1.0: volume}), [case(1.0)], AIR, stop_rule(rule="first_slice", threshold=0.1), EULER
+    )
+    assert (result.slices, len(result.blocks)) == (37, 4)
+
+
+def test_gt_head_continues_the_given_slices():
+    volume = scripted_volume(37)
+    model = Scripted({1.0: volume})
+    given = torch.randn(C, 16, SIDE, SIDE)
+    (result,) = rollout(model, [case(1.0, given=given)], AIR, stop_rule(), EULER)
+    assert torch.equal(result.latents[:, :16], given)
+    torch.testing.assert_close(result.latents[:, 16:], volume[:, 16:37], rtol=1e-4, atol=1e-4)
+    assert (result.given_slices, result.slices, result.positions) == (16, 37, [16, 32])
+    assert torch.equal(model.calls[0]["previous"][0], given)
+
+
+def test_given_slices_are_never_trimmed():
+    white_head = WHITE[:, None].expand(-1, 16, -1, -1)
+    model = Scripted({1.0: scripted_volume(0)})
+    (result,) = rollout(model, [case(1.0, given=white_head)], AIR, stop_rule(), EULER)
+    assert result.slices == result.given_slices == 16
+
+
+def test_next_block_follows_the_real_slices():
+    real = torch.randn(C, 37, SIDE, SIDE)
+    model = Scripted({1.0: scripted_volume(5)})
+    (result,) = rollout(model, [case(1.0, real=real)], AIR, stop_rule(), EULER)
+    assert (result.slices, result.stop, len(result.blocks)) == (37, StopReason.REAL_LENGTH, 3)
+    firsts = model.calls[:: EULER.steps]
+    assert torch.equal(firsts[1]["previous"][0], real[:, :16])
+    assert torch.equal(firsts[2]["previous"][0], real[:, 16:32])
+    assert not torch.isclose(result.latents, real, atol=1e-3).all(dim=(0, 2, 3)).any()
+
+
+@pytest.mark.parametrize("overlap", [1, 4, 7])
+def test_overlap(overlap):
+    volume = scripted_volume(37)
+    model = Scripted({1.0: volume})
+    config = RolloutConfig(steps=4, overlap=overlap)
+    (result,) = rollout(model, [case(1.0)], AIR, stop_rule(), config)
+    torch.testing.assert_close(result.latents, volume[:, :37], rtol=1e-4, atol=1e-4)
+    starts = [0]
+    while starts[-1] + 16 <= 37:
+        starts.append(starts[-1] + 16 - overlap)
+    assert result.positions == starts
+    assert result.white.shape[0] == starts[-1] + 16
+    for call, start in zip(model.calls[::4][1:], starts[1:], strict=True):
+        before = torch.cat([AIR[:, None].expand(-1, 16, -1, -1), volume], dim=1)[:, start : start + 16]
+        torch.testing.assert_close(call["previous"][0], before, rtol=1e-4, atol=1e-4)
+
+
+def test_overlap_changes_what_a_real_network_generates():
+    model, cases = real_model(), real_cases("a")
+    results = {
+        k: rollout(model, cases, AIR, stop_rule(), RolloutConfig(steps=3, overlap=k))[0] for k in (0, 2, 6)
+    }
+    assert [len(r.blocks) for r in results.values()] == [3, 3, 4]
+    assert all(r.slices == 40 for r in results.values())
+    for k in (2, 6):
+        assert torch.equal(results[k].blocks[1][:, :k], results[k].blocks[0][:, 16 - k :])
+        assert not torch.allclose(results[k].latents[:, 16:], results[0].latents[:, 16:], atol=1e-2)
+    assert not torch.allclose(results[2].latents[:, 16:], results[6].latents[:, 16:], atol=1e-2)
+
+
+@pytest.mark.parametrize("solver", ["euler", "midpoint", "heun", "dopri5"])
+def test_a_case_does_not_depend_on_the_others(solver):
+    model, cases = real_model(), real_cases("a", "b", "c")
+    config = RolloutConfig(steps=3, solver=solver)
+    together = rollout(model, cases, AIR, stop_rule(), config, seed=4)
+    (alone,) = rollout(model, cases[1:2], AIR, stop_rule(), config, seed=4)
+    reordered = rollout(model, cases[::-1], AIR, stop_rule(), config, seed=4)
+    for other in (alone, reordered[1]):
+        assert (other.latents - together[1].latents).norm() < 1e-4 * together[1].latents.norm()
+    (other_seed,) = rollout(model, cases[1:2], AIR, stop_rule(), config, seed=5)
+    assert not torch.allclose(other_seed.latents, alone.latents, atol=1e-2)
+
+
+@torch.no_grad()
+def test_guidance_is_the_stated_sum():
+    model = real_model()
+    z, previous = torch.randn(2, C, 16, SIDE, SIDE), torch.randn(2, C, 16, SIDE, SIDE)
+    text, no_text = encode_reports(model, [torch.randn(3, 6), torch.randn(2, 6)], [None, None], guided=True)
+    place = {"position": torch.tensor([0.0, 16.0]), "length": torch.tensor([40.0, torch.nan])}
+    conditions = BlockConditions(text, no_text, previous, **place)
+    t = torch.tensor(0.4)
+    full = model(z, t, text, previous, **place)
+    without_text = model(z, t, None, previous, **place)
+    without_previous = model(z, t, text, None, **place)
+    expected = full + 2 * (full - without_text) - 0.5 * (full - without_previous)
+    found = guided_velocity(model, conditions, 3.0, 0.5)(z, t)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_guidance_scales_act_separately():
+    model, cases = real_model(), real_cases("a", "b")
+    results = [
+        rollout(
+            model,
+            cases,
+            AIR,
+            stop_rule(),
+            RolloutConfig(steps=2, text_guidance=text, previous_guidance=previous),
+        )
+        for text, previous in ((1, 1), (3, 1), (1, 3), (3, 3))
+    ]
+    for i, one in enumerate(results):
+        for other in results[:i]:
+            assert not torch.allclose(one[0].latents, other[0].latents, atol=1e-3)
+
+
+def test_threshold_comes_from_the_spread():
+    assert StopConfig(spread_multiple=4, least_threshold=0.25).distance(0.1) == pytest.approx(0.4)
+    assert StopConfig(spread_multiple=4, least_threshold=0.25).distance(0.01) == 0.25
+    assert StopConfig(threshold=0.1).distance(9.0) == 0.1
+
+
+def test_impossible_requests():
+    model = Scripted({1.0: scripted_volume(5)})
+    with pytest.raises(ValueError, match="different ids"):
+        rollout(model, [case(1.0), case(1.0)], AIR, stop_rule(), EULER)
+    with pytest.raises(ValueError, match="different ids, found \\[\\]"):
+        rollout(model, [], AIR, stop_rule(), EULER)
+    real = torch.zeros(C, 20, SIDE, SIDE)
+    with pytest.raises(ValueError, match="overlap=3"):
+        rollout(model, [case(1.0, real=real)], AIR, stop_rule(), RolloutConfig(overlap=3))
+    with pytest.raises(ValueError, match="20 slices are given, the limit is 8"):
+        rollout(model, [case(1.0, given=real, length=8)], AIR, stop_rule(), EULER)
+    with pytest.raises(ValueError, match=r"found \[4, 3, 4, 4\]"):
+        rollout(model, [case(1.0)], AIR[:, None].expand(-1, 3, -1, -1), stop_rule(), EULER)
+    with pytest.raises(ValueError, match="exclude each other"):
+        case(1.0, given=real, real=real)
+    with pytest.raises(ValueError, match="length must be at least 1"):
+        case(1.0, length=0)
+    for bad in ({"overlap": 16}, {"steps": 0}, {"text_guidance": -1.0}):
+        with pytest.raises(ValueError, match=str(next(iter(bad.values())))):
+            RolloutConfig(**bad)
+    with pytest.raises(ValueError, match="'sometimes'"):
+        StopConfig(rule="sometimes")

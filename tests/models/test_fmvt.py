@@ -1,0 +1,221 @@
+"""The fresh FMvT: nulls, masks, numbers, sizes, shortcuts and its errors."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ctflow.config.models import FMvTConfig
+from ctflow.models import FMvT
+from ctflow.models.fmvt_layers import SelfAttention, attention
+from ctflow.models.fmvt_text import TextTokens
+
+TINY = FMvTConfig(
+    input_size=[16, 4, 4], latent_channels=4, hidden_size=32, depth=2, num_heads=4, text_dim=12, text_tokens=5
+)
+
+
+def build(config: FMvTConfig = TINY, seed: int = 0) -> FMvT:
+    """A model whose zero-initialised gates and outputs are random, so that every input matters."""
+    torch.manual_seed(seed)
+    model = FMvT(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.2)
+    return model.eval()
+
+
+@pytest.fixture
+def model() -> FMvT:
+    return build()
+
+
+@pytest.fixture
+def batch():
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(3, 4, 16, 4, 4, generator=generator)
+    previous = torch.randn(3, 4, 16, 4, 4, generator=generator)
+    return x, torch.tensor([0.2, 0.5, 0.9]), torch.randn(3, 5, 12, generator=generator), previous
+
+
+def test_a_fresh_model_starts_at_zero(batch):
+    assert torch.equal(FMvT(TINY)(*batch), torch.zeros(3, 4, 16, 4, 4))
+
+
+def test_every_parameter_gets_a_gradient(batch):
+    model = build().train()
+    some = torch.tensor([True, False, False])
+    numbers = {"position": torch.tensor([0.0, 16, math.nan]), "length": torch.tensor([40.0, 50, 60])}
+    drops = {"drop_text": some, "drop_previous": some, "drop_length": some}
+    model(*batch, text_mask=torch.ones(3, 5, dtype=torch.bool), **numbers, **drops).square().mean().backward()
+    assert not [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+
+
+def test_heads_are_merged_in_order():
+    """Against torch's own multi-head attention, with the same weights."""
+    ours = SelfAttention(32, 4, "space", scrambled_heads=False)
+    theirs = torch.nn.MultiheadAttention(32, 4, batch_first=True)
+    theirs.in_proj_weight.data, theirs.in_proj_bias.data = ours.qkv.weight.data, ours.qkv.bias.data
+    theirs.out_proj.weight.data, theirs.out_proj.bias.data = ours.proj.weight.data, ours.proj.bias.data
+    x = torch.randn(2, 3, 7, 32)
+    expected, _ = theirs(*[x.flatten(0, 1)] * 3)
+    torch.testing.assert_close(ours(x), expected.view(2, 3, 7, 32), rtol=1e-4, atol=1e-5)
+    time = SelfAttention(32, 4, "time", scrambled_heads=False)
+    time.load_state_dict(ours.state_dict())
+    torch.testing.assert_close(time(x.transpose(1, 2)), ours(x).transpose(1, 2), rtol=1e-4, atol=1e-5)
+    scrambled = SelfAttention(32, 4, "space", scrambled_heads=True)
+    scrambled.load_state_dict(ours.state_dict())
+    assert not torch.allclose(scrambled(x), ours(x), atol=1e-3)
+
+
+def test_bfloat16_attention_in_training_equals_the_fused_kernel():
+    q, k, v = (torch.randn(2, 4, n, 8).bfloat16().requires_grad_() for n in (6, 5, 5))
+    mask = torch.tensor([True, True, False, True, False]).expand(2, 1, 1, 5)
+    found = attention(q, k, v, mask)
+    expected = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask)
+    torch.testing.assert_close(found.float(), expected, rtol=0.02, atol=0.02)
+
+
+@torch.no_grad()
+def test_single_token_shortcut_equals_the_general_path(batch):
+    model = build(replace(TINY, text_tokens=1))
+    cross = model.blocks[0].cross_attn
+    tokens = model.y_embedder(batch[2][:, :1])
+    x = torch.randn(3, 9, 32)
+    general = cross.attend(x, *cross.keys_values(tokens.tokens), None)
+    shortcut = cross(x, cross.prepare(tokens))
+    assert shortcut.shape == (3, 1, 32)
+    torch.testing.assert_close(shortcut.expand_as(general), general, rtol=1e-5, atol=1e-6)
+    repeated = cross(x, cross.prepare(TextTokens(tokens.tokens.expand(-1, 4, -1))))
+    torch.testing.assert_close(repeated, general, rtol=1e-5, atol=1e-6)
+
+
+def test_single_token_queries_are_frozen():
+    frozen = [
+        name for name, p in FMvT(replace(TINY, text_tokens=1)).named_parameters() if not p.requires_grad
+    ]
+    assert frozen == [
+        f"blocks.{i}.cross_attn.q_linear.{part}" for i in range(2) for part in ("weight", "bias")
+    ]
+
+
+@torch.no_grad()
+def test_text_encoded_once_is_the_same_text(model, batch):
+    x, t, text, previous = batch
+    mask = torch.tensor([[1, 1, 0, 0, 0], [1, 1, 1, 1, 1], [1, 0, 0, 0, 0]]).bool()
+    direct = model(x, t, text, previous, text_mask=mask)
+    encoded = model.encode_text(text, mask)
+    torch.testing.assert_close(model(x, t, encoded, previous), direct, rtol=1e-5, atol=1e-6)
+    row = model(x[1:2], t[1:2], encoded.select(torch.tensor([1])), previous[1:2])
+    torch.testing.assert_close(row, direct[1:2], rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_masked_tokens_do_not_matter(model, batch):
+    x, t, text, previous = batch
+    mask = torch.tensor([1, 1, 1, 0, 0]).bool().expand(3, 5)
+    short = model(x, t, text[:, :3], previous)
+    torch.testing.assert_close(model(x, t, text, previous, text_mask=mask), short, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(model(x, t, text, previous), short, atol=1e-3)
+
+
+@torch.no_grad()
+def test_no_text(model, batch):
+    x, t, text, previous = batch
+    without = model(x, t, None, previous)
+    drop = torch.tensor([True, False, True])
+    dropped = model(x, t, text, previous, drop_text=drop)
+    torch.testing.assert_close(dropped[drop], without[drop], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(dropped[1], without[1], atol=1e-3)
+    mask = torch.ones(3, 5, dtype=torch.bool)
+    mask[0] = False
+    empty = model(x, t, text, previous, text_mask=mask)
+    torch.testing.assert_close(empty[0], without[0], rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_no_previous_block(model, batch):
+    x, t, text, previous = batch
+    without = model(x, t, text, None)
+    drop = torch.tensor([False, True, False])
+    dropped = model(x, t, text, previous, drop_previous=drop)
+    torch.testing.assert_close(dropped[1], without[1], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(dropped[::2], model(*batch)[::2], rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_position_and_length_are_inputs_and_may_be_unknown(model, batch):
+    unknown = torch.full((3,), math.nan)
+    position, length = torch.tensor([0.0, 16, 32]), torch.tensor([60.0, 70, 80])
+    plain = model(*batch)
+    torch.testing.assert_close(model(*batch, position=unknown, length=unknown), plain)
+    both = model(*batch, position=position, length=length)
+    for other in (
+        plain,
+        model(*batch, position=position),
+        model(*batch, position=position + 2, length=length),
+    ):
+        assert not torch.allclose(both, other, atol=1e-3)
+    dropped = model(*batch, position=position, length=length, drop_length=torch.ones(3, dtype=torch.bool))
+    torch.testing.assert_close(dropped, model(*batch, position=position))
+
+
+@torch.no_grad()
+def test_other_latent_sizes(model):
+    x = torch.randn(1, 4, 8, 6, 10)
+    assert model(x, 0.5, None, x).shape == x.shape
+    own = build(replace(TINY, input_size=[8, 6, 10]))
+    state = {k: v for k, v in model.state_dict().items() if not k.startswith("pos_embed")}
+    own.load_state_dict(state, strict=False)
+    torch.testing.assert_close(own(x, 0.5, None, x), model(x, 0.5, None, x))
+
+
+def test_activation_checkpointing_changes_nothing(batch):
+    plain, saving = build().train(), build(replace(TINY, activation_checkpointing=True)).train()
+    for model in (plain, saving):
+        model(*batch).square().mean().backward()
+    for (name, a), (_, b) in zip(plain.named_parameters(), saving.named_parameters(), strict=True):
+        if a.grad is not None:
+            torch.testing.assert_close(b.grad, a.grad, msg=name)
+
+
+def test_errors_echo_the_shapes(model, batch):
+    x, t, text, previous = batch
+    with pytest.raises(ValueError, match=r"\[B, 4, T, h, w\], found \[3, 3, 16, 4, 4\]"):
+        model(x[:, :3], t, text, previous)
+    with pytest.raises(ValueError, match=r"\[16, 4, 3\] is not divisible by the patch \[2, 2, 2\]"):
+        model(x[..., :3], t, text, previous)
+    with pytest.raises(ValueError, match=r"\[3, 4, 16, 4, 4\], found \[2, 4, 16, 4, 4\]"):
+        model(x, t, text, previous[:2])
+    with pytest.raises(ValueError, match=r"\[B, L, 12\], found \[3, 5, 11\]"):
+        model(x, t, text[..., :11], previous)
+    with pytest.raises(ValueError, match=r"\[3, 5\], found \[3, 4\]"):
+        model(x, t, text, previous, text_mask=torch.ones(3, 4))
+    with pytest.raises(ValueError, match=r"text has 2 rows for a batch of 3"):
+        model(x, t, text[:2], previous)
+    with pytest.raises(ValueError, match=r"t must be a scalar or \[B\] = \[3\], found \[2\]"):
+        model(x, t[:2], text, previous)
+    with pytest.raises(ValueError, match=r"length must be \[B\] = \[3\], found \[1\]"):
+        model(x, t, text, previous, length=torch.ones(1))
+    with pytest.raises(ValueError, match="belong to encode_text"):
+        model(x, t, model.encode_text(text), previous, drop_text=torch.ones(3, dtype=torch.bool))
+    with pytest.raises(ValueError, match="knows no null previous block"):
+        build(replace(TINY, learned_nulls=False))(x, t, text, None)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"patch_size": [2, 3, 2]}, r"\[16, 4, 4\] is not divisible by patch_size \[2, 3, 2\]"),
+        ({"num_heads": 5}, "hidden_size=32, num_heads=5"),
+        ({"depth": 0}, "'depth': 0"),
+        ({"input_size": [16, 4]}, r"3 numbers, found \[16, 4\]"),
+    ],
+)
+def test_impossible_configurations(change, message):
+    with pytest.raises(ValueError, match=message):
+        replace(TINY, **change)
