@@ -1,0 +1,222 @@
+"""``data_prep.encode``: what the latents are, resuming, and the same bytes on any number of ranks."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ctflow.checkpoint import load_avae, load_text_encoder, save_avae, save_ctclip
+from ctflow.config.encoders import AVAEConfig, BertConfig, CTCLIPConfig, CTViTConfig, VolumeGrid
+from ctflow.data import LatentShards, SliceRecord, SliceShards, SliceShardWriter
+from ctflow.data.verify import verify_folder
+from ctflow.errors import ConfigError, ShardError, WeightsError
+from ctflow.models import AVAE, CTCLIP, train_wordpiece
+from ctflow.whitening import Whitening
+from data_prep import encode
+
+LENGTHS = [5, 11, 16, 9, 3]
+REPORTS = [f"Nodule of {i} mm in the left lung. {'No effusion. ' * i}" for i in range(len(LENGTHS))]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    """Slice shards, an A-VAE and a text tower, all tiny."""
+    root = tmp_path_factory.mktemp("encode")
+    rng = np.random.default_rng(0)
+    with SliceShardWriter(root / "slices", volumes_per_shard=2) as writer:
+        for i, slices in enumerate(LENGTHS):
+            hu = rng.integers(-1000, 1000, (slices, 32, 32)).astype(np.int16)
+            spacing = (4.0, 2.0, 2.0)
+            writer.append(SliceRecord(f"case_{i}", f"p{i}", hu, spacing, REPORTS[i], {"Lung nodule": 1}))
+    torch.manual_seed(0)
+    config = AVAEConfig(
+        block_out_channels=[8, 8, 8],
+        layers_per_block=1,
+        norm_num_groups=4,
+        latent_channels=4,
+        whitening=Whitening([0.1, 0.0, 0.2, 0.0], [1.0, 2.0, 1.0, 0.5]),
+    )
+    save_avae(root / "avae", AVAE(config))
+    bert = BertConfig(
+        vocab_size=200,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=64,
+    )
+    ctvit = CTViTConfig(
+        dim=16,
+        codebook_size=8,
+        image_size=16,
+        patch_size=8,
+        temporal_patch_size=4,
+        spatial_depth=1,
+        temporal_depth=1,
+        dim_head=8,
+        heads=2,
+    )
+    grid = VolumeGrid(shape=[8, 16, 16], spacing_mm=[8.0, 8.0, 8.0])
+    clip = CTCLIP(CTCLIPConfig(bert=bert, ctvit=ctvit, grid=grid, dim_latent=8, max_tokens=24))
+    save_ctclip(root / "clip", clip, train_wordpiece(REPORTS, 100, 24))
+    return root
+
+
+def arguments(root: Path, output: Path, **settings: object) -> list[str]:
+    keys = {"avae": root / "avae", "clip": root / "clip", "source": root / "slices", "output": output}
+    keys |= {"batch_slices": 4, "accelerator": "cpu", **settings}
+    return [f"{key}={value}" for key, value in keys.items()]
+
+
+@pytest.fixture(scope="module")
+def encoded(root) -> Path:
+    assert encode.main(arguments(root, root / "latents")) == 0
+    return root / "latents"
+
+
+def test_latents_are_the_avaes_posteriors_of_the_slices(root, encoded):
+    shards, slices, avae = LatentShards(encoded), SliceShards(root / "slices"), load_avae(root / "avae")
+    assert [case.slices for case in shards.cases] == LENGTHS
+    with torch.no_grad():
+        for i in range(len(shards)):
+            posterior = avae.encode_hu(torch.from_numpy(slices.hu(i)).float())
+            record = shards.record(i)
+            np.testing.assert_allclose(record.mean, posterior.mean, rtol=2e-3, atol=2e-3)
+            np.testing.assert_allclose(record.logvar, posterior.logvar, rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(shards.air(), avae.air_latent(32), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(shards.white(), avae.white_latent(32), rtol=1e-4, atol=1e-5)
+    header = shards.header
+    assert header.avae_fingerprint == avae.fingerprint() and header.whitening == avae.config.whitening
+    assert header.hu_window == (-1000.0, 1000.0)
+
+
+def test_texts_are_the_encoders_and_padding_is_not_stored(root, encoded):
+    shards, text_encoder = LatentShards(encoded), load_text_encoder(root / "clip")
+    embedding = text_encoder.encode(REPORTS)
+    lengths = embedding.mask.sum(1).tolist()
+    assert [case.tokens for case in shards.cases] == lengths and len(set(lengths)) > 1
+    for i, real in enumerate(lengths):
+        record = shards.record(i)
+        np.testing.assert_allclose(record.text, embedding.tokens[i, :real], rtol=2e-3, atol=2e-3)
+        np.testing.assert_allclose(record.pooled, embedding.pooled[i], rtol=1e-4, atol=1e-5)
+        assert record.text_mask.all() and record.report == REPORTS[i]
+        assert (record.case_id, record.labels, record.spacing) == (
+            f"case_{i}",
+            {"Lung nodule": 1},
+            (4.0, 2.0, 2.0),
+        )
+
+
+def same_bytes(one: Path, other: Path) -> None:
+    names = [f"shard-{i:05d}.h5" for i in range(3)] + ["manifest.jsonl"]
+    for name in names:
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+
+
+def test_a_run_stopped_in_mid_shard_goes_on_and_gives_the_same_bytes(root, encoded, tmp_path, monkeypatch):
+    written = []
+    append = encode.LatentShardWriter.append
+
+    def stop_at_fourth(writer, record):
+        append(writer, record)
+        written.append(record.case_id)
+        if len(written) == 4:
+            raise RuntimeError("stop")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(encode.LatentShardWriter, "append", stop_at_fourth)
+        with pytest.raises(RuntimeError, match="stop"):
+            encode.main(arguments(root, tmp_path))
+    assert [case.case_id for case in LatentShards(tmp_path).cases] == ["case_0", "case_1"]
+    modified = (tmp_path / "shard-00000.h5").stat().st_mtime_ns
+    encode.main(arguments(root, tmp_path))
+    assert (tmp_path / "shard-00000.h5").stat().st_mtime_ns == modified, (
+        "complete shards are not written again"
+    )
+    same_bytes(encoded, tmp_path)
+    assert verify_folder(tmp_path) == []
+
+
+def test_ranks_take_whole_shards_and_leave_none_out(root):
+    source = SliceShards(root / "slices")
+    shards = {"a": range(2), "b": range(2, 4), "c": range(4, 5)}
+    loaders = [encode.EncodeLoader(source, shards, {"c"}, 4, rank, 2) for rank in (0, 1)]
+    assert [list(loader.shards) for loader in loaders] == [["a"], ["b"]]
+    batches = list(loaders[0])
+    assert len(batches) == len(loaders[0]) == 2 + 3
+    assert [(b.case, len(b.hu), b.ends_case, b.ends_shard) for b in batches] == [
+        (0, 4, False, False),
+        (0, 1, True, False),
+        (1, 4, False, False),
+        (1, 4, False, False),
+        (1, 3, True, True),
+    ]
+
+
+def test_an_output_of_other_weights_or_settings_is_refused(root, encoded, tmp_path):
+    save_avae(tmp_path / "avae", AVAE(load_avae(root / "avae").config))
+    with pytest.raises(ShardError, match="avae_fingerprint"):
+        encode.main(arguments(root, encoded, avae=tmp_path / "avae"))
+    with pytest.raises(ShardError, match="provenance"):
+        encode.main(arguments(root, encoded, batch_slices=8))
+    with pytest.raises(ShardError, match="no complete slices shard"):
+        encode.main(arguments(root, encoded, source=tmp_path))
+    with pytest.raises(WeightsError):
+        encode.main(arguments(root, encoded, clip=tmp_path))
+    with pytest.raises(ConfigError, match="fp16"):
+        encode.main(arguments(root, encoded, precision="fp16"))
+
+
+def test_an_output_of_other_slices_is_refused(root, encoded, tmp_path):
+    with SliceShardWriter(tmp_path) as writer:
+        writer.append(SliceRecord("other", "p", np.zeros((4, 32, 32), np.int16), (4.0, 2.0, 2.0), REPORTS[0]))
+    with pytest.raises(ShardError, match="other cases"):
+        encode.main(arguments(root, encoded, source=tmp_path))
+
+
+def test_measured_whitening_gives_unit_variance_and_an_avae_that_decodes_it(root, tmp_path, caplog):
+    output, avae = tmp_path / "latents", tmp_path / "avae"
+    encode.main(arguments(root, output, whitening="measured", avae_output=avae))
+    shards = LatentShards(output)
+    assert load_avae(avae).config.whitening == shards.header.whitening
+    z = [shards.sample(i, 0, n, torch.Generator().manual_seed(i)) for i, n in enumerate(LENGTHS)]
+    z = torch.cat(z, dim=1)
+    torch.testing.assert_close(z.mean(dim=(1, 2, 3)), torch.zeros(4), rtol=0, atol=0.1)
+    torch.testing.assert_close(z.std(dim=(1, 2, 3)), torch.ones(4), rtol=0.1, atol=0)
+    with caplog.at_level(logging.INFO):
+        encode.main(arguments(root, output, whitening="measured", avae_output=avae))
+    assert "whitening taken from" in caplog.text
+
+
+def test_bf16_stays_near_fp32(root, encoded, tmp_path):
+    encode.main(arguments(root, tmp_path, precision="bf16"))
+    exact, rounded = (LatentShards(folder).whitened(2) for folder in (encoded, tmp_path))
+    error = float((exact - rounded).norm() / exact.norm())
+    assert 0 < error < 0.03
+
+
+@pytest.mark.slow
+def test_two_real_processes_write_the_bytes_of_one_also_when_killed(root, encoded, tmp_path):
+    command = [sys.executable, "-m", "data_prep.encode", *arguments(root, tmp_path, devices=2)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    first = subprocess.Popen(command, start_new_session=True, env=environment)
+    try:
+        while first.poll() is None and not (tmp_path / "manifest.jsonl").is_file():
+            try:
+                first.wait(0.05)
+            except subprocess.TimeoutExpired:
+                continue
+    finally:
+        if first.poll() is None:
+            os.killpg(first.pid, signal.SIGKILL)
+            first.wait(30)
+    subprocess.run(command, check=True, timeout=400, env=environment)
+    same_bytes(encoded, tmp_path)
