@@ -1,0 +1,139 @@
+"""``python -m data_prep.phantom``: CT-RATE's tree, resumed and complete runs, refusals."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from ctflow.config.phantom import PhantomConfig
+from ctflow.errors import CTFlowError
+from data_prep.phantom import LABELS, make_phantom, report_for, sample_spec
+from data_prep.phantom.__main__ import main
+from data_prep.phantom.writing import volume_names
+
+COMMON = ["--seed", "4", "--size", "48", "slice_spacing=5", "valid_fraction=0.25", "workers=1"]
+
+
+def run(folder: Path, volumes: int, *extra: str) -> None:
+    assert main(["--output", str(folder), "--volumes", str(volumes), *COMMON, *extra]) == 0
+
+
+def volumes_in(folder: Path) -> dict[str, Path]:
+    return {p.name: p for p in sorted(folder.rglob("*.nii.gz"))}
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("phantoms")
+    run(folder, 4, "masks=true")
+    return folder
+
+
+def test_tree_is_ct_rates(made):
+    paths = [str(p.relative_to(made)) for p in volumes_in(made).values()]
+    assert paths == [
+        "dataset/train/train_1/train_1_a/train_1_a_1.nii.gz",
+        "dataset/train/train_2/train_2_a/train_2_a_1.nii.gz",
+        "dataset/train/train_3/train_3_a/train_3_a_1.nii.gz",
+        "dataset/valid/valid_1/valid_1_a/valid_1_a_1.nii.gz",
+    ]
+    root = made / "dataset"
+    labels = rows(root / "multi_abnormality_labels/train_predicted_labels.csv")
+    assert list(labels[0]) == ["VolumeName", *LABELS]
+    assert [r["VolumeName"] for r in labels] == [f"train_{i}_a_1.nii.gz" for i in (1, 2, 3)]
+    reports = rows(root / "radiology_text_reports/validation_reports.csv")
+    index = volume_names(PhantomConfig(volumes=4, valid_fraction=0.25)).index(("valid", "valid_1_a_1"))
+    report = report_for(sample_spec(4, index))
+    assert reports[0]["Findings_EN"] == report.findings
+    assert reports[0]["Impressions_EN"] == report.impressions
+    metadata = rows(root / "metadata/train_metadata.csv")
+    assert metadata[0]["PatientSex"] in "MF"
+
+
+def test_volume_truth_and_masks_agree(made):
+    for path in volumes_in(made).values():
+        image = nib.load(path)
+        assert nib.aff2axcodes(image.affine) == ("L", "P", "S")
+        data = np.asarray(image.dataobj)
+        assert data.dtype == np.int16
+        truth = json.loads(Path(str(path).replace(".nii.gz", ".truth.json")).read_text())
+        assert truth["case_id"] == path.name.removesuffix(".nii.gz")
+        assert truth["shape"] == list(data.shape[::-1])
+        np.testing.assert_allclose(image.header.get_zooms()[::-1], truth["spacing"], rtol=1e-4)
+        masks = np.load(str(path).replace(".nii.gz", ".masks.npz"))
+        assert list(masks["lung_left"].shape) == truth["shape"]
+
+
+def test_file_holds_the_phantom_turned_to_lps(made):
+    names = volume_names(PhantomConfig(volumes=4, valid_fraction=0.25))
+    path = volumes_in(made)["train_1_a_1.nii.gz"]
+    spec = sample_spec(4, names.index(("train", "train_1_a_1")), 48, 5.0)
+    stored = nib.as_closest_canonical(nib.load(path))  # R, A, S
+    turned = np.asarray(stored.dataobj)[:, ::-1].transpose(2, 1, 0)
+    # Canonical x runs to the patient's right hand from low to high as our columns do.
+    np.testing.assert_array_equal(turned, make_phantom(spec).volume.hu)
+
+
+def test_interrupted_run_is_completed_and_complete_one_left_alone(made, tmp_path):
+    run(tmp_path, 2)
+    victim = volumes_in(tmp_path)["train_1_a_1.nii.gz"]
+    whole = victim.read_bytes()
+    stamp = volumes_in(tmp_path)["valid_1_a_1.nii.gz"].stat().st_mtime_ns
+    victim.unlink()
+    half = victim.with_name(".train_1_a_1.999999999.tmp.nii.gz")  # what a killed process leaves
+    half.write_bytes(whole[:100])
+    run(tmp_path, 2)
+    assert victim.read_bytes() == whole
+    assert not half.exists()
+    assert volumes_in(tmp_path)["valid_1_a_1.nii.gz"].stat().st_mtime_ns == stamp
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
+    run(tmp_path, 2)
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def test_set_grows_and_is_the_same_with_two_workers(made, tmp_path):
+    run(tmp_path, 1, "masks=true")
+    run(tmp_path, 4, "masks=true", "workers=2")
+    for name, path in volumes_in(made).items():
+        assert volumes_in(tmp_path)[name].read_bytes() == path.read_bytes()
+    for table in made.rglob("*.csv"):
+        assert (tmp_path / table.relative_to(made)).read_text() == table.read_text()
+
+
+def test_other_keys_in_the_same_folder_are_refused(made):
+    with pytest.raises(CTFlowError, match="seed=4"):
+        main(["--output", str(made), "--volumes", "4", "--seed", "5", "--size", "48", "slice_spacing=5"])
+
+
+@pytest.mark.parametrize(
+    "argument",
+    ["volums=3", "volumes=0", "size=9", "slice_spacing=99", "valid_fraction=2", "workers=-1", "seed=-1"],
+)
+def test_bad_keys_are_refused(tmp_path, argument):
+    with pytest.raises(CTFlowError, match=argument.split("=")[0][:6]):
+        main(["--output", str(tmp_path), argument])
+    assert not list(tmp_path.iterdir())
+
+
+def test_splits():
+    def counts(volumes: int, fraction: float) -> tuple[int, int]:
+        names = volume_names(PhantomConfig(volumes=volumes, valid_fraction=fraction))
+        assert len(set(names)) == volumes
+        return sum(s == "train" for s, _ in names), sum(s == "valid" for s, _ in names)
+
+    assert counts(10, 0.1) == (9, 1)
+    assert counts(10, 0.0) == (10, 0)
+    assert counts(10, 1.0) == (0, 10)
+    assert counts(200, 0.25) == (150, 50)
+    short = volume_names(PhantomConfig(volumes=20, valid_fraction=0.2))
+    assert volume_names(PhantomConfig(volumes=50, valid_fraction=0.2))[:20] == short
