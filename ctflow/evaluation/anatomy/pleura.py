@@ -1,0 +1,124 @@
+"""Pleural fluid by side.
+
+Fluid lies between the aerated lung and the wall of the rib cage, behind and beside, and is darker than muscle. The
+chest wall of the same slice is the yardstick of darkness, so that a shifted block of slices shifts both.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from ctflow.evaluation.anatomy.grid import Array, Grid, Mask
+from ctflow.evaluation.anatomy.thorax import Rays
+from ctflow.evaluation.anatomy.types import SIDES
+
+MUSCLE_HU = 52.0
+"""Where no chest wall is seen."""
+
+FLUID_BELOW_MUSCLE_HU = (20.0, 85.0)
+"""Fluid is darker than the muscle of its slice by a value between these; beyond lies fat."""
+
+MIN_GAP_MM = 5.5
+"""Lung and wall of a healthy chest lie closer than this."""
+
+FRONT_MM = -75.0
+"""Fluid this far in front of the vertebral bodies' centres is another organ's."""
+
+MIN_POOL_ML = 10.0
+MIN_ASIDE_MM = 26.0
+BELOW_LUNG_MM = 20.0
+
+_ANY_NEIGHBOUR = np.ones((3, 3, 3), dtype=bool)
+
+
+def tissue_hu(grid: Grid, mask: Mask, sigma_mm: float) -> Array:
+    """HU averaged over the neighbouring voxels of ``mask`` only (a normalised Gaussian)."""
+    sigma = grid.sigma(sigma_mm)
+    weight = ndimage.gaussian_filter(mask.astype(np.float32), sigma, truncate=3.0)
+    total = ndimage.gaussian_filter(np.where(mask, grid.hu, np.float32(0.0)), sigma, truncate=3.0)
+    return total / np.maximum(weight, 1e-3)
+
+
+def muscle_hu(grid: Grid, body: Mask, wall: Mask) -> NDArray[np.float32]:
+    """Median HU of the soft tissue of the chest wall per slice."""
+    shell = body & ~wall & (grid.smooth > 0.0) & (grid.smooth < 110.0)
+    values = np.full(len(shell), np.nan)
+    for s in range(len(shell)):
+        if shell[s].sum() > 100:
+            values[s] = np.median(grid.smooth[s][shell[s]])
+    known = ~np.isnan(values)
+    if not known.any():
+        return np.full(len(shell), MUSCLE_HU, np.float32)
+    index = np.arange(len(values))
+    return np.interp(index, index[known], values[known]).astype(np.float32)
+
+
+def beside_spine(grid: Grid, spine: NDArray[np.float64]) -> tuple[Array, Array]:
+    """Millimetres to the patient's right of and behind the spine's centre line, broadcastable ``[S, R, C]``."""
+    _, rows, columns = grid.hu.shape
+    aside = (np.arange(columns)[None, None, :] - spine[:, 1, None, None]) * grid.spacing[2]
+    behind = (np.arange(rows)[None, :, None] - spine[:, 0, None, None]) * grid.spacing[1]
+    return aside.astype(np.float32), behind.astype(np.float32)
+
+
+def find_fluid(
+    grid: Grid, lung: Mask, rays: Rays, spine: NDArray[np.float64], muscle: NDArray[np.float32]
+) -> dict[str, Mask]:
+    """Fluid of either side: thin layers on rays that also meet lung, and pools anywhere behind.
+
+    Args:
+        grid: Working grid.
+        lung: Aerated lung of both sides.
+        rays: Distances to wall and lung by voxel.
+        spine: ``[S, 2]`` row and column of the spine.
+        muscle: HU of muscle per slice.
+
+    Returns:
+        Masks of ``left`` and ``right``.
+    """
+    aside, behind = beside_spine(grid, spine)
+    wall = rays.radius < rays.wall + 1.0
+    soft = (grid.smooth > -60.0) & (grid.smooth < 230.0) & wall & ~lung
+    reference = muscle[:, None, None]
+    darkness = reference - tissue_hu(grid, soft, 3.0)
+    low, high = FLUID_BELOW_MUSCLE_HU
+    watery = soft & (darkness > low) & (darkness < high) & (grid.smooth < reference - 8.0)
+    watery &= ~((np.abs(aside) < 22.0) & (behind > -17.0)) & (behind > FRONT_MM) & (np.abs(aside) > 15.0)
+    watery &= _levels(grid, lung)[:, None, None]
+    gap = (rays.lung > 25.0) & (rays.radius > rays.lung) & (rays.wall - rays.lung > MIN_GAP_MM)
+    pool = ndimage.binary_opening(watery, grid.disc(1.3 * grid.pixel_mm))
+    fluid = _plausible(grid, (watery & gap) | pool, aside)
+    # The voxels at the border to fat and collapsed lung are part fluid.
+    edge = ndimage.binary_dilation(fluid) & ~lung & (grid.smooth > -175.0) & (grid.smooth < reference - 7.0)
+    fluid |= edge
+    return {"left": fluid & (aside < 0), "right": fluid & (aside >= 0)}
+
+
+def _levels(grid: Grid, lung: Mask) -> Mask:
+    """Slices in which pleural fluid can lie: from a little below the lowest lung to the apices."""
+    present = np.flatnonzero(lung.any(axis=(1, 2)))
+    levels = np.zeros(len(lung), dtype=bool)
+    if present.size:
+        levels[max(0, present[0] - round(BELOW_LUNG_MM / grid.spacing[0])) : present[-1]] = True
+    return levels
+
+
+def _plausible(grid: Grid, fluid: Mask, aside: Array) -> Mask:
+    """Keep connected parts that are large enough and lie beside the mediastinum."""
+    labels, count = ndimage.label(fluid, _ANY_NEIGHBOUR)
+    keep = np.zeros(count + 1, dtype=bool)
+    for label, box in enumerate(ndimage.find_objects(labels), start=1):
+        part = labels[box] == label
+        if part.sum() * grid.voxel_ml < MIN_POOL_ML:
+            continue
+        slices, _, columns = np.nonzero(part)
+        distance = np.abs(aside[slices + box[0].start, 0, columns + box[2].start])
+        keep[label] = float(distance.mean()) > MIN_ASIDE_MM
+    return keep[labels]
+
+
+def volumes_ml(grid: Grid, masks: dict[str, Mask]) -> dict[str, float]:
+    """Millilitres of each side's mask."""
+    return {side: float(masks[side].sum()) * grid.voxel_ml for side in SIDES}
