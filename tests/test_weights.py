@@ -12,12 +12,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from ctflow import generate
 from ctflow.checkpoint import load_system
 from ctflow.checkpoint.sources import locate, read_state
 from ctflow.config import load_config
+from ctflow.config.commands import GenerateConfig
 from ctflow.config.evaluation import EvalConfig
+from ctflow.config.generation import RolloutConfig
 from ctflow.config.prep import IngestConfig
 from ctflow.config.training import TrainConfig
+from ctflow.data.nifti import read_nifti
 from ctflow.errors import ConfigError, WeightsError
 from ctflow.models import FMvT, train_wordpiece
 from ctflow.models.fmvt_published import published_preset
@@ -261,6 +265,9 @@ def test_three_imports_make_a_system(fixtures, published_parts, tmp_path):
         "pooled",
         256,
     )
+    rollout = system.config.rollout
+    assert (rollout.steps, rollout.solver, rollout.overlap, rollout.max_slices) == (200, "euler", 0, 256)
+    assert (rollout.stop.rule, rollout.stop.distance(1.0), rollout.stop.fraction) == ("first_slice", 0.1, 0.9)
     assert system.avae.config.intensity.hu_max == 1400.0
     assert system.avae.config.whitening.scale == [0.3611]
     embedding = system.text_encoder.encode(["No nodule.", "Left lung."])
@@ -268,6 +275,24 @@ def test_three_imports_make_a_system(fixtures, published_parts, tmp_path):
     assert torch.allclose(embedding.pooled.norm(dim=-1), torch.ones(2), atol=1e-5)
     for load in (load_fmvt, load_avae, load_ctclip):
         load(tmp_path)  # each part is found in the whole
+
+    out = tmp_path / "out.nii.gz"
+    arguments = [
+        "--checkpoint",
+        str(tmp_path),
+        "--report",
+        "No nodule.",
+        "--output",
+        str(out),
+        "--steps",
+        "2",
+    ]
+    assert generate.main([*arguments, "sampling.max_slices=24"]) == 0
+    volume = read_nifti(out)
+    assert volume.hu.shape == (24, 64, 64)
+    assert volume.spacing == pytest.approx((1.5, 1.5, 1.5))
+    recorded = json.loads((tmp_path / "out.json").read_text())
+    assert recorded["sampling"]["stop"]["rule"] == "first_slice"
 
 
 def test_parts_that_do_not_fit_are_refused(fixtures, tmp_path, published_parts):
@@ -344,18 +369,16 @@ def test_presets_of_preparation_generation_and_fine_tuning(repo_root):
             256,
             None,
         )
-    rollout = load_config(EvalConfig, folder / "rollout.yaml").rollout
-    assert (rollout.steps, rollout.solver, rollout.stop.rule, rollout.stop.threshold) == (
-        200,
-        "euler",
-        "first_slice",
-        0.1,
-    )
-    assert load_config(EvalConfig, folder / "next_block.yaml").rollout.solver == "dopri5"
+    for schema in (GenerateConfig, EvalConfig):  # one file serves both commands
+        for name, solver in (("sampling", "euler"), ("next_block", "dopri5")):
+            sampling = load_config(schema, folder / f"{name}.yaml").sampling
+            assert sampling.applied_to(RolloutConfig()) == RolloutConfig(
+                steps=200, solver=solver, max_slices=256
+            )
     vae = load_config(TrainConfig, folder / "vae_flux.yaml")
     from ctflow.config.encoders import flux_avae_config
 
     assert vae.autoencoder.network == flux_avae_config()
     listed = {path.stem for path in folder.glob("*.yaml")}
     sizes = {f"flow_{size}_{side}" for size in "SBL" for side in (32, 64)}
-    assert listed == sizes | {"flow", "prep_256", "prep_512", "rollout", "next_block", "vae_flux"}
+    assert listed == sizes | {"flow", "prep_256", "prep_512", "sampling", "next_block", "vae_flux"}

@@ -26,6 +26,7 @@ from ctflow.checkpoint.files import TOKENIZER_FILE, load_exactly, read_config, w
 from ctflow.checkpoint.loading import build, inner_module, read_weights, with_channels
 from ctflow.checkpoint.sources import PART_FOLDERS, PUBLISHED_CONFIG, PUBLISHED_WEIGHTS, Kind
 from ctflow.config.encoders import AVAEConfig, CTCLIPConfig
+from ctflow.config.generation import RolloutConfig, StopConfig
 from ctflow.config.models import FMvTConfig
 from ctflow.config.system import SystemConfig
 from ctflow.errors import WeightsError
@@ -45,6 +46,14 @@ LICENCES: dict[Kind, str] = {
     "which applies depends on where the source file came from.",
     "ctclip": "CT-CLIP is CC BY-NC-SA 4.0: non-commercial, share alike.",
 }
+PUBLISHED_ROLLOUT = RolloutConfig(
+    steps=200,
+    solver="euler",
+    max_slices=256,
+    stop=StopConfig(rule="first_slice", threshold=0.1, fraction=0.9),
+)
+"""The published sampling and end test: what an imported transformer starts from."""
+
 PROVENANCE_NOTE = "imported published weights; the model card of each part names its source file"
 
 
@@ -113,10 +122,11 @@ def complete_system(folder: Path | str) -> bool:
     config = SystemConfig(
         image_size=avae.downscale * fmvt.input_size[1],
         text_mode="pooled" if fmvt.text_tokens == 1 else "tokens",
+        rollout=PUBLISHED_ROLLOUT if fmvt.scrambled_heads else RolloutConfig(),
         provenance={"origin": PROVENANCE_NOTE}
         | {f"{part}_sha256": file_sha256(folder / part / WEIGHTS_FILE) for part in PART_FOLDERS.values()},
     )
-    if (folder / CONFIG_FILE).is_file():  # spacing and length may have been set by hand: keep them
+    if (folder / CONFIG_FILE).is_file():  # spacings and sampling may have been set by hand
         kept = read_config(folder, SystemConfig)
         kept.image_size, kept.provenance = config.image_size, config.provenance
         config = kept
