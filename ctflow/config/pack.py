@@ -1,0 +1,28 @@
+"""What ``python -m ctflow.pack`` can be told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ctflow.config.commands import SamplingChoice
+
+
+@dataclass
+class PackConfig:
+    """Keys of ``python -m ctflow.pack``.
+
+    Attributes:
+        source: Checkpoint folder of a run (``runs/flow/<name>/export``).
+        output: Folder to write.
+        half: Store weights as float16: half the size, and 3 decimal digits of each weight.
+        card: Markdown file that becomes the model card; empty: the source's own card.
+        training: What the weights were trained on, in words, for the provenance record.
+        sampling: Sampling recommended with the checkpoint; None keeps the source's value.
+    """
+
+    source: str = ""
+    output: str = ""
+    half: bool = True
+    card: str = ""
+    training: str = ""
+    sampling: SamplingChoice = field(default_factory=SamplingChoice)
