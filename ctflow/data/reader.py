@@ -79,6 +79,21 @@ class ShardSet:
             raise ShardError(f"no case {case_id!r} in {self.folder}", "a case of its manifest")
         return self._index[case_id]
 
+    def one_size(self) -> tuple[int, int]:
+        """Rows and columns that all cases share.
+
+        Raises:
+            ShardError: They differ, so that slices cannot be stacked to batches.
+        """
+        sizes = sorted({case.size for case in self.cases})
+        if len(sizes) > 1:
+            raise ShardError(
+                f"{self.folder} holds {self.kind} of the sizes {sizes}",
+                "one size (rows, columns) per folder",
+                "prepare the scans again at one size",
+            )
+        return sizes[0]
+
     def metadata(self, i: int) -> dict[str, Any]:
         """Everything of a case that is no array: report, labels, split, truth path …"""
         file, where = self._file(i)

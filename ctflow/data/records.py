@@ -142,6 +142,7 @@ class CaseEntry:
         spacing: Millimetres along (slices, rows, columns).
         split: ``train`` or ``valid``.
         tokens: Real text tokens (latent shards; 0 in slice shards).
+        size: Rows and columns of a slice, or of a latent.
     """
 
     case_id: str
@@ -149,7 +150,8 @@ class CaseEntry:
     slices: int
     spacing: Spacing
     split: str
-    tokens: int = 0
+    tokens: int
+    size: tuple[int, int]
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,6 @@ _SHARED: dict[str, tuple[str, ...]] = {SLICES: (), LATENTS: ("air", "white")}
 _SLICE_CHUNK_BYTES = 2**17
 _LATENT_CHUNK_BYTES = 2**20
 _LATENT_CHUNK_SLICES = 8
-_CACHE_BYTES = 2**24
 
 
 def create(path: Path, kind: str, header: LatentHeader | None, provenance: dict[str, Any]) -> h5py.File:
@@ -79,7 +78,7 @@ def open_shard(path: Path, kind: str) -> h5py.File:
         ShardError: Not an HDF5 file, not a shard of this project, of another kind or of a newer version.
     """
     try:
-        file = h5py.File(path, "r", rdcc_nbytes=_CACHE_BYTES)
+        file = h5py.File(path, "r")
     except OSError as error:
         raise ShardError(
             f"{path} cannot be opened: {error}", f"a {kind} shard", "delete its folder and prepare it again"

@@ -70,6 +70,7 @@ class SliceView(View):
     shards: SliceShards
 
     def __init__(self, shards: SliceShards) -> None:
+        shards.one_size()
         super().__init__(shards, [case.slices for case in shards.cases])
 
     def batch(self, items: Sequence[int], epoch: int | None) -> SliceBatch:
@@ -102,6 +103,7 @@ class BlockView(View):
     shards: LatentShards
 
     def __init__(self, shards: LatentShards, seed: int, p_start: float) -> None:
+        shards.one_size()
         super().__init__(shards, [padded_slices(case.slices) // BLOCK_LENGTH for case in shards.cases])
         self.seed, self.p_start = seed, p_start
 

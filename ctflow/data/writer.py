@@ -40,12 +40,20 @@ class ShardFile:
         """Write one case."""
         if isinstance(record, SliceRecord):
             schema.write_slice_record(self._file, record)
-            tokens = 0
+            tokens, size = 0, record.hu.shape[1:]
         else:
             schema.write_latent_record(self._file, record)
-            tokens = len(record.text)
-        spacing = tuple(float(s) for s in record.spacing)
-        entry = CaseEntry(record.case_id, record.patient_id, record.slices, spacing, record.split, tokens)  # type: ignore[arg-type]
+            tokens, size = len(record.text), record.mean.shape[2:]
+        z, y, x = (float(s) for s in record.spacing)
+        entry = CaseEntry(
+            case_id=record.case_id,
+            patient_id=record.patient_id,
+            slices=record.slices,
+            spacing=(z, y, x),
+            split=record.split,
+            tokens=tokens,
+            size=(size[0], size[1]),
+        )
         self.cases.append(entry)
 
     def commit(self) -> ShardEntry:

@@ -9,9 +9,10 @@ from lightning.fabric.utilities import move_data_to_device
 
 from ctflow.config.data import DataConfig
 from ctflow.config.encoders import VolumeGrid
-from ctflow.data import LatentShards, SliceShards, padded_slices
+from ctflow.data import LatentShards, SliceShards, SliceShardWriter, padded_slices
 from ctflow.data.resample import to_grid
 from ctflow.data.views import BlockView, SliceView, VolumeView
+from ctflow.errors import ShardError
 from ctflow.models.ctclip_preprocess import volume_input
 from ctflow.types import HUVolume
 
@@ -114,6 +115,14 @@ def test_further_passes_over_a_set_draw_anew(make_latents):
     first = view.batch(range(len(view)), 0).position.tolist()
     second = view.batch(range(len(view), 2 * len(view)), 0).position.tolist()
     assert first != second
+
+
+def test_slices_of_two_sizes_are_refused_before_training(tmp_path, records):
+    with SliceShardWriter(tmp_path) as writer:
+        writer.append(records["slice"](0, 3, side=16))
+        writer.append(records["slice"](1, 3, side=24))
+    with pytest.raises(ShardError, match=r"\[\(16, 16\), \(24, 24\)\]"):
+        SliceView(SliceShards(tmp_path))
 
 
 def test_slices_view_gives_hu(make_slices):
