@@ -77,9 +77,10 @@ def consolidation(scene: Scene, finding: Finding) -> dict[str, Any]:
     within[box] = (alpha > 0.8).astype(np.float32)
     inward = scene.mediastinum.hila[finding.side] - center
     inward = inward / max(float(np.linalg.norm(inward)), 1.0)
-    for _ in range(int(2 + radius / 12)):
-        end = center + rng.normal(0.0, 0.4, 3) * radius - inward * 0.4 * radius
-        draw_path(canvas, [center + inward * 0.9 * radius, end], [2.4, 1.5], -880.0, within)
+    for _ in range(int(2 + radius / 16)):
+        start = center + inward * 0.9 * radius + rng.normal(0.0, 0.22, 3) * radius
+        end = center - inward * 0.5 * radius + rng.normal(0.0, 0.4, 3) * radius
+        draw_path(canvas, [start, end], [1.9, 1.2], -880.0, within)
     scene.keep_mask(finding, box, alpha)
     volume = round(float(alpha.sum()) * canvas.voxel_ml, 1)
     return {"volume_ml": volume, "center_voxel": mean_index(alpha, box)}
