@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw
 
 from ctflow.data import schema
 from ctflow.data.manifest import read_manifest
@@ -26,6 +27,7 @@ QUARANTINE, VOLUMES, SUMMARY, SHEET = "quarantine.csv", "volumes.csv", "summary.
 _SHEET_CASES = 36
 _SHEET_COLUMNS = 4
 _TILE = 128
+_TILE_HEIGHT = 172
 
 
 def write_reports(
@@ -47,7 +49,7 @@ def write_reports(
     quarantine = [[o.key, o.case_id, o.status, code, detail] for o in told for code, detail in o.reasons]
     quarantine += [[name, "", IGNORED, "stray_file", "no image by its name"] for name in sorted(stray)]
     _write_csv(output / QUARANTINE, ["source", "case_id", "status", "reason", "detail"], quarantine)
-    usable = [o for o in outcomes if o.usable]
+    kept = _kept(outcomes, settings)
     columns = [
         "case_id",
         "patient_id",
@@ -77,7 +79,7 @@ def write_reports(
             json.dumps(o.facts[f]) if isinstance(o.facts.get(f), (list, dict)) else o.facts.get(f, "")
             for f in facts
         ]
-        for o in usable
+        for o in kept
     ]
     _write_csv(output / VOLUMES, columns + facts, rows)
     summary = summarise(outcomes, len(list(stray)), settings)
@@ -88,7 +90,7 @@ def write_reports(
 def summarise(outcomes: list[Outcome], stray: int, settings: dict[str, Any]) -> dict[str, Any]:
     """Counts by status and reason."""
     by_status = Counter(o.status for o in outcomes)
-    usable = [o for o in outcomes if o.usable]
+    kept = _kept(outcomes, settings)
     return {
         "items": len(outcomes),
         "accepted": by_status[ACCEPTED],
@@ -97,12 +99,17 @@ def summarise(outcomes: list[Outcome], stray: int, settings: dict[str, Any]) -> 
         "ignored": by_status[IGNORED] + stray,
         "refused_by_reason": _by_reason(outcomes, REFUSED),
         "flagged_by_reason": _by_reason(outcomes, FLAGGED),
-        "splits": {s: sum(o.split == s for o in usable) for s in SPLITS},
-        "patients": len({o.patient_id for o in usable}),
-        "slices": sum(o.slices for o in usable),
-        "without_report": sum(not o.report for o in usable),
+        "splits": {s: sum(o.split == s for o in kept) for s in SPLITS},
+        "patients": len({o.patient_id for o in kept}),
+        "slices": sum(o.slices for o in kept),
+        "without_report": sum(not o.report for o in kept),
         "settings": settings,
     }
+
+
+def _kept(outcomes: list[Outcome], settings: dict[str, Any]) -> list[Outcome]:
+    """The scans that are in the shards."""
+    return [o for o in outcomes if o.status == ACCEPTED or (o.status == FLAGGED and settings["keep_flagged"])]
 
 
 def log_summary(summary: dict[str, Any]) -> None:
@@ -129,23 +136,26 @@ def write_contact_sheet(output: Path) -> None:
     for split, file, index in chosen:
         with schema.open_shard(output / split / file, schema.SLICES) as shard:
             record = schema.read_slice_record(shard, index)
-        tiles.append(_tile(HUVolume(record.hu.astype(np.float32), record.spacing)))
+        tiles.append(_tile(HUVolume(record.hu.astype(np.float32), record.spacing), record.case_id))
     rows = [tiles[k : k + _SHEET_COLUMNS] for k in range(0, len(tiles), _SHEET_COLUMNS)]
     save_png(output / SHEET, stack([_beside(row) for row in rows]))
 
 
-def _tile(volume: HUVolume) -> NDArray[np.uint8]:
+def _tile(volume: HUVolume, name: str) -> NDArray[np.uint8]:
+    """Three views of a volume beside each other, its name below them."""
     middle = volume.hu.shape[0] // 2
     views = [
         axial(volume, middle, LUNG, _TILE),
         axial(volume, middle, SOFT_TISSUE, _TILE),
         coronal(volume, LUNG, _TILE),
     ]
-    framed = np.zeros((int(1.25 * _TILE), 3 * _TILE), np.uint8)
+    framed = np.zeros((_TILE_HEIGHT, 3 * _TILE), np.uint8)
     for k, view in enumerate(views):
-        height = min(view.shape[0], framed.shape[0])
+        height = min(view.shape[0], _TILE_HEIGHT)
         framed[:height, k * _TILE : (k + 1) * _TILE] = view[:height]
-    return framed
+    page = Image.fromarray(framed)
+    ImageDraw.Draw(page).text((3, _TILE_HEIGHT - 12), name[-60:], fill=255)
+    return np.asarray(page)
 
 
 def _beside(tiles: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:

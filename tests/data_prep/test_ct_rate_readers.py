@@ -6,9 +6,11 @@ import gzip
 import shutil
 
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk
 from ct_rate_scans import SPACING, chest, codes, ingest_one, save_dicom, save_enhanced, save_nifti
+from pydicom.uid import RLELossless
 
 HU = chest()
 EXPECTED = np.where(HU <= -1024, -1000, HU)
@@ -165,25 +167,47 @@ def test_dicom_series_with_strays(tmp_path):
     assert [(o.key, o.status) for o, _ in results if not o.usable] == [("in/unknown", "ignored")]
 
 
-@pytest.mark.parametrize("syntax", ["JPEG2000", "JPEG", "RLE"])
-def test_compressed_transfer_syntaxes(tmp_path, syntax):
-    folder = tmp_path / "in"
-    names = {"JPEG2000": "JPEG 2000", "JPEG": "JPEG Lossless", "RLE": "RLE"}
-    for path in save_dicom(folder, HU):
-        reader = sitk.ImageFileReader()
-        reader.SetFileName(str(path))
-        reader.LoadPrivateTagsOn()
-        image = sitk.Cast(reader.Execute(), sitk.sitkInt16)
-        writer = sitk.ImageFileWriter()
-        writer.KeepOriginalImageUIDOn()
-        writer.SetImageIO("GDCMImageIO")
-        writer.UseCompressionOn()
-        writer.SetCompressor(syntax)
-        writer.SetFileName(str(path))
-        writer.Execute(image)
-    ((outcome, volume),) = usable(ingest_one(folder, tmp_path))
-    assert names[syntax] in outcome.facts["format"]
+def compress(path, syntax) -> None:
+    """Rewrite a DICOM file with compressed pixels: RLE by pydicom, JPEG by GDCM."""
+    if syntax == "RLE":
+        data = pydicom.dcmread(path)
+        data.compress(RLELossless)
+        data.save_as(path)
+        return
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    image = sitk.Cast(reader.Execute(), sitk.sitkInt16)
+    for key in reader.GetMetaDataKeys():
+        image.SetMetaData(key, reader.GetMetaData(key))
+    writer = sitk.ImageFileWriter()
+    writer.SetImageIO("GDCMImageIO")
+    writer.KeepOriginalImageUIDOn()
+    writer.UseCompressionOn()
+    writer.SetCompressor(syntax)
+    writer.SetFileName(str(path))
+    writer.Execute(image)
+
+
+@pytest.mark.parametrize(
+    ("syntax", "name"), [("JPEG2000", "JPEG 2000"), ("JPEG", "JPEG Lossless"), ("RLE", "RLE Lossless")]
+)
+def test_compressed_transfer_syntaxes(tmp_path, syntax, name):
+    for path in save_dicom(tmp_path / "in", HU):
+        compress(path, syntax)
+    outcome, volume = only(ingest_one(tmp_path / "in", tmp_path))
+    assert outcome.status == "accepted", outcome.reasons
+    assert name in outcome.facts["format"]
     np.testing.assert_array_equal(volume, EXPECTED)
+
+
+def test_a_damaged_compressed_slice_is_refused(tmp_path):
+    paths = save_dicom(tmp_path / "in", HU)
+    for path in paths:
+        compress(path, "JPEG")
+    data = paths[9].read_bytes()
+    paths[9].write_bytes(data[: len(data) - 3000])
+    outcome, _ = only(ingest_one(tmp_path / "in", tmp_path))
+    assert outcome.status == "refused" and "s1_009.dcm" in outcome.reasons[0][1]
 
 
 def test_several_series_in_one_folder(tmp_path):
@@ -244,8 +268,6 @@ def test_two_passes_in_one_series_become_two_volumes(tmp_path):
 
 def test_without_position_there_is_no_volume(tmp_path):
     for path in save_dicom(tmp_path / "in", HU[:10]):
-        import pydicom
-
         data = pydicom.dcmread(path)
         del data.ImagePositionPatient
         data.save_as(path)
