@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import nibabel as nib
@@ -24,7 +27,7 @@ def run(folder: Path, volumes: int, *extra: str) -> None:
 
 
 def volumes_in(folder: Path) -> dict[str, Path]:
-    return {p.name: p for p in sorted(folder.rglob("*.nii.gz"))}
+    return {p.name: p for p in sorted(folder.rglob("*.nii.gz")) if ".tmp" not in p.name}
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -99,6 +102,32 @@ def test_interrupted_run_is_completed_and_complete_one_left_alone(made, tmp_path
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
     run(tmp_path, 2)
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def test_killed_process_is_completed_by_the_next(made, tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "data_prep.phantom",
+        "--output",
+        str(tmp_path),
+        "--volumes",
+        "4",
+        *COMMON,
+    ]
+    process = subprocess.Popen([*command, "masks=true"], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 240
+    while not volumes_in(tmp_path) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    early = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*_1.nii.gz")}
+    assert early, "nothing was made before the kill"
+    run(tmp_path, 4, "masks=true")
+    for name, path in volumes_in(made).items():
+        assert volumes_in(tmp_path)[name].read_bytes() == path.read_bytes()
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in early.items())
+    assert not [p for p in tmp_path.rglob("*") if ".tmp" in p.name]
 
 
 def test_set_grows_and_is_the_same_with_two_workers(made, tmp_path):
