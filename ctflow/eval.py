@@ -7,51 +7,51 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from ctflow.checkpoint import folder_fingerprint, load_system
 from ctflow.config import Flag, parse_command, run_command
-from ctflow.config.evaluation import SETTINGS, EvalConfig
-from ctflow.evaluation.evaluation import device_of, evaluate
-from ctflow.evaluation.ranks import joined_ranks
-from ctflow.evaluation.system import EvalSystem
-from ctflow.evaluation.writers import table_markdown, write_all
+from ctflow.config.evaluation import ANALYSES, SETTINGS, EvalConfig
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("ctflow")
 
-FLAGS = (
-    Flag(
-        "--checkpoint", "checkpoint", {"help": "folder of a whole system; default: newest run, else embedded"}
-    ),
-    Flag(
-        "--setting", "setting", {"choices": [*SETTINGS, "all"], "help": "what is given and what is generated"}
-    ),
-)
+DESCRIPTION = """Score a checkpoint in the three settings with floors, intervals and monitors; or, with
+--volumes and --reference, the NIfTI volumes of any system. Results go to runs/eval/<time>/: report.html,
+table.md, CSV, JSON. Several processes: torchrun --nproc-per-node N -m ctflow.eval …"""
+
+FLAGS = [
+    Flag("--checkpoint", "checkpoint", {"help": "checkpoint folder; default: newest run, else embedded"}),
+    Flag("--setting", "setting", {"choices": [*SETTINGS, "all"], "help": "what is given, what is generated"}),
+    Flag("--volumes", "external.volumes", {"help": "folder of NIfTI volumes in HU to score instead"}),
+    Flag("--reference", "external.reference", {"help": "folder of real NIfTI volumes in HU"}),
+    Flag("--reports", "external.reports", {"help": "CSV of reports for --volumes"}),
+    Flag("--analysis", "analysis.name", {"choices": ANALYSES, "help": "another question than the table"}),
+    Flag("--readings", "analysis.readings", {"help": "the filled CSV of a reading pack"}),
+]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Evaluate and write ``runs/eval/<time>/``; 0 when done.
+    """Evaluate and write a folder of results; 0 when done.
 
     Raises:
         CTFlowError: Input that cannot be evaluated; the message says what to do.
     """
-    command = parse_command(
-        EvalConfig,
-        "python -m ctflow.eval",
-        "Score a checkpoint in the three settings, with floors, intervals and monitors.",
-        FLAGS,
-        argv,
-    )
-    config = command.config
-    folder = Path(config.checkpoint)
+    config = parse_command(EvalConfig, "python -m ctflow.eval", DESCRIPTION, FLAGS, argv).config
+    # These take seconds to import: after the arguments are checked.
+    from ctflow.evaluation.ranks import joined_ranks
+    from ctflow.evaluation.run import run
+
+    output = Path(config.output) / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     with joined_ranks() as ranks:
-        fingerprint = folder_fingerprint(folder)
-        system = EvalSystem.of(load_system(folder), str(folder), fingerprint, device_of(config.device))
-        result = evaluate(config, system, ranks)
-        if ranks.first:
-            output = Path(config.output) / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-            write_all(result, output)
-            log.info("%s\n%s", config.checkpoint, table_markdown(result.rows))
-            log.info("written to %s", output)
+        run(config, output, ranks, _checkpoint_of(config))
     return 0
+
+
+def _checkpoint_of(config: EvalConfig) -> Path | None:
+    """The checkpoint folder, or None where no network of ours is needed."""
+    from ctflow.pipeline import resolve_checkpoint
+
+    external = config.external
+    if external.volumes and (not external.reports or config.backbones.clip):
+        return None
+    return resolve_checkpoint(config.checkpoint or None)
 
 
 if __name__ == "__main__":

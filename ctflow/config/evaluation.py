@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ctflow.config.generation import RolloutConfig
+from ctflow.config.commands import DEVICES, PRECISIONS, SamplingChoice
 
 SETTINGS = ("full-body", "gt-head", "next-block")
+ANALYSES = (
+    "reconstruction",
+    "length",
+    "capacity",
+    "steps",
+    "memorisation",
+    "contrast",
+    "severity",
+    "reading",
+)
 PROTOCOLS = ("matched", "stylegan-v")
 
 
@@ -42,6 +52,68 @@ class BackboneFiles:
 
 
 @dataclass
+class AnalysisConfig:
+    """Sizes of the analyses.
+
+    Attributes:
+        name: Which analysis to run instead of the table; empty: the table.
+        reconstructed_slices: ``reconstruction``: slices, spread over all cases.
+        lengths: ``length``: requested numbers of slices.
+        seeds: ``length``: seeds per report.
+        reports: ``length``: reports.
+        solvers: ``steps``: solvers compared.
+        steps: ``steps``: solver steps compared.
+        train_slices: ``memorisation`` and ``capacity``: slice shards the model was trained on.
+        pairs: ``contrast``: CSV of report pairs.
+        pair_seeds: ``contrast``: seeds per pair.
+        readings: ``reading``: the filled CSV that came back; empty: a new pack is written.
+        read_reports: ``reading``: systematic reports in a new pack, real and synthetic half and half.
+    """
+
+    name: str = ""
+    reconstructed_slices: int = 100
+    lengths: list[int] = field(default_factory=lambda: [64, 128, 192, 256])
+    seeds: int = 5
+    reports: int = 50
+    solvers: list[str] = field(default_factory=lambda: ["euler", "midpoint", "heun"])
+    steps: list[int] = field(default_factory=lambda: [5, 10, 20, 50])
+    train_slices: str = "runs/shards/slices/train"
+    pairs: str = "configs/eval/contrast_pairs.csv"
+    pair_seeds: int = 4
+    readings: str = ""
+    read_reports: int = 50
+
+    def __post_init__(self) -> None:
+        if self.name and self.name not in ANALYSES:
+            raise ValueError(f"an analysis is one of {', '.join(ANALYSES)}, found {self.name!r}")
+        counts = (self.reconstructed_slices, self.seeds, self.reports, self.pair_seeds, self.read_reports)
+        if min(*counts, *self.lengths, *self.steps) < 1:
+            raise ValueError(f"sizes of an analysis are at least 1, found {self}")
+
+
+@dataclass
+class ExternalConfig:
+    """Volumes of any system against a reference, instead of a checkpoint.
+
+    Attributes:
+        volumes: Folder of NIfTI volumes in HU to score; empty: a checkpoint is evaluated.
+        reference: Folder of real NIfTI volumes in HU.
+        reports: CSV with ``VolumeName`` or ``case_id`` and ``report`` or ``Findings_EN`` and
+        ``Impressions_EN``.
+    """
+
+    volumes: str = ""
+    reference: str = ""
+    reports: str = ""
+
+    def __post_init__(self) -> None:
+        if bool(self.volumes) != bool(self.reference):
+            raise ValueError(
+                f"volumes and reference belong together, found {self.volumes!r} and {self.reference!r}"
+            )
+
+
+@dataclass
 class EvalConfig:
     """An evaluation: which model, on which cases, under which protocol.
 
@@ -58,8 +130,11 @@ class EvalConfig:
             random offset, generated ones at offset 0.
         clip_lengths: Slices in a clip.
         clip_stride: Slices between the first slices of two clips of 16; longer clips start every half length.
-        rollout: How volumes are generated.
+        sampling: Replaces the sampling that the checkpoint recommends.
+        precision: ``fp32``, or ``bf16`` autocast of the FMvT.
         backbones: Local files of trained backbones.
+        external: Volumes of any system, scored instead of a checkpoint.
+        analysis: Another question than the table.
         seed: Of noise, subsets and offsets.
         device: ``auto``, ``cpu`` or ``cuda``.
         output: Folder in which a folder per evaluation is made.
@@ -76,8 +151,11 @@ class EvalConfig:
     protocol: str = "matched"
     clip_lengths: list[int] = field(default_factory=lambda: [16, 128])
     clip_stride: int = 8
-    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    sampling: SamplingChoice = field(default_factory=SamplingChoice)
+    precision: str = "fp32"
     backbones: BackboneFiles = field(default_factory=BackboneFiles)
+    external: ExternalConfig = field(default_factory=ExternalConfig)
+    analysis: AnalysisConfig = field(default_factory=AnalysisConfig)
     seed: int = 0
     device: str = "auto"
     output: str = "runs/eval"
@@ -98,8 +176,11 @@ class EvalConfig:
                 "clips have at least 2 slices and slices 8 pixels, found "
                 f"{self.clip_lengths}, {self.resolution}"
             )
-        if self.device not in ("auto", "cpu", "cuda"):
-            raise ValueError(f"device is auto, cpu or cuda, found {self.device!r}")
+        if self.device not in DEVICES or self.precision not in PRECISIONS:
+            raise ValueError(
+                f"device is one of {DEVICES} and precision of {PRECISIONS}, found {self.device!r} and "
+                f"{self.precision!r}"
+            )
 
     @property
     def settings(self) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -68,6 +69,7 @@ class Collector:
     ) -> None:
         self.config, self.system, self.reader = config, system, reader
         self.extractor, self.ranks = extractor, ranks
+        self.rollout = config.sampling.applied_to(system.config.rollout)
         self.cache = FeatureCache(
             folder=Path(config.cache),
             identity={"plan": asdict(extractor.plan), "backbones": extractor.backbones.hashes},
@@ -75,7 +77,13 @@ class Collector:
 
     def collect(self, sets: CaseSets, settings: Sequence[str]) -> Collected:
         """All features of an evaluation; what is cached already is not made again."""
-        units = self.units(sets, settings)
+        return self._collect(self.units(sets, settings))
+
+    def generated(self, setting: Setting, cases: Sequence[RealCase]) -> list[CaseFeatures]:
+        """Features of volumes generated in one setting, without the real ones."""
+        return self._collect(self._batches(setting, cases)).of(setting.name, cases)
+
+    def _collect(self, units: Sequence[Unit]) -> Collected:
         mine = self.ranks.share(units)
         todo = [unit for unit in mine if not all(self._cached(unit.kind, case) for case in unit.cases)]
         total, done = sum(len(u.cases) for u in mine), sum(len(u.cases) for u in mine if u not in todo)
@@ -84,9 +92,14 @@ class Collector:
         with tqdm(total=total, initial=done, unit="case", disable=not self.ranks.first) as bar:
             for unit in todo:
                 bar.set_description(unit.kind)
+                started = time.monotonic()
                 for volume, case in self._make(unit, bar.set_postfix_str):
-                    self.cache.store(self.extractor.extract(volume), *self._names(unit.kind, case))
+                    seconds = time.monotonic() - started
+                    features = self.extractor.extract(volume)
+                    features.info["seconds"] = seconds
+                    self.cache.store(features, *self._names(unit.kind, case))
                     bar.update()
+                    started = time.monotonic()
         self.ranks.wait()
         features: dict[str, dict[str, CaseFeatures]] = {}
         for unit in units:
@@ -100,11 +113,14 @@ class Collector:
         """Everything that is needed: real volumes, reconstructions of the others, generated batches."""
         units = [Unit(REAL_SET, (case,)) for case in (*sets.evaluated, *sets.others)]
         units += [Unit(RECONSTRUCTED, (case,)) for case in sets.others]
-        size = self.config.batch_size
         for name in settings:
-            usable = [case for case in sets.evaluated if usable_in(REGISTRY[name], case)]
-            units += [Unit(name, tuple(usable[i : i + size])) for i in range(0, len(usable), size)]
+            units += self._batches(REGISTRY[name], sets.evaluated)
         return units
+
+    def _batches(self, setting: Setting, cases: Sequence[RealCase]) -> list[Unit]:
+        size = self.config.batch_size
+        usable = [case for case in cases if usable_in(setting, case)]
+        return [Unit(setting.name, tuple(usable[i : i + size])) for i in range(0, len(usable), size)]
 
     def _make(self, unit: Unit, note: Callable[[str], None]) -> Iterator[tuple[ScoredVolume, RealCase]]:
         if unit.kind in REGISTRY:
@@ -125,8 +141,9 @@ class Collector:
             setting,
             cases,
             self.reader.volume,
-            self.config.rollout,
+            self.rollout,
             self.config.seed,
+            self.config.precision,
             progress=lambda state: note(f"block {state.block + 1}"),
         )
 
@@ -137,13 +154,8 @@ class Collector:
             return own
         if kind == RECONSTRUCTED:
             return (*own, self.system.fingerprint)
-        return (
-            *own,
-            self.system.fingerprint,
-            case.report,
-            str(asdict(self.config.rollout)),
-            str(self.config.seed),
-        )
+        sampling = f"{asdict(self.rollout)} {self.config.precision} {self.config.seed}"
+        return (*own, self.system.fingerprint, case.report, sampling)
 
     def _cached(self, kind: str, case: RealCase) -> bool:
         return self.cache.load(*self._names(kind, case)) is not None

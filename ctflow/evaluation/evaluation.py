@@ -1,33 +1,29 @@
-"""The evaluation of a model in one or all settings: features in, rows and monitor readings out."""
+"""The evaluation of a model in one or all settings: features in, rows, monitors and findings out."""
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from ctflow.checkpoint import folder_fingerprint, load_text_encoder
 from ctflow.config.evaluation import EvalConfig
 from ctflow.evaluation.backbones import Backbones, ClipScorer, build_backbones
-from ctflow.evaluation.cache import CaseFeatures
-from ctflow.evaluation.cases import CaseReader, CaseSets, RealCase, choose_cases
-from ctflow.evaluation.collect import REAL_SET, RECONSTRUCTED, Collected, Collector
-from ctflow.evaluation.features import FeatureExtractor, FeaturePlan, restricted
-from ctflow.evaluation.monitoring import Reading, readings
+from ctflow.evaluation.between import between_settings
+from ctflow.evaluation.cases import CaseReader, choose_cases
+from ctflow.evaluation.collect import REAL_SET, RECONSTRUCTED, Collector
+from ctflow.evaluation.features import FeatureExtractor, FeaturePlan
+from ctflow.evaluation.monitoring import Reading
 from ctflow.evaluation.provenance import provenance
 from ctflow.evaluation.ranks import Ranks
-from ctflow.evaluation.scores import Compared, clip_rows, inception_row, report_rows, slice_rows
-from ctflow.evaluation.settings import REGISTRY, Setting
-from ctflow.evaluation.system import EvalSystem
-from ctflow.evaluation.table import MODEL, NOT_AVAILABLE, OTHER_REAL, RECONSTRUCTION, Row
-
-log = logging.getLogger(__name__)
+from ctflow.evaluation.scorecard import scorecard
+from ctflow.evaluation.scoring import Picture, Scoring
+from ctflow.evaluation.settings import REGISTRY
+from ctflow.evaluation.system import EvalSystem, scorer_name
+from ctflow.evaluation.table import MODEL, RECONSTRUCTION, Row
 
 
 @dataclass
@@ -38,15 +34,15 @@ class Evaluation:
         rows: The table.
         readings: The monitors.
         provenance: What was compared, with what, how.
-        pictures: Montage per (setting, case id), best to worst first by distance from the reference.
-        between: Rows over the slices that all settings share, and their ratios as text.
-        scorecard: Findings by setting, filled by ``ctflow.evaluation.scorecard``.
+        pictures: By setting, nearest to the reference first.
+        between: Rows over the slices that all settings share, and their ratios.
+        scorecard: Findings on phantoms.
     """
 
     rows: list[Row]
     readings: list[Reading]
     provenance: dict[str, Any]
-    pictures: dict[str, list[tuple[str, float, NDArray[np.uint8]]]] = field(default_factory=dict)
+    pictures: dict[str, list[Picture]] = field(default_factory=dict)
     between: list[Row] = field(default_factory=list)
     scorecard: list[dict[str, Any]] = field(default_factory=list)
 
@@ -67,125 +63,55 @@ def evaluate(config: EvalConfig, system: EvalSystem, ranks: Ranks) -> Evaluation
     started = time.monotonic()
     reader = CaseReader(Path(config.slices))
     sets = choose_cases(reader.cases(), config.cases, config.floors)
-    scorer = ClipScorer(system.text, system.scorer_name, system.fingerprint)
-    backbones = build_backbones(config.backbones, scorer, system.device)
-    plan = FeaturePlan(
-        resolutions=tuple(config.resolution) or (system.config.image_size,),
-        native=system.config.image_size,
-        clip_lengths=tuple(config.clip_lengths),
-        clip_stride=config.clip_stride,
-        measured=any(case.truth_path for case in sets.evaluated),
-        pictures=True,
-    )
-    extractor = FeatureExtractor(plan, backbones, system.device)
-    collected = Collector(config, system, reader, extractor, ranks).collect(sets, config.settings)
+    backbones = backbones_of(config, system)
+    plan = plan_of(config, system, measured=any(case.truth_path for case in sets.evaluated))
+    collector = Collector(config, system, reader, FeatureExtractor(plan, backbones, system.device), ranks)
+    collected = collector.collect(sets, config.settings)
     scoring = Scoring(config, plan, backbones, sets, collected)
-    result = Evaluation([], [], {})
+    result = Evaluation([], [], {}, between=between_settings(scoring, config.settings))
     for name in config.settings:
-        result.rows += scoring.rows(REGISTRY[name])
-        result.readings += scoring.readings(REGISTRY[name])
-        result.pictures[name] = scoring.pictures(REGISTRY[name])
-    model = {"checkpoint": system.name, "checkpoint_sha256": system.fingerprint}
+        setting = REGISTRY[name]
+        result.rows += scoring.rows(setting)
+        result.readings += scoring.readings(setting)
+        result.pictures[name] = scoring.pictures(setting)
+        result.scorecard += scorecard(MODEL, sets.evaluated, collected.of(name, sets.evaluated), name)
+    if result.scorecard:
+        result.scorecard += scorecard(
+            "phantoms: the module's own error", sets.evaluated, collected.of(REAL_SET, sets.evaluated), "real"
+        )
+        result.scorecard += scorecard(
+            RECONSTRUCTION, sets.others, collected.of(RECONSTRUCTED, sets.others), "real"
+        )
+    model = {
+        "checkpoint": system.name,
+        "checkpoint_sha256": system.fingerprint,
+        "sampling": asdict(collector.rollout),
+        "precision": config.precision,
+    }
     result.provenance = provenance(config, plan, backbones, sets, model, time.monotonic() - started)
     return result
 
 
-class Scoring:
-    """Rows and readings from collected features.
-
-    Args:
-        config: The evaluation.
-        plan: What was extracted.
-        backbones: With what.
-        sets: Evaluated and other cases.
-        collected: Their features.
-    """
-
-    def __init__(
-        self,
-        config: EvalConfig,
-        plan: FeaturePlan,
-        backbones: Backbones,
-        sets: CaseSets,
-        collected: Collected,
-    ) -> None:
-        self.config, self.plan, self.backbones = config, plan, backbones
-        self.sets, self.collected = sets, collected
-        self.reports = {case.case_id: case.report for case in (*sets.evaluated, *sets.others)}
-
-    def compared(self, setting: Setting, source: str) -> Compared:
-        """The scored set and its reference, case by case."""
-        if source == MODEL:
-            fake = self.collected.of(setting.name, self.sets.evaluated)
-            chosen = {f.case_id for f in fake}
-            reference = [case for case in self.sets.evaluated if case.case_id in chosen]
-        else:
-            fake = self._restricted(
-                REAL_SET if source == OTHER_REAL else RECONSTRUCTED, self.sets.others, setting
-            )
-            reference = list(self.sets.evaluated)
-        real = self._restricted(REAL_SET, reference, setting)
-        return Compared(setting, source, fake, real, self.plan, self.config.seed, self.config.protocol)
-
-    def rows(self, setting: Setting) -> list[Row]:
-        """The table's rows of one setting: the model, then both floors."""
-        rows = self._source_rows(self.compared(setting, MODEL))
-        if not self.sets.others:
-            reason = (
-                "floors are off" if not self.config.floors else "no real cases of other patients are left"
-            )
-            return rows + [
-                Row(setting.name, source, "all", empty=NOT_AVAILABLE, reason=reason)
-                for source in (OTHER_REAL, RECONSTRUCTION)
-            ]
-        for source in (OTHER_REAL, RECONSTRUCTION):
-            rows += self._source_rows(self.compared(setting, source))
-        return rows
-
-    def readings(self, setting: Setting) -> list[Reading]:
-        """The monitors of one setting: the model, and real volumes beside it."""
-        compared = self.compared(setting, MODEL)
-        others = self._restricted(REAL_SET, self.sets.others, setting)
-        backbone, side = self.backbones.slices[0], self.plan.resolutions[0]
-        found = readings(setting, MODEL, compared.fake, compared.real, others, backbone, side)
-        return found + readings(setting, "real", compared.real, compared.real, others, backbone, side)
-
-    def pictures(self, setting: Setting) -> list[tuple[str, float, NDArray[np.uint8]]]:
-        """Montages with each case's distance from the reference, nearest first."""
-        compared = self.compared(setting, MODEL)
-        distances = case_distances(compared, self.backbones.slices[0].name, self.plan.resolutions[0])
-        shown = [
-            (case.case_id, distances[case.case_id], case.arrays["montage"])
-            for case in compared.fake
-            if "montage" in case.arrays and case.case_id in distances
-        ]
-        return sorted(shown, key=lambda item: item[1])
-
-    def _restricted(self, kind: str, cases: Sequence[RealCase], setting: Setting) -> list[CaseFeatures]:
-        return [restricted(features, setting) for features in self.collected.of(kind, cases)]
-
-    def _source_rows(self, compared: Compared) -> list[Row]:
-        rows: list[Row] = []
-        for side in self.plan.resolutions:
-            for backbone in self.backbones.slices:
-                rows += slice_rows(compared, backbone, side)
-            for backbone in self.backbones.clips:
-                for frames in self.plan.clip_lengths:
-                    rows += clip_rows(compared, backbone, frames, side)
-            rows.append(inception_row(compared, self.backbones, side))
-        return rows + report_rows(compared, self.backbones, self.reports)
+def plan_of(config: EvalConfig, system: EvalSystem, measured: bool, pictures: bool = True) -> FeaturePlan:
+    """What is kept of each volume."""
+    return FeaturePlan(
+        resolutions=tuple(config.resolution) or (system.config.image_size,),
+        native=system.config.image_size,
+        clip_lengths=tuple(config.clip_lengths),
+        clip_stride=config.clip_stride,
+        measured=measured,
+        pictures=pictures,
+    )
 
 
-def case_distances(compared: Compared, backbone: str, side: int) -> dict[str, float]:
-    """How far each case's mean slice features lie from the reference, in its standard deviations (RMS)."""
-    key = f"slice/{backbone}/{side}"
-    means = np.stack([c.arrays[key].mean(0) for c in compared.real if len(c.arrays.get(key, ()))])
-    centre, spread = means.mean(0), means.std(0) + 1e-6
-    return {
-        case.case_id: float(np.sqrt((((case.arrays[key].mean(0) - centre) / spread) ** 2).mean()))
-        for case in compared.fake
-        if len(case.arrays.get(key, ()))
-    }
+def backbones_of(config: EvalConfig, system: EvalSystem) -> Backbones:
+    """The embedded extractors and those whose files are given; a CT-CLIP replaces the system's own pair."""
+    scorer = ClipScorer(system.text, scorer_name(system.text), system.fingerprint)
+    if config.backbones.clip:
+        encoder = load_text_encoder(config.backbones.clip)
+        encoder.clip.to(system.device)
+        scorer = ClipScorer(encoder, scorer_name(encoder), folder_fingerprint(config.backbones.clip))
+    return build_backbones(config.backbones, scorer, system.device)
 
 
 def device_of(name: str) -> torch.device:

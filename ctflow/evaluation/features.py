@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ctflow.data.montage import montage
+from ctflow.evaluation.anatomy import findings, measure
 from ctflow.evaluation.backbones import Backbones
 from ctflow.evaluation.cache import CaseFeatures
 from ctflow.evaluation.settings import REAL, ScoredVolume, Setting
@@ -82,9 +83,7 @@ class FeatureExtractor:
         if whole and self.backbones.scorer is not None:
             arrays["latent"] = self.backbones.scorer.encode_volume(volume.scored()).numpy().astype(np.float32)
         if whole and self.plan.measured and volume.setting.given == 0:
-            from ctflow.evaluation.anatomy import measure
-
-            info["measurement"] = measure(volume.scored()).to_dict()
+            info["findings"] = measured_findings(volume.scored())
         if len(volume.positions) and self.plan.pictures:
             arrays["montage"] = montage(volume.scored(), tile=TILE)
         return CaseFeatures(volume.case_id, arrays, info)
@@ -137,6 +136,12 @@ class FeatureExtractor:
             "checkerboard": np.array(list(checkerboard(hu).values())),
             "white": white_slices(hu).numpy(),
         }
+
+
+def measured_findings(volume: HUVolume) -> dict[str, list[list[Any]]]:
+    """What the measuring module finds: label to a list of (side or None, size), ready for JSON."""
+    found = findings(measure(volume))
+    return {label: [[item.side, item.size] for item in items] for label, items in found.items()}
 
 
 def real_volume(case_id: str, volume: HUVolume) -> ScoredVolume:

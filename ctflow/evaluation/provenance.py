@@ -6,7 +6,6 @@ import platform
 import resource
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -26,7 +25,7 @@ def provenance(
     plan: FeaturePlan,
     backbones: Backbones,
     sets: CaseSets,
-    model: dict[str, str],
+    model: dict[str, Any],
     seconds: float,
     argv: Sequence[str] | None = None,
 ) -> dict[str, Any]:
@@ -49,7 +48,6 @@ def provenance(
         "covariance_ddof": 1,
         "interval": "95 %, delete-a-group jackknife over cases (10 groups); extrapolation: linear in 1/N",
         "seed": config.seed,
-        "rollout": asdict(config.rollout),
         "backbones_sha256": backbones.hashes,
         "versions": {"python": platform.python_version(), "ctflow": ctflow.__version__, **_versions()},
         "seconds": round(seconds, 1),

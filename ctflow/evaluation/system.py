@@ -60,11 +60,6 @@ class EvalSystem:
         """Where the networks are."""
         return self.avae.last_layer.device
 
-    @property
-    def scorer_name(self) -> str:
-        """``clip`` for a CT-CLIP in its published layout, ``clip_phantom`` for a pair trained here."""
-        return scorer_name(self.text)
-
     @torch.no_grad()
     def encode(self, volume: HUVolume) -> Tensor:
         """Whitened posterior means ``[C, S, h, w]`` of a real volume, resampled to the model's side.
@@ -120,6 +115,7 @@ def generate_batch(
     read: Callable[[RealCase], HUVolume],
     config: RolloutConfig,
     seed: int,
+    precision: str = "fp32",
     progress: Callable[[BlockProgress], None] | None = None,
 ) -> Iterator[ScoredVolume]:
     """Generate from real cases in one setting; only what may be scored comes back unmasked.
@@ -133,6 +129,7 @@ def generate_batch(
         read: Gives a case's pixels.
         config: Solver, stop rule, limit.
         seed: Of the noise.
+        precision: ``fp32``, or ``bf16`` autocast of the FMvT.
         progress: Called after each round of blocks.
     """
     embedded = system.text.encode([case.report for case in cases])
@@ -150,9 +147,9 @@ def generate_batch(
             )
         )
     start = system.avae.air_latent(system.config.image_size)
-    results = rollout(
-        system.fmvt, prepared, start, system.stop_rule(config), config, seed=seed, progress=progress
-    )
+    rule = system.stop_rule(config)
+    with torch.autocast(system.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        results = rollout(system.fmvt, prepared, start, rule, config, seed=seed, progress=progress)
     for case, result in zip(cases, results, strict=True):
         assert result.given_slices == setting.given
         zoom = case.shape[1] / system.config.image_size

@@ -28,8 +28,9 @@ COLUMNS = (
 )
 DISCLAIMER = (
     "Metrics named `*_rand2d`, `*_rand3d` use frozen random convolutions: they order damage, they do not "
-    "measure clinical realism. `clip_phantom` is the embedded pair trained on phantoms, not CT-CLIP. Fréchet "
-    "values at different N, clip lengths or slice sets are not comparable; compare the extrapolated ones."
+    "measure clinical realism. `clip_phantom` is the embedded pair trained on phantoms, not CT-CLIP. "
+    "Fréchet values at different N, clip lengths or slice sets are not comparable; compare the extrapolated "
+    "ones."
 )
 
 
@@ -65,7 +66,7 @@ def markdown(evaluation: Evaluation) -> str:
         ]
     parts += ["## Monitors", monitors_markdown(evaluation.readings)]
     if evaluation.scorecard:
-        parts += ["## Findings", scorecard_markdown(evaluation.scorecard)]
+        parts += ["## Findings", records_markdown(evaluation.scorecard)]
     lines = [f"- {key}: `{_compact(value)}`" for key, value in evaluation.provenance.items()]
     return "\n\n".join([*parts, "## Provenance", "\n".join(lines)]) + "\n"
 
@@ -102,11 +103,11 @@ def monitors_markdown(found: Sequence[Reading]) -> str:
     return "\n".join(lines)
 
 
-def scorecard_markdown(card: Sequence[dict[str, Any]]) -> str:
-    """The findings as a Markdown table."""
-    names = list(card[0])
+def records_markdown(records: Sequence[dict[str, Any]]) -> str:
+    """Dictionaries with equal keys as a Markdown table."""
+    names = list(records[0])
     lines = ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
-    lines += ["| " + " | ".join(_cell(entry[name]) for name in names) + " |" for entry in card]
+    lines += ["| " + " | ".join(_cell(entry[name]) for name in names) + " |" for entry in records]
     return "\n".join(lines)
 
 

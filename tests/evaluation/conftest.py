@@ -8,6 +8,7 @@ import torch
 
 from ctflow.checkpoint import System, load_system, save_system
 from ctflow.config.encoders import AVAEConfig, BertConfig, CTCLIPConfig, CTViTConfig, VolumeGrid
+from ctflow.config.generation import RolloutConfig, StopConfig
 from ctflow.config.models import FMvTConfig
 from ctflow.config.system import SystemConfig
 from ctflow.data import SliceRecord, SliceShardWriter
@@ -106,7 +107,11 @@ def tiny_checkpoint(tmp_path_factory) -> Path:
         )
     )
     tokenizer: ReportTokenizer = train_wordpiece(REPORTS, vocab_size=200, max_tokens=64)
-    config = SystemConfig(image_size=SIDE, z_spacing_mm=4.0, pixel_spacing_mm=9.0, max_slices=64)
+    # Random latents all lie within a random A-VAE's own spread of white ones; nothing lies within 0.001.
+    rollout = RolloutConfig(steps=1, max_slices=64, stop=StopConfig(threshold=0.001))
+    config = SystemConfig(
+        image_size=SIDE, z_spacing_mm=4.0, pixel_spacing_mm=9.0, max_slices=64, rollout=rollout
+    )
     system = System(config, avae.eval(), fmvt.eval(), TextEncoder(clip, tokenizer))
     return save_system(tmp_path_factory.mktemp("tiny") / "system", system)
 

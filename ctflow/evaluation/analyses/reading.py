@@ -1,0 +1,202 @@
+"""``reading``: a blinded pack for human readers, and what their filled CSV says."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+from tqdm import tqdm
+
+from ctflow.evaluation.analyses.base import AnalysisResult, Context
+from ctflow.evaluation.analyses.reading_page import reading_page, sprites
+from ctflow.evaluation.cases import EvaluationError, RealCase
+from ctflow.evaluation.features import measured_findings
+from ctflow.evaluation.scorecard import LABELS, found_slots, read_truth, true_slots
+from ctflow.evaluation.settings import REGISTRY
+from ctflow.evaluation.system import generate_batch
+from ctflow.types import HUVolume
+
+REAL_ITEM, SYNTHETIC_ITEM = "real", "synthetic"
+FORM, KEY, PAGE = "readings.csv", "key.json", "reading.html"
+JUDGEMENT = "real_or_synthetic"
+YES, NO = "1", "0"
+
+
+def reading(context: Context) -> AnalysisResult:
+    """Write a new pack, or evaluate the CSV named by ``analysis.readings``."""
+    if context.config.analysis.readings:
+        return evaluate_readings(Path(context.config.analysis.readings))
+    return write_pack(context)
+
+
+def write_pack(context: Context) -> AnalysisResult:
+    """A page of anonymous items in random order, a CSV to fill in, and the key that readers do not get."""
+    config = context.config
+    reader = context.reader()
+    cases = [case for case in reader.cases() if case.report.strip()][: config.analysis.read_reports]
+    if len(cases) < 2:
+        raise EvaluationError(f"{len(cases)} cases with a report", "at least 2, one real and one synthetic")
+    rng = np.random.default_rng(config.seed)
+    synthetic = set(rng.permutation(len(cases))[: len(cases) // 2].tolist())
+    shown = _volumes(context, cases, synthetic)
+    order = rng.permutation(len(cases))
+    items: list[dict[str, Any]] = []
+    key: list[dict[str, Any]] = []
+    for number, index in enumerate(
+        tqdm(order.tolist(), "pictures", disable=not context.ranks.first), start=1
+    ):
+        case, volume = cases[index], shown[index]
+        name = f"item {number:02d}"
+        items.append({"item": name, "report": case.report, "sprites": sprites(volume)})
+        found = measured_findings(volume)
+        true = (
+            {label: sorted(true_slots(label, read_truth(case))) for label in LABELS}
+            if case.truth_path
+            else {}
+        )
+        key.append(
+            {
+                "item": name,
+                "case_id": case.case_id,
+                "source": SYNTHETIC_ITEM if index in synthetic else REAL_ITEM,
+                "named": {label: bool(slots) for label, slots in true.items()},
+                "automatic": {label: bool(found_slots(label, found)) for label in LABELS},
+            }
+        )
+    if context.ranks.first:
+        _write_pack(context.output, items, key)
+    text = (
+        f"{len(items)} items, {len(synthetic)} of them synthetic, in random order. Give readers {PAGE} and "
+        f"{FORM}; keep {KEY}. The filled CSV comes back with --analysis reading --readings FILE, "
+        f"{KEY} beside it."
+    )
+    counts = [{"items": len(items), "real": len(items) - len(synthetic), "synthetic": len(synthetic)}]
+    return AnalysisResult("Reading pack", text, counts)
+
+
+def evaluate_readings(path: Path) -> AnalysisResult:
+    """Real against synthetic, agreement with the named findings, correlation with the automatic score.
+
+    Raises:
+        EvaluationError: No key beside the file, items that are not in it, or nothing filled in.
+    """
+    key_path = path.with_name(KEY)
+    if not path.is_file() or not key_path.is_file():
+        raise EvaluationError(
+            f"{path} or {key_path} is missing", f"the filled CSV with the pack's {KEY} beside it"
+        )
+    key = {entry["item"]: entry for entry in json.loads(key_path.read_text(encoding="utf-8"))}
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    unknown = [item for item in table.get("item", []) if item not in key]
+    if "item" not in table or JUDGEMENT not in table or unknown or table["item"].duplicated().any():
+        raise EvaluationError(
+            f"{path} does not fit the key (unknown items: {unknown[:3]})",
+            f"the {FORM} of this pack, filled in",
+        )
+    rows = table.to_dict("records")
+    judged = [
+        (row[JUDGEMENT].strip().lower(), key[row["item"]]["source"]) for row in rows if row[JUDGEMENT].strip()
+    ]
+    if not judged:
+        raise EvaluationError(
+            f"{path} has no judgement filled in", f"{REAL_ITEM} or {SYNTHETIC_ITEM} per item"
+        )
+    records = [_accuracy_record(judged)]
+    for source in (REAL_ITEM, SYNTHETIC_ITEM):
+        own = [row for row in rows if key[row["item"]]["source"] == source]
+        records.append(_agreement_record(f"findings named in the report, {source} items", own, key, "named"))
+    pairs = _item_scores(rows, key)
+    if len(pairs) > 2:
+        rho, p = stats.spearmanr(*zip(*pairs, strict=True))
+        note = f"Spearman, p = {p:.3g}"
+        records.append(
+            _record("reader's against automatic agreement, per item", float(rho), len(pairs), note)
+        )
+    records.append(_agreement_record("measuring module, all items", rows, key, "automatic"))
+    return AnalysisResult("Readings", f"{len(judged)} of {len(rows)} items were judged.", records)
+
+
+def _volumes(context: Context, cases: Sequence[RealCase], synthetic: set[int]) -> dict[int, HUVolume]:
+    config, system = context.config, context.system
+    reader = context.reader()
+    sampling = config.sampling.applied_to(system.config.rollout)
+    shown = {i: reader.volume(case) for i, case in enumerate(cases) if i not in synthetic}
+    wanted = sorted(synthetic)
+    for start in tqdm(range(0, len(wanted), config.batch_size), "generating"):
+        batch = wanted[start : start + config.batch_size]
+        made = generate_batch(
+            system,
+            REGISTRY["full-body"],
+            [cases[i] for i in batch],
+            reader.volume,
+            sampling,
+            config.seed,
+            config.precision,
+        )
+        for index, volume in zip(batch, made, strict=True):
+            if not len(volume.hu):
+                raise EvaluationError(
+                    f"case {volume.case_id}: the model generated no slice", "a volume to read"
+                )
+            shown[index] = volume.scored()
+    return shown
+
+
+def _write_pack(folder: Path, items: list[dict[str, Any]], key: list[dict[str, Any]]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / PAGE).write_text(reading_page(items, LABELS), encoding="utf-8")
+    (folder / KEY).write_text(json.dumps(key, indent=1), encoding="utf-8")
+    with (folder / FORM).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["item", JUDGEMENT, *LABELS, "remarks"])
+        writer.writerows([[item["item"], *[""] * (len(LABELS) + 2)] for item in items])
+
+
+def _accuracy_record(judged: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    right = sum(given == true for given, true in judged)
+    interval = stats.binomtest(right, len(judged)).proportion_ci(method="wilson")
+    note = f"95 % [{interval.low:.2f}, {interval.high:.2f}]; 0.5 is guessing"
+    return _record("real or synthetic, accuracy", right / len(judged), len(judged), note)
+
+
+def _agreement_record(
+    name: str, rows: Sequence[dict[str, str]], key: dict[str, dict[str, Any]], truth: str
+) -> dict[str, Any]:
+    """Share of filled-in findings that equal the key's, and Cohen's kappa."""
+    pairs = [
+        (row[label].strip() == YES, key[row["item"]][truth][label])
+        for row in rows
+        for label in LABELS
+        if row.get(label, "").strip() in (YES, NO) and label in key[row["item"]][truth]
+    ]
+    if not pairs:
+        return _record(name, None, 0, "nothing filled in")
+    given, true = np.array(pairs).T
+    observed = float((given == true).mean())
+    chance = float(given.mean() * true.mean() + (1 - given.mean()) * (1 - true.mean()))
+    kappa = (observed - chance) / (1 - chance) if chance < 1 else math.nan
+    return _record(name, observed, len(pairs), f"Cohen's kappa {kappa:.2f}")
+
+
+def _item_scores(rows: Sequence[dict[str, str]], key: dict[str, dict[str, Any]]) -> list[tuple[float, float]]:
+    """Per item: share of findings on which the reader, and on which the module, agrees with the report."""
+    found = []
+    for row in rows:
+        entry = key[row["item"]]
+        labels = [x for x in LABELS if row.get(x, "").strip() in (YES, NO) and x in entry["named"]]
+        if labels:
+            reader = np.mean([(row[x].strip() == YES) == entry["named"][x] for x in labels])
+            module = np.mean([entry["automatic"][x] == entry["named"][x] for x in labels])
+            found.append((float(reader), float(module)))
+    return found
+
+
+def _record(name: str, value: float | None, number: int, note: str) -> dict[str, Any]:
+    return {"measure": name, "value": value, "number": number, "note": note}

@@ -1,0 +1,76 @@
+"""``reconstruction``: what the A-VAE alone loses, over slices spread evenly through all cases."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ctflow.data.montage import LUNG, SOFT_TISSUE
+from ctflow.errors import WeightsError
+from ctflow.evaluation.analyses.base import AnalysisResult, Context
+from ctflow.evaluation.features import at_side
+from ctflow.metrics.files import checked_file
+from ctflow.metrics.reconstruction import Lpips, ReconstructionMetric, lpips_input
+from ctflow.types import HUVolume
+
+WINDOWS = {"lung": LUNG, "soft tissue": SOFT_TISSUE}
+
+
+def reconstruction(context: Context) -> AnalysisResult:
+    """PSNR, SSIM, MS-SSIM in HU and LPIPS of ``analysis.reconstructed_slices`` slices."""
+    reader = context.reader()
+    cases = reader.cases()
+    wanted = context.config.analysis.reconstructed_slices
+    metric, lpips = ReconstructionMetric(), _lpips(context)
+    distances: dict[str, list[float]] = {name: [] for name in WINDOWS}
+    for case, indices in zip(cases, spread([c.shape[0] for c in cases], wanted), strict=True):
+        if not indices:
+            continue
+        real = reader.volume(case)
+        chosen = HUVolume(real.hu[indices], real.spacing)
+        made = torch.from_numpy(context.system.decode(context.system.encode(chosen))).unsqueeze(1)
+        original = at_side(torch.from_numpy(chosen.hu), made.shape[-1]).unsqueeze(1)
+        metric.update(made, original)
+        for name, window in WINDOWS.items() if lpips is not None else ():
+            assert lpips is not None
+            distances[name] += lpips(lpips_input(made, window), lpips_input(original, window)).tolist()
+    slices = int(metric.slices)
+    records: list[dict[str, Any]] = [
+        {"metric": name, "value": value, "slices": slices, "note": ""}
+        for name, value in metric.compute().items()
+    ]
+    for name, values in distances.items():
+        note = "" if values else "n/a: no AlexNet weights given (backbones.lpips)"
+        value = float(np.mean(values)) if values else None
+        records.append(
+            {"metric": f"lpips ({name} window)", "value": value, "slices": len(values), "note": note}
+        )
+    text = f"{slices} slices of {len(cases)} real cases through the A-VAE's posterior mean and back."
+    return AnalysisResult("A-VAE reconstruction", text, records)
+
+
+def spread(lengths: list[int], wanted: int) -> list[list[int]]:
+    """Evenly spaced slices over volumes laid end to end: indices per volume, ``wanted`` in all at most."""
+    total = sum(lengths)
+    chosen = np.unique(np.linspace(0, total - 1, min(wanted, total)).round().astype(int))
+    starts = np.cumsum([0, *lengths[:-1]])
+    return [
+        [int(i - start) for i in chosen if start <= i < start + n]
+        for start, n in zip(starts, lengths, strict=True)
+    ]
+
+
+def _lpips(context: Context) -> Lpips | None:
+    files = context.config.backbones
+    if not files.lpips:
+        return None
+    path = Path(files.lpips)
+    checked_file(path, files.lpips_sha256, "torchvision's AlexNet")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for files that are no state dict
+        raise WeightsError(f"{path} is no state dict: {error}", "torchvision's AlexNet weights") from error
+    return Lpips(state)

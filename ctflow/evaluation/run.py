@@ -1,0 +1,81 @@
+"""One run of the command: what was asked for is computed, written and shown."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from ctflow.checkpoint import CLIP_FOLDER, folder_fingerprint, load_system, load_text_encoder
+from ctflow.config import config_to_yaml
+from ctflow.config.evaluation import EvalConfig
+from ctflow.evaluation.analyses import run_analysis
+from ctflow.evaluation.backbones import ClipScorer
+from ctflow.evaluation.default_data import ensure_default_cases
+from ctflow.evaluation.evaluation import Evaluation, device_of, evaluate
+from ctflow.evaluation.external import evaluate_external
+from ctflow.evaluation.ranks import Ranks
+from ctflow.evaluation.report_page import write_page
+from ctflow.evaluation.system import EvalSystem, scorer_name
+from ctflow.evaluation.tensorboard import write_scalars
+from ctflow.evaluation.writers import monitors_markdown, table_markdown, write_all
+
+log = logging.getLogger("ctflow")
+
+
+def run(config: EvalConfig, output: Path, ranks: Ranks, checkpoint: Path | None) -> None:
+    """Evaluate as configured; the first rank writes ``output``.
+
+    Args:
+        config: What to evaluate.
+        output: Folder of this run's results.
+        ranks: This process among others.
+        checkpoint: Folder of the system; None where none is needed.
+    """
+    if config.external.volumes:
+        result = evaluate_external(config, _scorer(config, checkpoint), ranks)
+    else:
+        assert checkpoint is not None
+        system = _system(config, checkpoint)
+        if ranks.first:
+            ensure_default_cases(config, system.config)
+        ranks.wait()
+        if config.analysis.name:
+            run_analysis(config, system, ranks, output)
+            return
+        result = evaluate(config, system, ranks)
+    if ranks.first:
+        _write(result, config, output)
+
+
+def _write(result: Evaluation, config: EvalConfig, output: Path) -> None:
+    write_all(result, output)
+    (output / "config.yaml").write_text(config_to_yaml(config), encoding="utf-8")
+    write_page(result, output / "report.html")
+    write_scalars(result, output)
+    log.info("results\n\n%s\n", table_markdown(result.rows))
+    log.info("monitors\n\n%s\n", monitors_markdown(result.readings))
+    for reading in result.readings:
+        if reading.alarm and reading.source == "model":
+            log.warning(
+                "ALARM %s: %s = %.3g is above %g",
+                reading.setting,
+                reading.monitor,
+                reading.value,
+                reading.threshold,
+            )
+    log.info("written to %s (open %s)", output, output / "report.html")
+
+
+def _system(config: EvalConfig, checkpoint: Path) -> EvalSystem:
+    fingerprint = folder_fingerprint(checkpoint)
+    return EvalSystem.of(load_system(checkpoint), str(checkpoint), fingerprint, device_of(config.device))
+
+
+def _scorer(config: EvalConfig, checkpoint: Path | None) -> ClipScorer | None:
+    """The pair that scores another system's volumes against reports."""
+    folder = Path(config.backbones.clip) if config.backbones.clip else checkpoint and checkpoint / CLIP_FOLDER
+    if not folder or not config.external.reports:
+        return None
+    encoder = load_text_encoder(folder)
+    encoder.clip.to(device_of(config.device))
+    return ClipScorer(encoder, scorer_name(encoder), folder_fingerprint(folder))
