@@ -59,7 +59,8 @@ def ingest(config: IngestConfig) -> int:
     from data_prep.ct_rate.tables import Tables
 
     output = Path(config.output)
-    source = find_items(Path(config.source), output)
+    source_dir = Path(config.source)
+    source = find_items(source_dir, output)
     if not source.items:
         raise ScanError(
             f"no scan under {config.source} ({len(source.stray)} other files)",
@@ -69,13 +70,18 @@ def ingest(config: IngestConfig) -> int:
     tables = Tables(config, source.csvs)
     if not tables.has_reports:
         log.warning("no report CSV: volumes get empty reports (give --reports)")
+    missing = tables.without_file(Path(item.files[0]).name for item in source.items)
+    if missing:
+        log.warning(
+            "%d volumes of the report CSVs are not under %s: %s …", len(missing), source_dir, missing[0]
+        )
     _claim(output, settings(config))
     with Journal(output) as journal:
         run = IngestRun(config, source, tables, journal)
         pending = run.pending
         log.info("%d files or folders, %d to do", len(source.items), pending)
         run.work()
-    summary = write_reports(output, run.seen.values(), source.stray, settings(config))
+    summary = write_reports(output, run.seen.values(), source.stray, settings(config), len(missing))
     if pending or not (output / SHEET).is_file():
         write_contact_sheet(output)
     log_summary(summary)

@@ -12,7 +12,7 @@ from pathlib import Path
 from ctflow.config.prep import IngestConfig
 from ctflow.errors import ScanError
 
-NIFTI = (".nii.gz", ".nii")
+NIFTI = (".nii.gz", ".nii", ".hdr")
 ITK = (".mha", ".mhd", ".nrrd", ".nhdr")
 DICOM = (".dcm", ".dicom", ".ima")
 TRUTH = ".truth.json"
@@ -172,7 +172,7 @@ def fingerprint(files: list[Path]) -> str:
     """Hash of names, sizes and modification times; equal means that nothing was touched."""
     digest = hashlib.sha256()
     for path in files:
-        status = path.stat()
+        status = path.stat() if path.exists() else path.lstat()
         digest.update(f"{path.name}|{status.st_size}|{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:16]
 
@@ -214,17 +214,24 @@ def patient_and_split(key: str, case_id: str, known_patient: str, config: Ingest
 
 
 def _walk(root: Path, output: Path | None) -> Iterator[tuple[Path, list[str]]]:
-    skip = output.resolve() if output else None
-    for folder, folders, names in os.walk(root):
+    """Folders and their files in order; links are followed, every folder once, hidden names left out."""
+    seen = {output.resolve()} if output else set()
+    for folder, folders, names in os.walk(root, followlinks=True):
         here = Path(folder)
-        folders[:] = sorted(d for d in folders if not d.startswith(".") and (here / d).resolve() != skip)
+        if here.resolve() in seen:
+            folders.clear()
+            continue
+        seen.add(here.resolve())
+        folders[:] = sorted(d for d in folders if not d.startswith("."))
         yield here, sorted(n for n in names if not n.startswith("."))
 
 
 def _kind(path: Path) -> str:
     """By name first; a name that says nothing is looked into, for DICOM's magic."""
     name = path.name.lower()
-    if not path.is_file():
+    if path.exists() and not path.is_file():  # pipes and devices; a link to nothing is told as unreadable
+        return "part"
+    if name.endswith(".img") and path.with_suffix(".hdr").exists():
         return "part"
     if name.endswith(NIFTI):
         return "nifti"

@@ -22,7 +22,7 @@ _TAIL_BYTES = 2**20
 
 
 def read_nifti_scan(path: Path, memory_bytes: float) -> RawScan:
-    """Read a NIfTI-1 or NIfTI-2 file, compressed or not, whatever its name says.
+    """Read a NIfTI-1 or NIfTI-2 file or pair, compressed or not, whatever its name says.
 
     Args:
         path: The file.
@@ -36,6 +36,8 @@ def read_nifti_scan(path: Path, memory_bytes: float) -> RawScan:
         raw.seek(0)
         stream = gzip.GzipFile(fileobj=raw) if compressed else raw
         try:
+            if path.suffix.lower() == ".hdr":
+                return _read_pair(stream, path.with_suffix(".img"), memory_bytes)
             return _read(stream, compressed, memory_bytes)
         except EOFError as error:
             raise ScanRefused("truncated", f"the compressed stream ends early ({error})") from error
@@ -45,13 +47,9 @@ def read_nifti_scan(path: Path, memory_bytes: float) -> RawScan:
 
 def _read(stream: BinaryIO | gzip.GzipFile, compressed: bool, memory_bytes: float) -> RawScan:
     head = stream.read(544)
-    header = _header(head)
-    dtype = header.get_data_dtype()
-    if dtype.kind not in "iuf":
-        raise ScanRefused("not_3d", f"voxels of type {dtype}, not one number each")
-    shape = tuple(int(n) for n in header.get_data_shape())
-    sizes = check_shape(shape, dtype.itemsize, memory_bytes)
-    offset, need = header.get_data_offset(), int(np.prod(sizes)) * dtype.itemsize
+    header = _header(head, (b"n+1", b"n+2"))
+    sizes, need = _sizes(header, memory_bytes)
+    offset = header.get_data_offset()
     if not len(head) >= 348 or not 0 <= offset < _TAIL_BYTES:
         raise ScanRefused("unreadable", f"voxel data at byte {offset}")
     skipped = offset - len(head)
@@ -61,20 +59,46 @@ def _read(stream: BinaryIO | gzip.GzipFile, compressed: bool, memory_bytes: floa
         raise ScanRefused("truncated", f"{len(data):,} of {need:,} bytes of voxels are there")
     if compressed and len(stream.read(_TAIL_BYTES)) == _TAIL_BYTES:  # reaching the end is what checks the CRC
         raise ScanRefused("unreadable", f"more than {_TAIL_BYTES:,} bytes behind the voxels")
-    stored = np.frombuffer(data, dtype).reshape(sizes, order="F")
+    return _scan(header, sizes, data)
+
+
+def _read_pair(stream: BinaryIO | gzip.GzipFile, image: Path, memory_bytes: float) -> RawScan:
+    header = _header(stream.read(544), (b"ni1", b"ni2"))
+    sizes, need = _sizes(header, memory_bytes)
+    if not image.is_file():
+        raise ScanRefused("truncated", f"{image.name} is missing beside its header")
+    with image.open("rb") as data:
+        data.seek(max(0, int(header.get_data_offset())))
+        voxels = data.read(need)
+    if len(voxels) < need:
+        raise ScanRefused("truncated", f"{image.name}: {len(voxels):,} of {need:,} bytes of voxels are there")
+    return _scan(header, sizes, voxels)
+
+
+def _sizes(header: nib.Nifti1Header, memory_bytes: float) -> tuple[tuple[int, ...], int]:
+    """Sizes of the volume, and bytes of its voxels."""
+    dtype = header.get_data_dtype()
+    if dtype.kind not in "iuf":
+        raise ScanRefused("not_3d", f"voxels of type {dtype}, not one number each")
+    sizes = check_shape(tuple(int(n) for n in header.get_data_shape()), dtype.itemsize, memory_bytes)
+    return sizes, int(np.prod(sizes)) * dtype.itemsize
+
+
+def _scan(header: nib.Nifti1Header, sizes: tuple[int, ...], data: bytes) -> RawScan:
+    stored = np.frombuffer(data, header.get_data_dtype()).reshape(sizes, order="F")
     slope, intercept = header.get_slope_inter()
     return RawScan(stored, _affine(header), slope or 1.0, intercept or 0.0, "NIfTI", facts=_facts(header))
 
 
-def _header(head: bytes) -> nib.Nifti1Header:
+def _header(head: bytes, magics: tuple[bytes, ...]) -> nib.Nifti1Header:
     for kind in (nib.Nifti1Header, nib.Nifti2Header):
         try:
             header = kind.from_fileobj(io.BytesIO(head))
-            if bytes(header["magic"]).startswith((b"n+1", b"n+2")):
+            if bytes(header["magic"]).startswith(magics):
                 return header
         except (HeaderDataError, ImageFileError, ValueError, KeyError, OverflowError):
             continue
-    raise ScanRefused("unreadable", "no NIfTI header (magic n+1 or n+2)")
+    raise ScanRefused("unreadable", f"no NIfTI header (magic {' or '.join(m.decode() for m in magics)})")
 
 
 def _affine(header: nib.Nifti1Header) -> np.ndarray:

@@ -7,7 +7,7 @@ import io
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ _TILE_HEIGHT = 172
 
 
 def write_reports(
-    output: Path, outcomes: Iterable[Outcome], stray: Iterable[str], settings: dict[str, Any]
+    output: Path, outcomes: Iterable[Outcome], stray: Sequence[str], settings: dict[str, Any], missing: int
 ) -> dict[str, Any]:
     """Write the quarantine, the list of volumes and the summary.
 
@@ -40,6 +40,7 @@ def write_reports(
         outcomes: Of every item.
         stray: Files that are no images.
         settings: Keys that shaped the volumes.
+        missing: Volumes of the report CSVs that are not there.
 
     Returns:
         The summary.
@@ -82,7 +83,7 @@ def write_reports(
         for o in kept
     ]
     _write_csv(output / VOLUMES, columns + facts, rows)
-    summary = summarise(outcomes, len(list(stray)), settings)
+    summary = summarise(outcomes, len(stray), settings) | {"listed_but_missing": missing}
     _replace(output / SUMMARY, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     return summary
 

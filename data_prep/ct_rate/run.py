@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ctflow.config.prep import IngestConfig
 from ctflow.data.manifest import read_manifest
@@ -82,6 +83,7 @@ class IngestRun:
             bar = stack.enter_context(
                 tqdm(total=len(self._pending), desc="scans", unit="scan", disable=not self.config.progress)
             )
+            stack.enter_context(logging_redirect_tqdm())
             self._loop(pool, writers, staging, bar, _AHEAD * count)
         shutil.rmtree(staging, ignore_errors=True)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pandas as pd
 from ctflow.config.prep import IngestConfig
 from ctflow.errors import ScanError
 
+log = logging.getLogger(__name__)
 NAME_COLUMN = "VolumeName"
 _ENDINGS = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd", ".nhdr", ".dcm")
 _NOT_GIVEN = ("not given.", "not given", "nan", "")
@@ -59,15 +61,24 @@ class Tables:
     """
 
     def __init__(self, config: IngestConfig, found: Sequence[Path]) -> None:
-        self.reports = _load(config.reports or _matching(found, "report"))
-        self.metadata = _load(config.metadata or _matching(found, "metadata"))
-        self.labels = _load(config.labels or _matching(found, "label"))
+        self.reports = _load(config.reports) or _load_found(found, "report")
+        self.metadata = _load(config.metadata) or _load_found(found, "metadata")
+        self.labels = _load(config.labels) or _load_found(found, "label")
         self._sidecars = {_stem(p): _load([p]) for p in config.metadata}
 
     @property
     def has_reports(self) -> bool:
         """Whether any report was found."""
         return bool(self.reports)
+
+    def without_file(self, names: Iterable[str]) -> list[str]:
+        """Volumes that a report CSV lists and the source lacks.
+
+        Args:
+            names: File names of the source.
+        """
+        there = {_stem(name) for name in names}
+        return sorted(name for name in self.reports if name not in there)
 
     def row(self, name: str, alone: bool) -> CsvRow:
         """Everything the CSVs say of a volume.
@@ -107,8 +118,16 @@ def report_text(row: dict[str, str]) -> str:
     return " ".join(text.translate(_UNWANTED).split())
 
 
-def _matching(found: Sequence[Path], word: str) -> list[str]:
-    return [str(p) for p in found if word in p.name.lower()]
+def _load_found(found: Sequence[Path], word: str) -> dict[str, dict[str, str]]:
+    """Rows of CSVs met by the way; one that is of another kind is none of the user's mistakes."""
+    rows: dict[str, dict[str, str]] = {}
+    for path in found:
+        if word in path.name.lower():
+            try:
+                rows |= _load([path])
+            except ScanError as error:
+                log.warning("left out: %s", error.found)
+    return rows
 
 
 def _load(paths: Sequence[str | Path]) -> dict[str, dict[str, str]]:

@@ -55,7 +55,7 @@ def damage(data: bytes, how: str, rng: np.random.Generator) -> bytes:
     elif how == "grow":
         changed[place:place] = rng.bytes(300)
     else:
-        changed += changed
+        changed = changed + changed
     return bytes(changed)
 
 

@@ -36,6 +36,20 @@ def test_nifti_is_recognised_by_content_not_by_ending(tmp_path):
     np.testing.assert_array_equal(volume, EXPECTED)
 
 
+def test_a_pair_of_header_and_image(tmp_path):
+    import nibabel as nib
+
+    single = nib.load(save_nifti(tmp_path / "single.nii", HU))
+    (tmp_path / "in").mkdir()
+    nib.save(nib.Nifti1Pair(single.dataobj, single.affine, single.header), tmp_path / "in" / "a.hdr")
+    outcome, volume = only(ingest_one(tmp_path / "in", tmp_path))
+    assert outcome.status == "accepted"
+    np.testing.assert_array_equal(volume, EXPECTED)
+    (tmp_path / "in" / "a.img").unlink()
+    outcome, _ = only(ingest_one(tmp_path / "in", tmp_path))
+    assert codes(outcome) == ["truncated"]
+
+
 def test_metres_are_millimetres_times_a_thousand(tmp_path):
     spacing = tuple(s / 1000 for s in SPACING)
     path = save_nifti(tmp_path / "in" / "a.nii.gz", HU, spacing=spacing, unit="meter")

@@ -8,6 +8,7 @@ from ct_rate_scans import chest, codes, ingest_one, save_nifti
 from ctflow.config.prep import IngestConfig
 from ctflow.errors import ScanError
 from data_prep.ct_rate.discovery import case_id_of, find_items, patient_and_split
+from data_prep.ct_rate.reasons import FLAGS, REFUSALS
 from data_prep.ct_rate.tables import CsvRow, Tables, report_text
 
 
@@ -72,6 +73,21 @@ def test_spacing_from_the_csv_where_the_header_lies(tmp_path):
     assert outcome.facts["spacing_from"] == "header" and not outcome.reasons
 
 
+def test_csvs_met_by_the_way_may_be_of_another_kind(tmp_path, caplog):
+    strange = write(tmp_path / "my_reports.csv", "a,b\n1,2\n")
+    good = write(tmp_path / "train_reports.csv", "VolumeName,Findings_EN\nx.nii.gz,A.\ny.nii.gz,B.\n")
+    tables = Tables(IngestConfig(), [strange, good])
+    assert "my_reports.csv" in caplog.text
+    assert tables.row("x.nii.gz", alone=False).report == "A."
+    assert tables.without_file(["x.nii.gz"]) == ["y"]
+
+
+def test_the_docs_name_every_reason(repo_root):
+    text = (repo_root / "docs" / "ingest.md").read_text(encoding="utf-8")
+    for code, meaning in (REFUSALS | FLAGS).items():
+        assert f"| `{code}` | {meaning} |" in text
+
+
 def test_case_ids():
     assert case_id_of("dataset/train/train_1/train_1_a/train_1_a_2.nii.gz") == "train_1_a_2"
     assert case_id_of("a b/scan.nii.gz") == "a_b-scan"
@@ -122,6 +138,13 @@ def test_discovery_opens_nothing_and_leaves_the_output_out(tmp_path):
         ("c/", "folder"),
     ]
     assert source.stray == ["notes.txt"] and [p.name for p in source.csvs] == ["t_reports.csv"]
+    (tmp_path / "loop").symlink_to(tmp_path)
+    (tmp_path / "gone.nii.gz").symlink_to(tmp_path / "nowhere")
+    assert [item.key for item in find_items(tmp_path, tmp_path / "out").items][1:] == [
+        "b.mha",
+        "c/",
+        "gone.nii.gz",
+    ]
     with pytest.raises(ScanError, match="no folder"):
         find_items(tmp_path / "nowhere")
 
