@@ -109,7 +109,10 @@ class ClipTask:
     Attributes:
         network: The CT-CLIP.
         vocabulary_size: Most entries of the WordPiece vocabulary, trained on the training reports.
-        label_weight: Weight of the auxiliary loss: linear heads from both pooled states to the label columns.
+        label_weight: Weight of the auxiliary loss: linear heads from the text's pooled state, its mean token
+            state and the volume to the label columns.
+        text_warmup: First batches that train the text tower on the labels alone: cheap, and the text states,
+            which condition the FMvT, become informative at once.
         optimizer: The pair's optimizer.
         ema_cap: Greatest decay of the moving average.
         gradient_clip: Greatest norm of the gradients; 0: no clipping.
@@ -118,6 +121,7 @@ class ClipTask:
     network: CTCLIPConfig = field(default_factory=CTCLIPConfig)
     vocabulary_size: int = 1024
     label_weight: float = 1.0
+    text_warmup: int = 0
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     ema_cap: float = 0.999
     gradient_clip: float = 1.0

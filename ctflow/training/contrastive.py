@@ -20,12 +20,12 @@ from ctflow.training.ema import averaged_copy
 from ctflow.training.optim import build_optimizer
 from ctflow.training.plain import from_plain, to_plain
 
-SIDES = ("text", "image")
-"""The two towers, in the order of ``LabelledPair``'s logits."""
+SIDES = ("text", "tokens", "image")
+"""Pooled text state, mean token state, volume: the order of ``LabelledPair``'s logits."""
 
 
 class LabelledPair(nn.Module):
-    """A CT-CLIP with a linear head from each tower's pooled state to the labels.
+    """A CT-CLIP with linear heads from pooled text state, mean token state and volume to the labels.
 
     Args:
         clip: The pair.
@@ -36,6 +36,7 @@ class LabelledPair(nn.Module):
         super().__init__()
         self.clip = clip
         self.text_head = nn.Linear(clip.config.bert.hidden_size, labels)
+        self.token_head = nn.Linear(clip.config.bert.hidden_size, labels)
         self.image_head = nn.Linear(clip.config.dim_image, labels)
 
     def forward(
@@ -49,10 +50,16 @@ class LabelledPair(nn.Module):
             volume: ``[B, 1, D, H, W]`` in [-1, 1].
 
         Returns:
-            Text and volume encoding, and logits ``[B, K]`` of text and volume.
+            Text and volume encoding, and logits ``[B, K]`` of pooled state, mean token state and volume.
         """
-        text, image = self.clip.encode_text(ids, mask), self.clip.encode_volume(volume)
-        return text, image, [self.text_head(text.pooled), self.image_head(image.embedding)]
+        (text, logits), image = self.read(ids, mask), self.clip.encode_volume(volume)
+        return text, image, [*logits, self.image_head(image.embedding)]
+
+    def read(self, ids: Tensor, mask: Tensor) -> tuple[TextEncoding, list[Tensor]]:
+        """The text side alone: its encoding, and logits from the pooled and from the mean token state."""
+        text = self.clip.encode_text(ids, mask)
+        mean = (text.tokens * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)  # [B, D]
+        return text, [self.text_head(text.pooled), self.token_head(mean)]
 
 
 def label_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -122,11 +129,12 @@ class ClipModule(CountingModule):
         """Both encodings of a batch and the logits of the labels."""
         limit = self.config.network.grid.hu_limit
         volumes = batch.hu.clamp(-limit, limit) / limit
-        tokens = self.tokenizer([clean_text(report) for report in batch.reports])
-        return network(tokens.ids.to(self.device), tokens.mask.to(self.device), volumes)
+        return network(*self.tokens(batch), volumes)
 
     def training_step(self, batch: VolumeBatch, batch_idx: int) -> Tensor:
-        """Contrast over the global batch, labels over the local one."""
+        """Contrast over the global batch, labels over the local one; at first the text's labels alone."""
+        if self.batches < self.config.text_warmup:
+            return self.text_step(batch)
         text, image, logits = self.encode(self.network, batch)
         contrast = self.network.clip.contrastive_loss(self.gather(text.latent), self.gather(image.latent))
         labels = torch.stack([label_loss(side, batch.labels) for side in logits]).mean()
@@ -136,6 +144,19 @@ class ClipModule(CountingModule):
         terms = {"contrast": contrast, "labels": labels, "retrieval": accuracy, "loss": loss}
         self.log_terms(terms, len(batch.reports))
         return loss
+
+    def text_step(self, batch: VolumeBatch) -> Tensor:
+        """Label losses of the text tower, which costs a fraction of the volume tower."""
+        _, logits = self.network.read(*self.tokens(batch))
+        loss = torch.stack([label_loss(side, batch.labels) for side in logits]).mean()
+        self.batches += 1
+        self.log_terms({"labels": loss, "loss": loss}, len(batch.reports))
+        return loss
+
+    def tokens(self, batch: VolumeBatch) -> tuple[Tensor, Tensor]:
+        """Token ids and mask ``[B, L]`` of a batch's reports."""
+        tokens = self.tokenizer([clean_text(report) for report in batch.reports])
+        return tokens.ids.to(self.device), tokens.mask.to(self.device)
 
     def gather(self, latent: Tensor) -> Tensor:
         """Latents of all processes ``[W·B, D]``, gradients flowing back to each."""
