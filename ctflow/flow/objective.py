@@ -59,15 +59,19 @@ def draw(config: FlowConfig, block: Tensor, generator: torch.Generator | None = 
         The draw, in a fixed order of draws for a given configuration.
     """
     batch, channels = block.shape[:2]
-    where = {"generator": generator, "device": block.device}
-    t = sample_times(batch, config.time_distribution, generator, block.device)
-    noise = torch.randn(block.shape, **where)
+    device = block.device
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, device=device)
+
+    t = sample_times(batch, config.time_distribution, generator, device)
+    noise = normal(*block.shape)
     if config.noise_offset:
-        noise = noise + config.noise_offset * torch.randn(batch, channels, 1, 1, 1, **where)
-    condition_noise = config.condition_noise * torch.randn(block.shape, **where)
+        noise = noise + config.noise_offset * normal(batch, channels, 1, 1, 1)
+    condition_noise = config.condition_noise * normal(*block.shape)
+    probabilities = (config.text_dropout, config.previous_dropout, config.length_dropout)
     dropped = [
-        torch.rand(batch, **where) < probability if probability else None
-        for probability in (config.text_dropout, config.previous_dropout, config.length_dropout)
+        torch.rand(batch, generator=generator, device=device) < p if p else None for p in probabilities
     ]
     return FlowDraw(t, noise, condition_noise, *dropped)
 

@@ -254,9 +254,8 @@ def _start_block(start: Tensor, model: FMvT) -> Tensor:
     if start.ndim == 3:
         start = start[:, None].expand(-1, BLOCK_LENGTH, -1, -1)
     if start.ndim != 4 or start.shape[:2] != (channels, BLOCK_LENGTH):
-        raise ValueError(
-            f"start must be [{channels}, h, w] or [{channels}, {BLOCK_LENGTH}, h, w], found {list(start.shape)}"
-        )
+        expected = f"[{channels}, h, w] or [{channels}, {BLOCK_LENGTH}, h, w]"
+        raise ValueError(f"start must be {expected}, found {list(start.shape)}")
     return start.to(device=model.pos_embed.device, dtype=torch.float32)
 
 

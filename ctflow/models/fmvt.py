@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -17,7 +19,7 @@ from ctflow.models.fmvt_layers import (
     spatial_embedding,
     temporal_embedding,
 )
-from ctflow.models.fmvt_text import CaptionEmbedder, PreparedText, TextCondition, TextTokens
+from ctflow.models.fmvt_text import CaptionEmbedder, CrossAttention, PreparedText, TextCondition, TextTokens
 
 
 class FMvT(nn.Module):
@@ -47,15 +49,11 @@ class FMvT(nn.Module):
         self.t_block = nn.Sequential(nn.SiLU(), nn.Linear(hidden, modulation_rows(config) * hidden))
         self.y_embedder = CaptionEmbedder(config)
         self.blocks = nn.ModuleList(FMvTBlock(config) for _ in range(config.depth))
-        patch_values = (
-            config.latent_channels * config.patch_size[0] * config.patch_size[1] * config.patch_size[2]
-        )
-        self.final_layer = FinalLayer(hidden, patch_values)
-        if (
-            config.text_tokens == 1
-        ):  # every query's answer is the same: no gradient can reach the query projection
-            for block in self.blocks:
-                block.cross_attn.q_linear.requires_grad_(False)
+        self.final_layer = FinalLayer(hidden, config.latent_channels * math.prod(config.patch_size))
+        if config.text_tokens == 1:
+            # Every query gets the same answer, so that no gradient reaches the query projection.
+            for cross in self._cross_attentions():
+                cross.q_linear.requires_grad_(False)
         self.text_modulation = nn.Linear(hidden, hidden) if config.text_modulation else None
         self.position_embedder = NumberEmbedder(hidden) if config.position_input else None
         self.length_embedder = NumberEmbedder(hidden) if config.length_input else None
@@ -75,19 +73,19 @@ class FMvT(nn.Module):
         nn.init.xavier_uniform_(self.x_embedder.proj.weight.view(self.config.hidden_size, -1))
         assert self.x_embedder.proj.bias is not None
         nn.init.zeros_(self.x_embedder.proj.bias)
-        for embedder in (
-            self.t_embedder,
-            self.position_embedder,
-            self.length_embedder,
-            self.remaining_embedder,
-        ):
-            if embedder is not None:
-                nn.init.normal_(embedder.mlp[0].weight, std=0.02)
-                nn.init.normal_(embedder.mlp[2].weight, std=0.02)
-        zero_layers = [self.t_block[1], self.final_layer.linear]
-        zero_layers += [block.cross_attn.proj for block in self.blocks]
-        for layer in zero_layers:
+        for module in self.modules():
+            if isinstance(module, (TimeEmbedder, NumberEmbedder)):
+                for layer in (module.mlp[0], module.mlp[2]):
+                    assert isinstance(layer, nn.Linear)
+                    nn.init.normal_(layer.weight, std=0.02)
+        to_modulation = self.t_block[1]
+        assert isinstance(to_modulation, nn.Linear)
+        for layer in (to_modulation, self.final_layer.linear, *(c.proj for c in self._cross_attentions())):
             nn.init.zeros_(layer.weight)
+
+    def _cross_attentions(self) -> list[CrossAttention]:
+        """Those of the blocks, in order."""
+        return [module for module in self.modules() if isinstance(module, CrossAttention)]
 
     def encode_text(
         self,
@@ -113,7 +111,7 @@ class FMvT(nn.Module):
             ValueError: A shape that does not fit.
         """
         read = self.y_embedder(text, mask, drop, batch)
-        prepared = tuple(block.cross_attn.prepare(read) for block in self.blocks)
+        prepared = tuple(cross.prepare(read) for cross in self._cross_attentions())
         return TextCondition(read.summary(), prepared)
 
     def forward(
