@@ -20,6 +20,21 @@ CLASS_NAME = "AutoencoderKL"
 SINGLE_FILE_MARK = "encoder.down.0.block.0.conv1.weight"
 """A key that only the single-file layout has."""
 
+_TOPOLOGY: dict[str, Any] = {
+    "_class_name": CLASS_NAME,
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+    "mid_block_add_attention": True,
+    "act_fn": "silu",
+}
+_DIFFUSERS_DEFAULTS: dict[str, Any] = {
+    "use_quant_conv": True,
+    "use_post_quant_conv": True,
+    "mid_block_add_attention": True,
+    "act_fn": "silu",
+}
+"""What diffusers assumes where an older ``config.json`` does not say."""
+
 
 def avae_config_from_diffusers(config: Mapping[str, Any]) -> AVAEConfig:
     """Our configuration of a diffusers ``config.json``; the intensity window is the published CTFlow's.
@@ -27,10 +42,7 @@ def avae_config_from_diffusers(config: Mapping[str, Any]) -> AVAEConfig:
     Raises:
         WeightsError: The file describes an autoencoder of another topology.
     """
-    wanted = {"_class_name": CLASS_NAME, "use_quant_conv": False, "use_post_quant_conv": False}
-    wanted |= {"mid_block_add_attention": True, "act_fn": "silu"}
-    defaults = {"use_quant_conv": True, "use_post_quant_conv": True, "mid_block_add_attention": True}
-    defaults |= {"act_fn": "silu"}
+    wanted, defaults = _TOPOLOGY, _DIFFUSERS_DEFAULTS
     found = {key: config.get(key, defaults.get(key)) for key in wanted}
     differing = [f"{key}={found[key]!r}" for key, value in wanted.items() if found[key] != value]
     if config.get("in_channels") != config.get("out_channels"):
@@ -41,8 +53,8 @@ def avae_config_from_diffusers(config: Mapping[str, Any]) -> AVAEConfig:
         expected = "FLUX's: an AutoencoderKL without quant convolutions, with attention in the middle"
         raise WeightsError(f"the autoencoder's config.json has {', '.join(differing)}", expected)
     base = flux_avae_config()
-    whitening = Whitening([float(config.get("shift_factor") or 0.0)], [float(config["scaling_factor"])])
     try:
+        shift, scale = config.get("shift_factor") or 0.0, config["scaling_factor"]
         return AVAEConfig(
             in_channels=config["in_channels"],
             latent_channels=config["latent_channels"],
@@ -50,10 +62,10 @@ def avae_config_from_diffusers(config: Mapping[str, Any]) -> AVAEConfig:
             layers_per_block=config["layers_per_block"],
             norm_num_groups=config["norm_num_groups"],
             intensity=base.intensity,
-            whitening=whitening,
+            whitening=Whitening([float(shift)], [float(scale)]),
         )
-    except (KeyError, ValueError) as error:
-        raise WeightsError(f"the autoencoder's config.json cannot be used: {error}") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeightsError(f"the autoencoder's config.json cannot be used: {error!r}") from error
 
 
 def avae_config_to_diffusers(config: AVAEConfig) -> dict[str, Any]:

@@ -43,7 +43,9 @@ class ReportTokenizer:
     """
 
     def __init__(self, backend: Tokenizer, max_tokens: int) -> None:
-        missing = [t for t in SPECIAL_TOKENS[:4] if backend.token_to_id(t) is None]
+        found_ids = {token: backend.token_to_id(token) for token in SPECIAL_TOKENS[:4]}
+        ids = {token: index for token, index in found_ids.items() if index is not None}
+        missing = sorted(found_ids.keys() - ids.keys())
         if missing:
             found = f"a vocabulary of {backend.get_vocab_size()} tokens without {', '.join(missing)}"
             raise WeightsError(
@@ -53,8 +55,7 @@ class ReportTokenizer:
         backend.no_padding()
         self.backend = backend
         self.max_tokens = max_tokens
-        self.pad_id = int(backend.token_to_id("[PAD]"))
-        self.end_id = int(backend.token_to_id("[SEP]"))
+        self.pad_id, self.end_id = ids["[PAD]"], ids["[SEP]"]
 
     @classmethod
     def from_json(cls, text: str, max_tokens: int) -> ReportTokenizer:

@@ -72,7 +72,7 @@ def test_json_round_trip_and_published_vocabulary(tokenizer):
 
 
 def test_a_vocabulary_without_special_tokens_is_refused():
-    with pytest.raises(WeightsError, match=r"without \[PAD\]"):
+    with pytest.raises(WeightsError, match=r"without \[CLS\], \[PAD\], \[SEP\]"):
         ReportTokenizer.from_vocabulary(["[UNK]", "a"], 16)
     with pytest.raises(WeightsError, match=r"tokenizer\.json is not readable"):
         ReportTokenizer.from_json("{}", 16)
