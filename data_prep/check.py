@@ -102,7 +102,8 @@ def _histogram(shards: SliceShards) -> list[str]:
 
 def _moments(shards: LatentShards) -> list[str]:
     """Mean and variance of whitened posterior samples, in closed form: they should be near 0 and 1."""
-    count, total, squares, noise = 0, 0.0, 0.0, 0.0
+    count = 0
+    total, squares, noise = torch.zeros(3, shards.header.air.shape[0], dtype=torch.float64)
     scale = torch.tensor(shards.header.whitening.scale, dtype=torch.float64)[:, None, None]
     for i in range(len(shards)):
         _, logvar = shards.posterior(i)

@@ -24,11 +24,12 @@ from ctflow.config.data import EncodeConfig
 from ctflow.data import (
     LatentHeader,
     LatentRecord,
-    LatentShards,
     LatentShardWriter,
     SliceShards,
     read_manifest,
+    shards_to_encode,
 )
+from ctflow.data.reader import read_shard_header
 from ctflow.errors import ShardError
 from ctflow.models import AVAE, TextEncoder
 from ctflow.models.avae import Posterior
@@ -36,6 +37,7 @@ from ctflow.types import AIR_HU
 from ctflow.whitening import Whitening
 
 log = logging.getLogger("data_prep.encode")
+SOURCE_SHARD = "source_shard_sha256"
 MEASURED_SLICES = 512
 """Slices, evenly spread over the set, that whitening is measured on."""
 
@@ -129,6 +131,7 @@ class ShardWriting(Callback):
 
     def __init__(self, source: SliceShards, writer: LatentShardWriter) -> None:
         self.source, self.writer = source, writer
+        self._sources = {entry.file: entry.sha256 for entry in read_manifest(source.folder)}
         self._parts: list[Posterior] = []
         self._shard = ""
 
@@ -147,7 +150,7 @@ class ShardWriting(Callback):
         if not batch.ends_case:
             return
         if batch.shard != self._shard:
-            self.writer.begin(batch.shard)
+            self.writer.begin(batch.shard, {SOURCE_SHARD: self._sources[batch.shard]})
             self._shard = batch.shard
         self.writer.append(self._record(batch.case, pl_module.text_encoder))
         if batch.ends_shard:
@@ -209,7 +212,8 @@ def measure_whitening(avae: AVAE, source: SliceShards, batch_slices: int) -> Whi
     """
     starts = np.concatenate([[0], np.cumsum([case.slices for case in source.cases])])
     chosen = np.unique(np.linspace(0, starts[-1] - 1, MEASURED_SLICES).astype(int))
-    count, total, squares = 0, 0.0, 0.0
+    count = 0
+    total, squares = torch.zeros(2, avae.config.latent_channels, dtype=torch.float64)
     for first in range(0, len(chosen), batch_slices):
         items = chosen[first : first + batch_slices]
         cases = np.searchsorted(starts, items, side="right") - 1
@@ -236,7 +240,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     avae = _avae(config, source)
     writer = LatentShardWriter(config.output, make_header(avae, config, source.one_size()))
     shards = _shards(config.source)
-    complete = _complete(writer, config.source)
+    _check_output(writer, config.source)
+    complete = set(shards) - set(shards_to_encode(config.source, config.output))
     trainer = Trainer(
         accelerator=config.accelerator,
         devices=config.devices,
@@ -278,33 +283,31 @@ def _shards(source: str) -> dict[str, range]:
     return shards
 
 
-def _complete(writer: LatentShardWriter, source: str) -> set[str]:
-    """Shards that need no encoding again.
+def _check_output(writer: LatentShardWriter, source: str) -> None:
+    """Look at the shards that are complete already.
 
     Raises:
         ShardError: Complete shards come from other weights or other slice shards.
     """
-    done = {entry.file: entry for entry in read_manifest(writer.folder)}
-    if not done:
-        return set()
-    header = LatentShards(writer.folder).header
-    for name in ("avae_fingerprint", "text_fingerprint", "whitening", "hu_window", "provenance"):
-        found, ours = getattr(header, name), getattr(writer.header, name)
-        if found != ours:
+    done = writer.completed_shards()
+    sources = {entry.file: entry.sha256 for entry in read_manifest(source)}
+    for name in done:
+        header = read_shard_header(writer.folder / name)
+        made_from = header.provenance.pop(SOURCE_SHARD)
+        for field in ("avae_fingerprint", "text_fingerprint", "whitening", "hu_window", "provenance"):
+            found, ours = getattr(header, field), getattr(writer.header, field)
+            if found != ours:
+                raise ShardError(
+                    f"{writer.folder / name} holds latents with {field} {found}, this run would write {ours}",
+                    "one encoder and one setting per folder",
+                    "give an empty output folder",
+                )
+        if made_from != sources.get(name):
             raise ShardError(
-                f"{writer.folder} holds latents with {name} {found}, this run would write {ours}",
-                "one encoder and one setting per folder",
-                "give an empty output folder",
-            )
-    cases = {entry.file: [(c.case_id, c.slices) for c in entry.cases] for entry in read_manifest(source)}
-    for name, entry in done.items():
-        if cases.get(name) != [(c.case_id, c.slices) for c in entry.cases]:
-            raise ShardError(
-                f"{writer.folder / name} holds other cases than {source}/{name}",
+                f"{writer.folder / name} was not made from {source}/{name} as it is now",
                 "latents of these slice shards",
                 "give an empty output folder",
             )
-    return set(done)
 
 
 @torch.no_grad()

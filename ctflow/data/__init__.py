@@ -2,7 +2,7 @@
 
 from ctflow.data.batches import BlockBatch, SliceBatch, VolumeBatch
 from ctflow.data.datamodule import LatentDataModule
-from ctflow.data.manifest import file_sha256, read_manifest
+from ctflow.data.manifest import file_sha256, read_manifest, shards_to_encode
 from ctflow.data.reader import LatentShards, SliceShards, padded_slices
 from ctflow.data.records import CaseEntry, LatentHeader, LatentRecord, ShardEntry, SliceRecord
 from ctflow.data.writer import LatentShardWriter, SliceShardWriter
@@ -24,4 +24,5 @@ __all__ = [
     "file_sha256",
     "padded_slices",
     "read_manifest",
+    "shards_to_encode",
 ]

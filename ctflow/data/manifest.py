@@ -64,6 +64,12 @@ def add_to_manifest(folder: Path, entry: ShardEntry) -> None:
         temporary.replace(folder / MANIFEST)
 
 
+def shards_to_encode(slices: Path | str, latents: Path | str) -> list[str]:
+    """Slice shards without latents, by file name; empty where a set is encoded as a whole."""
+    done = {entry.file for entry in read_manifest(latents)}
+    return [entry.file for entry in read_manifest(slices) if entry.file not in done]
+
+
 def file_sha256(path: Path | str) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     with Path(path).open("rb") as stream:

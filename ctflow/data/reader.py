@@ -28,6 +28,16 @@ def padded_slices(slices: int) -> int:
     return (slices // BLOCK_LENGTH + 1) * BLOCK_LENGTH
 
 
+def read_shard_header(path: Path | str) -> LatentHeader:
+    """The header of one latent shard.
+
+    Raises:
+        ShardError: It cannot be read.
+    """
+    with schema.open_shard(Path(path), schema.LATENTS) as file:
+        return schema.read_latent_header(file)
+
+
 class ShardSet:
     """The cases of one folder, by index in the manifest's order.
 
@@ -168,9 +178,10 @@ class LatentShards(ShardSet):
 
     def __init__(self, folder: Path | str, max_cases: int = 0, in_memory: bool = False) -> None:
         super().__init__(folder, max_cases)
-        self.header: LatentHeader | None = None  # type: ignore[assignment]
+        self._shared: LatentHeader | None = None
         self._file(0)
-        self.header: LatentHeader
+        assert self._shared is not None
+        self.header = self._shared
         self.tokens = max(case.tokens for case in self.cases)
         self._posteriors: list[tuple[NDArray[np.float16], NDArray[np.float16]]] = []
         self._texts: list[TextArrays] = []
@@ -243,11 +254,11 @@ class LatentShards(ShardSet):
 
     def _check(self, file: h5py.File) -> None:
         header = schema.read_latent_header(file)
-        if self.header is None:
-            self.header = header
+        if self._shared is None:
+            self._shared = header
             return
         for name in ("avae_fingerprint", "text_fingerprint", "whitening", "hu_window"):
-            ours, theirs = getattr(self.header, name), getattr(header, name)
+            ours, theirs = getattr(self._shared, name), getattr(header, name)
             if ours != theirs:
                 raise ShardError(
                     f"{file.filename}: {name} is {theirs}, other shards of the folder have {ours}",

@@ -13,11 +13,13 @@ from ctflow.data.plan import epoch_order, rank_batches, rank_cases
 from ctflow.data.views import Batch, View
 from ctflow.errors import ConfigError
 
+ItemBatches = Sequence[Sequence[int]] | NDArray[np.int64]
+
 
 class _Batches(IterableDataset[Batch]):
     """Reads given batches; worker w of W reads every W-th, so the loader hands them out in order."""
 
-    def __init__(self, view: View, batches: Sequence[Sequence[int]], epoch: int | None) -> None:
+    def __init__(self, view: View, batches: ItemBatches, epoch: int | None) -> None:
         self.view, self.batches, self.epoch = view, batches, epoch
 
     def __iter__(self) -> Iterator[Batch]:
@@ -33,7 +35,7 @@ class _Loader:
     def __init__(self, view: View, num_workers: int, pin_memory: bool) -> None:
         self.view, self.num_workers, self.pin_memory = view, num_workers, pin_memory
 
-    def _read(self, batches: Sequence[Sequence[int]], epoch: int | None) -> Iterator[Batch]:
+    def _read(self, batches: ItemBatches, epoch: int | None) -> Iterator[Batch]:
         workers = min(self.num_workers, len(batches))
         dataset = _Batches(self.view, batches, epoch)
         yield from DataLoader(dataset, batch_size=None, num_workers=workers, pin_memory=self.pin_memory)

@@ -190,10 +190,11 @@ class LatentShardWriter:
         """File names of complete shards."""
         return {entry.file for entry in shard_entries(self.folder, schema.LATENTS)}
 
-    def begin(self, name: str) -> None:
-        """Start the shard ``name``."""
+    def begin(self, name: str, provenance: dict[str, Any] | None = None) -> None:
+        """Start the shard ``name``; ``provenance`` is what only this shard has, added to the header's."""
         assert self._shard is None, "finish a shard before the next one begins"
-        self._shard = ShardFile(self.folder, name, schema.LATENTS, self.header, self.header.provenance)
+        provenance = self.header.provenance | (provenance or {})
+        self._shard = ShardFile(self.folder, name, schema.LATENTS, self.header, provenance)
 
     def append(self, record: LatentRecord) -> None:
         """Add one case to the shard begun last."""

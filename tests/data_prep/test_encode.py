@@ -178,7 +178,7 @@ def test_an_output_of_other_weights_or_settings_is_refused(root, encoded, tmp_pa
 def test_an_output_of_other_slices_is_refused(root, encoded, tmp_path):
     with SliceShardWriter(tmp_path) as writer:
         writer.append(SliceRecord("other", "p", np.zeros((4, 32, 32), np.int16), (4.0, 2.0, 2.0), REPORTS[0]))
-    with pytest.raises(ShardError, match="other cases"):
+    with pytest.raises(ShardError, match="was not made from"):
         encode.main(arguments(root, encoded, source=tmp_path))
 
 
