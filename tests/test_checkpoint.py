@@ -117,6 +117,8 @@ def test_fingerprint_sees_any_weight_and_no_card(system, tmp_path):
     save_system(tmp_path / "s", system)
     before = folder_fingerprint(tmp_path / "s")
     (tmp_path / "s/README.md").write_text("words")
+    (tmp_path / "s/other").mkdir()
+    (tmp_path / "s/other/model.safetensors").write_text("of another system")
     assert folder_fingerprint(tmp_path / "s") == before
     path = tmp_path / "s/fmvt/model.safetensors"
     state = read_safetensors(path)

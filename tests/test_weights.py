@@ -258,7 +258,7 @@ def test_three_imports_make_a_system(fixtures, published_parts, tmp_path):
     tokenizer = f"tokenizer={published_parts / 'tokenizer'}"
     main(["import", "ctclip", str(fixtures / "ctclip/tiny"), str(tmp_path), tokenizer])
     assert not (tmp_path / "config.yaml").exists()
-    main(["import", "ctflow", str(published_parts / "fmvt"), str(tmp_path)])
+    main(["import", "ctflow", str(published_parts / "fmvt"), str(tmp_path / "fmvt")])  # the part named itself
     system = load_system(tmp_path)
     assert (system.config.image_size, system.config.text_mode, system.config.max_slices) == (
         64,

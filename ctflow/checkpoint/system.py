@@ -12,6 +12,8 @@ from ctflow.checkpoint.files import (
     CLIP_FOLDER,
     CONFIG_FILE,
     FMVT_FOLDER,
+    TOKENIZER_FILE,
+    VOCABULARY_FILE,
     WEIGHTS_FILE,
     read_config,
 )
@@ -89,9 +91,14 @@ def load_system(folder: Path | str) -> System:
 
 
 def folder_fingerprint(folder: Path | str) -> str:
-    """SHA-256 over names and bytes of all files of a sharing or full folder, for provenance records."""
-    digest = hashlib.sha256()
-    for path in sorted(p for p in Path(folder).rglob("*") if p.is_file() and p.name != CARD_FILE):
+    """SHA-256 over names and bytes of what a sharing or full folder loads, for provenance records.
+
+    Model cards and whatever else lies in the folder do not count.
+    """
+    folder, digest = Path(folder), hashlib.sha256()
+    places = (folder, *(folder / part for part in (AVAE_FOLDER, FMVT_FOLDER, CLIP_FOLDER)))
+    names = (CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE, VOCABULARY_FILE)
+    for path in sorted(place / name for place in places for name in names if (place / name).is_file()):
         digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())

@@ -12,7 +12,7 @@ from ctflow.checkpoint import CONFIG_FILE
 from ctflow.checkpoint.sources import Kind
 from ctflow.config import config_to_yaml, load_config
 from ctflow.weights.inspection import inspect
-from ctflow.weights.transfer import ImportOptions, export_weights, import_weights
+from ctflow.weights.transfer import ImportOptions, checkpoint_folder, export_weights, import_weights
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     options = load_config(ImportOptions, None, args.options)
     log.info("wrote %s", import_weights(kind, args.source, args.dest, options))
-    if (args.dest / CONFIG_FILE).is_file():
-        log.info("%s is complete: python -m ctflow.generate --checkpoint %s --report …", args.dest, args.dest)
+    folder = checkpoint_folder(kind, args.dest)
+    if (folder / CONFIG_FILE).is_file():
+        log.info("%s is complete: python -m ctflow.generate --checkpoint %s --report …", folder, folder)
     return 0
 
 

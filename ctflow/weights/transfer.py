@@ -78,8 +78,9 @@ def import_weights(kind: Kind, source: Path | str, dest: Path | str, options: Im
     Args:
         kind: Which network.
         source: Published folder or file.
-        dest: Checkpoint folder; the part becomes its sub-folder ``fmvt``, ``avae`` or ``clip``. When the
-            third part arrives, ``config.yaml`` is written and the folder can generate.
+        dest: Checkpoint folder; the part becomes its sub-folder ``fmvt``, ``avae`` or ``clip`` (which may
+            also be named itself). When the third part arrives, ``config.yaml`` is written and the folder can
+            generate.
         options: See ``ImportOptions``.
 
     Returns:
@@ -93,7 +94,8 @@ def import_weights(kind: Kind, source: Path | str, dest: Path | str, options: Im
         weights = with_channels(weights, options.channels)
     model = build(weights.config)
     load_exactly(inner_module(model), weights.state, str(source))
-    folder = Path(dest) / PART_FOLDERS[kind]
+    dest = checkpoint_folder(kind, dest)
+    folder = dest / PART_FOLDERS[kind]
     card = _card(kind, weights.source.weights)
     if isinstance(model, FMvT):
         save_fmvt(folder, model, card, options.half)
@@ -103,6 +105,12 @@ def import_weights(kind: Kind, source: Path | str, dest: Path | str, options: Im
         _save_with_tokenizer(folder, model, weights.source.weights.parent, card, options)
     complete_system(dest)
     return folder
+
+
+def checkpoint_folder(kind: Kind, dest: Path | str) -> Path:
+    """The checkpoint folder meant by ``dest``: itself, or its parent where it names the part."""
+    dest = Path(dest)
+    return dest.parent if dest.name == PART_FOLDERS[kind] else dest
 
 
 def complete_system(folder: Path | str) -> bool:
