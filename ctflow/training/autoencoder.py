@@ -52,6 +52,11 @@ class AutoencoderModule(CountingModule):
         assert isinstance(self.averaged, AVAE)
         return self.averaged
 
+    def compile_networks(self) -> None:
+        """Encoder and decoder, which the step calls one by one."""
+        self.network.net.encoder.compile()
+        self.network.net.decoder.compile()
+
     def on_fit_start(self) -> None:
         """Read the weights of the perceptual term."""
         if self.config.perceptual_weight > 0:

@@ -43,6 +43,10 @@ class CountingModule(L.LightningModule):
         self.batches = 0
         self.updates = 0
 
+    def compile_networks(self) -> None:
+        """Compile what a training step calls; the weights' names stay."""
+        self.network.compile()
+
     def count_update(self) -> None:
         """Count an optimizer step of ``network`` and follow it with the moving average."""
         self.updates += 1

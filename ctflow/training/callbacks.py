@@ -102,10 +102,10 @@ class Limits(L.Callback):
 
 
 class LearningRate(L.Callback):
-    """Logs the learning rate of every optimizer."""
+    """Logs the learning rate that each batch is trained with."""
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Log ``lr`` (and ``lr_1`` for the discriminator)."""
         for index, optimizer in enumerate(trainer.optimizers):

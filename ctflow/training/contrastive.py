@@ -123,6 +123,11 @@ class ClipModule(CountingModule):
         assert isinstance(self.averaged, LabelledPair)
         return self.averaged.clip
 
+    def compile_networks(self) -> None:
+        """Both towers, which the step calls one by one."""
+        self.network.clip.text.compile()
+        self.network.clip.volume.compile()
+
     def encode(
         self, network: nn.Module, batch: VolumeBatch
     ) -> tuple[TextEncoding, VolumeEncoding, list[Tensor]]:

@@ -15,6 +15,8 @@ from lightning.pytorch.strategies import Strategy
 
 from ctflow.config import config_to_yaml
 from ctflow.config.training import TrainConfig
+from ctflow.data import LatentDataModule
+from ctflow.data.stream import EvaluationLoader
 from ctflow.errors import ConfigError
 from ctflow.training.base import CountingModule
 from ctflow.training.callbacks import LearningRate, Limits, PeriodicCheckpoint, SeedEachBatch, remove_partial
@@ -74,22 +76,39 @@ def quiet_lightning() -> None:
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
 
 
-def fit(config: TrainConfig, run: Run, task: Task, data: L.LightningDataModule) -> L.Trainer:
+def fit(config: TrainConfig, run: Run, task: Task, data: LatentDataModule) -> L.Trainer:
     """Train from the run's checkpoint, or from scratch, until a limit; ``last.ckpt`` is then current."""
     quiet_lightning()
     torch.set_float32_matmul_precision("high")
     L.seed_everything(config.seed, workers=True, verbose=False)
     module = task.module(config, run)
     if config.loop.compile:
-        module.network.compile()  # type: ignore[operator,union-attr]
+        module.compile_networks()
     remove_partial(run.folder)
-    trainer = build_trainer(config, run, task, module)
+    trainer = build_trainer(config, run, task, module, validation_batches(config, data))
     checkpoint = str(run.checkpoint) if run.checkpoint else None
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     return trainer
 
 
-def build_trainer(config: TrainConfig, run: Run, task: Task, module: CountingModule) -> L.Trainer:
+def validation_batches(config: TrainConfig, data: LatentDataModule) -> int:
+    """Most batches of a validation: with a sharded network as many as the process with the fewest has.
+
+    Every forward of a sharded network is a collective; a process with one batch more would wait for ever.
+    """
+    if config.loop.strategy != "fsdp":
+        return config.loop.val_batches
+    ranks = config.loop.devices * config.loop.nodes
+    size = data.config.valid_batch_size or data.config.batch_size
+    loaders = [
+        EvaluationLoader(data.view("valid"), batch_size=size, rank=r, world_size=ranks) for r in range(ranks)
+    ]
+    return min(config.loop.val_batches, *map(len, loaders))
+
+
+def build_trainer(
+    config: TrainConfig, run: Run, task: Task, module: CountingModule, val_batches: int
+) -> L.Trainer:
     """Lightning's Trainer as every task uses it; limits, checkpoints and curves are callbacks of ours."""
     loop = config.loop
     accelerator = device_type(loop.accelerator)
@@ -114,7 +133,7 @@ def build_trainer(config: TrainConfig, run: Run, task: Task, module: CountingMod
         gradient_clip_val=clip or None,
         val_check_interval=loop.val_every,
         check_val_every_n_epoch=None,
-        limit_val_batches=loop.val_batches,
+        limit_val_batches=val_batches,
         num_sanity_val_steps=0,
         log_every_n_steps=loop.log_every,
         logger=[TensorBoardLogger(run.folder / "tensorboard", name="", version=""), CurveFile(run.folder)],

@@ -1,0 +1,211 @@
+"""Randomness, precision, losses, curves, images, run folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from ctflow.config import load_config
+from ctflow.config.encoders import AVAEConfig
+from ctflow.config.training import AdversaryConfig, FlowTask, TrainConfig
+from ctflow.data.curves import read_curves
+from ctflow.errors import ConfigError, WeightsError
+from ctflow.models import AVAE
+from ctflow.training import precision
+from ctflow.training.base import unique_keys
+from ctflow.training.contrastive import label_loss, mean_auroc, retrieval_accuracy
+from ctflow.training.curves import CurveFile
+from ctflow.training.flow import DecileLoss
+from ctflow.training.images import axial_and_coronal, reconstruction_grid
+from ctflow.training.losses import Adversary, PerceptualTerm, adaptive_weight
+from ctflow.training.plain import from_plain, to_plain
+from ctflow.training.randomness import SampleRandom
+from ctflow.training.runs import LAST, locate_run
+from ctflow.training.task_autoencoder import copy_weights
+
+CPU = torch.device("cpu")
+
+
+def test_draws_depend_on_seed_step_and_sample_alone() -> None:
+    together = SampleRandom(3, 7, ["a", "b"], CPU)
+    alone = SampleRandom(3, 7, ["b"], CPU)
+    assert torch.equal(together.normal(4)[1], alone.normal(4)[0])
+    assert torch.equal(together.uniform()[1], alone.uniform()[0])
+    for other in (
+        SampleRandom(4, 7, ["b"], CPU),
+        SampleRandom(3, 8, ["b"], CPU),
+        SampleRandom(3, 7, ["c"], CPU),
+    ):
+        assert not torch.equal(other.normal(4), SampleRandom(3, 7, ["b"], CPU).normal(4))
+
+
+def test_repeated_samples_have_draws_of_their_own() -> None:
+    keys = unique_keys(["a/0", "b/0", "a/0"])
+    assert len(set(keys)) == 3
+    draws = SampleRandom(0, 0, keys, CPU).normal(2)
+    assert not torch.equal(draws[0], draws[2])
+
+
+@pytest.mark.parametrize(("supported", "auto"), [(True, "bf16-mixed"), (False, "32-true")])
+def test_precision(monkeypatch: pytest.MonkeyPatch, supported: bool, auto: str) -> None:
+    monkeypatch.setattr(precision, "bf16_supported", lambda device_type: supported)
+    assert precision.resolve_precision("auto", "cpu") == auto
+    assert precision.resolve_precision("32-true", "cpu") == "32-true"
+    if not supported:
+        with pytest.raises(ConfigError, match="bfloat16"):
+            precision.resolve_precision("bf16-mixed", "cpu")
+
+
+def test_adaptive_weight_is_the_capped_ratio_of_norms() -> None:
+    big, small = torch.tensor([3.0, 4.0]), torch.tensor([0.0, 0.5])
+    assert float(adaptive_weight(big, small, 1e4)) == pytest.approx(10.0, rel=1e-3)
+    assert float(adaptive_weight(big, torch.zeros(2), 7.0)) == 7.0
+
+
+def test_discriminator_learns_to_tell_real_from_fake() -> None:
+    torch.manual_seed(0)
+    adversary = Adversary(AdversaryConfig(channels=4, layers=1), in_channels=1)
+    optimizer = torch.optim.Adam(adversary.parameters(), lr=1e-2)
+    real, fake = torch.rand(4, 1, 16, 16).round() * 2 - 1, torch.zeros(4, 1, 16, 16)
+    first = adversary.discriminator_loss(real, fake)
+    for _ in range(30):
+        optimizer.zero_grad()
+        adversary.discriminator_loss(real, fake).backward()
+        optimizer.step()
+    assert adversary.discriminator_loss(real, fake) < 0.5 * first
+    assert adversary.generator_loss(real) < adversary.generator_loss(fake)
+
+
+def test_perceptual_term_reads_a_local_vgg16(tmp_path: Path) -> None:
+    from torchvision.models import vgg16
+
+    with torch.device("meta"):
+        names = {f"features.{k}": v.shape for k, v in vgg16(weights=None).features.state_dict().items()}
+    torch.manual_seed(0)
+    path = tmp_path / "vgg16.pth"
+    torch.save(
+        {name: 0.05 * torch.randn(shape) for name, shape in names.items() if int(name.split(".")[1]) < 22},
+        path,
+    )
+    term = PerceptualTerm(path)
+    image = torch.rand(1, 1, 32, 32)
+    assert float(term(image, image)) == 0.0
+    assert float(term(image, image.flip(-1))) > 0.0
+    torch.save({"features.0.weight": torch.zeros(1)}, path)
+    with pytest.raises(WeightsError, match="vgg16"):
+        PerceptualTerm(path)
+    with pytest.raises(WeightsError, match="no perceptual weights"):
+        PerceptualTerm(tmp_path / "nothing.pth")
+
+
+def test_label_loss_ignores_unknown_labels() -> None:
+    logits, labels = torch.tensor([[2.0, -50.0]]), torch.tensor([[1.0, torch.nan]])
+    assert float(label_loss(logits, labels)) == pytest.approx(
+        float(nn.functional.softplus(torch.tensor(-2.0)))
+    )
+
+
+def test_auroc_skips_labels_of_one_class() -> None:
+    scores = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.1, 0.3]])
+    labels = torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, torch.nan]])
+    assert float(mean_auroc(scores, labels)) == 1.0
+    assert mean_auroc(scores[:, 1:], labels[:, 1:]).isnan()
+
+
+def test_retrieval_accuracy() -> None:
+    text = torch.eye(3)
+    assert float(retrieval_accuracy(text, text[[0, 2, 1]])) == pytest.approx(1 / 3)
+
+
+def test_decile_loss() -> None:
+    metric = DecileLoss()
+    metric.update(torch.tensor([1.0, 3.0, 5.0]), torch.tensor([0.05, 0.01, 1.0]))
+    total, deciles = metric.compute()
+    assert float(total) == 3.0
+    assert deciles[0] == 2.0 and deciles[9] == 5.0 and deciles[1:9].isnan().all()
+
+
+def test_curves_keep_the_later_value_of_a_step(tmp_path: Path) -> None:
+    log = CurveFile(tmp_path)
+    log.log_metrics({"loss": 1.0, "epoch": 0}, 0)
+    log.log_metrics({"loss": 0.5}, 1)
+    log.log_metrics({"loss": 0.25}, 1)
+    assert read_curves(log.path) == {"loss": [(0, 1.0), (1, 0.25)]}
+
+
+def test_images_are_grey_and_upright() -> None:
+    hu = torch.full((2, 4, 6), -1000.0)
+    grid = reconstruction_grid(hu, hu + 400)
+    assert grid.shape == (1, 12, 12)
+    assert grid[0, 0, 0] == 0.0 and grid[0, -1, 0] == 1.0
+    volume = torch.full((8, 4, 6), -1000.0)
+    volume[-1] = 1000.0  # the head end
+    image = axial_and_coronal(volume, (2.0, 1.0, 1.0))
+    assert image.shape == (1, 16, 12)
+    assert image[0, 0, -1] == 1.0 and image[0, -1, -1] == 0.0
+
+
+def test_configs_survive_the_checkpoint_as_plain_values() -> None:
+    task = FlowTask(text="pooled")
+    task.network.hidden_size = 96
+    assert from_plain(FlowTask, to_plain(task)) == task
+    assert from_plain(FlowTask, task) is task
+
+
+@pytest.mark.parametrize(("have", "want"), [(3, 1), (1, 3)])
+def test_weights_move_between_one_and_three_channels(have: int, want: int) -> None:
+    torch.manual_seed(0)
+    shape = {"latent_channels": 4, "block_out_channels": [8, 8], "layers_per_block": 1, "norm_num_groups": 4}
+    source, target = (AVAE(AVAEConfig(in_channels=n, **shape)).eval() for n in (have, want))
+    copy_weights(source, target)
+    hu = torch.rand(2, 8, 8) * 2000 - 1000
+    with torch.no_grad():
+        ours, theirs = target.encode_hu(hu), source.encode_hu(hu)
+        torch.testing.assert_close(ours.mean, theirs.mean, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            target.decode_to_hu(ours.mean), source.decode_to_hu(theirs.mean), rtol=1e-3, atol=1e-2
+        )
+
+
+def _config(tmp_path: Path, *overrides: str) -> TrainConfig:
+    return load_config(TrainConfig, None, [f"runs_dir={tmp_path}", *overrides])
+
+
+def test_a_named_run_resumes_from_its_own_checkpoint(tmp_path: Path) -> None:
+    assert locate_run(_config(tmp_path, "name=a")).checkpoint is None
+    last = tmp_path / "autoencoder" / "a" / LAST
+    last.parent.mkdir(parents=True)
+    last.touch()
+    assert locate_run(_config(tmp_path, "name=a")).checkpoint == last
+    assert locate_run(_config(tmp_path, "name=a", "resume=none")).checkpoint is None
+    assert locate_run(_config(tmp_path)).checkpoint is None
+    path = locate_run(_config(tmp_path, f"resume={last}"))
+    assert path.checkpoint == last and path.folder == last.parent
+    assert locate_run(_config(tmp_path, "export_only=true")).folder == last.parent
+
+
+def test_missing_checkpoints_are_errors(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no checkpoint at"):
+        locate_run(_config(tmp_path, "resume=nowhere.ckpt"))
+    with pytest.raises(ConfigError, match="nothing to export"):
+        locate_run(_config(tmp_path, "export_only=true"))
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "task=gan",
+        "loop.strategy=horovod",
+        "loop.max_steps=0",
+        "flow.text=both",
+        "autoencoder.perceptual_weight=1.0",
+        "loop.accumulate=2",
+        "autoencoder.optimizer.betas=[0.9]",
+    ],
+)
+def test_impossible_values_are_refused(override: str) -> None:
+    with pytest.raises(ConfigError):
+        load_config(TrainConfig, None, [override])

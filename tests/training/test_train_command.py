@@ -1,0 +1,297 @@
+"""``python -m ctflow.train`` for every task: train, export, go on, get killed, two processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from ctflow.checkpoint import load_avae, load_fmvt, load_system, load_text_encoder
+from ctflow.config import load_config
+from ctflow.config.training import TrainConfig
+from ctflow.data import LatentDataModule
+from ctflow.errors import ConfigError
+from ctflow.train import main
+from ctflow.training.tasks import TASKS
+
+if TYPE_CHECKING:
+    from tests.training.conftest import TinyData
+
+Curves = dict[str, list[tuple[int, float]]]
+ReadCurves = Callable[[Path], Curves]
+ROOT = Path(__file__).parents[2]
+DRIVER = Path(__file__).with_name("driver.py")
+STEPS = 8
+LOSSES = {
+    "autoencoder": ("train/loss", "train/discriminator", "val/psnr", "val/ssim"),
+    "clip": ("train/loss", "train/contrast", "val/contrast", "val/text_auroc"),
+    "flow": ("train/loss", "val/loss"),
+}
+
+
+@pytest.fixture(scope="session")
+def whole(tiny: TinyData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs folder with one uninterrupted run ``whole`` of every task."""
+    runs = tmp_path_factory.mktemp("runs")
+    for task in TASKS:
+        main(tiny.arguments(task, runs, "name=whole", f"loop.max_steps={STEPS}"))
+    return runs
+
+
+def _state(checkpoint: Path) -> dict[str, torch.Tensor]:
+    return torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+
+
+def _same_vocabulary(whole: Path, runs: Path, name: str) -> None:
+    """The tokenizers library breaks ties at random: runs to be compared share a vocabulary."""
+    shutil.copytree(whole / "clip" / "whole" / "tokenizer", runs / "clip" / name / "tokenizer")
+
+
+def _assert_equal_runs(curves_of: ReadCurves, task: str, one: Path, other: Path) -> None:
+    """A run in parts has the whole run's points, and one more validation where a part ended."""
+    ours, theirs = curves_of(one), curves_of(other)
+    for name in LOSSES[task]:
+        assert theirs[name] == [point for point in ours[name] if point[0] in dict(theirs[name])], name
+    state, right = _state(one / "last.ckpt"), _state(other / "last.ckpt")
+    assert state.keys() == right.keys()
+    for name, value in state.items():
+        assert torch.equal(value, right[name]), name
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_run_leaves_what_is_promised(whole: Path, curves_of: ReadCurves, task: str) -> None:
+    folder = whole / task / "whole"
+    config = load_config(TrainConfig, folder / "config.yaml")
+    assert config.task == task and config.loop.max_steps == STEPS
+    curves = curves_of(folder)
+    assert [step for step, _ in curves["train/loss"]] == list(range(STEPS))
+    assert curves["train/lr"][0][1] == 0.0 and curves["train/lr"][2][1] == pytest.approx(1e-4)
+    for name in LOSSES[task]:
+        assert name in curves, f"{name} missing of {sorted(curves)}"
+    assert list((folder / "tensorboard").glob("events.*"))
+    assert not list(folder.glob("*.partial"))
+
+
+def test_the_discriminator_starts_at_its_step(whole: Path, curves_of: ReadCurves) -> None:
+    curves = curves_of(whole / "autoencoder" / "whole")
+    assert [step for step, _ in curves["train/discriminator"]] == list(range(3, STEPS))
+    adversarial = dict(curves["train/adversarial"])
+    assert adversarial[2] == 0.0 and adversarial[3] != 0.0
+
+
+def test_exports_hold_the_average_and_load(whole: Path, tiny: TinyData) -> None:
+    avae = load_avae(whole / "autoencoder" / "whole" / "export")
+    state = _state(whole / "autoencoder" / "whole" / "last.ckpt")
+    assert torch.equal(avae.last_layer, state["averaged.net.decoder.conv_out.weight"])
+    assert not torch.equal(avae.last_layer, state["network.net.decoder.conv_out.weight"])
+    encoder = load_text_encoder(whole / "clip" / "whole" / "export")
+    assert encoder.encode(["There is no nodule."]).tokens.shape[2] == encoder.dim
+    assert len(avae.config.whitening.scale) == 4
+    system = load_system(whole / "flow" / "whole" / "export")
+    state = _state(whole / "flow" / "whole" / "last.ckpt")
+    assert torch.equal(system.fmvt.x_embedder.proj.weight, state["averaged.x_embedder.proj.weight"])
+    assert (system.config.image_size, system.config.z_spacing_mm, system.config.max_slices) == (16, 4.0, 47)
+    assert system.avae.fingerprint() == load_avae(tiny.avae).fingerprint()
+
+
+def test_measured_whitening_gives_unit_variance(whole: Path, tiny: TinyData) -> None:
+    avae = load_avae(whole / "autoencoder" / "whole" / "export")
+    config = load_config(TrainConfig, whole / "autoencoder" / "whole" / "config.yaml")
+    data = LatentDataModule(TASKS["autoencoder"].data(config).config)
+    batches = [batch.images for batch in data.train_dataloader()]
+    with torch.no_grad():
+        z = avae.whiten(avae.encode_hu(torch.cat(batches)).sample(torch.Generator().manual_seed(1)))
+    assert z.mean(dim=(0, 2, 3)).abs().max() < 0.2  # measured on two of many batches
+    assert (z.std(dim=(0, 2, 3)) - 1).abs().max() < 0.2
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_stopping_and_going_on_equals_one_run(
+    whole: Path, tiny: TinyData, tmp_path: Path, curves_of: ReadCurves, task: str
+) -> None:
+    _same_vocabulary(whole, tmp_path, "parts")
+    for steps in (5, STEPS):
+        main(tiny.arguments(task, tmp_path, "name=parts", f"loop.max_steps={steps}"))
+    _assert_equal_runs(curves_of, task, tmp_path / task / "parts", whole / task / "whole")
+
+
+def test_killed_runs_go_on_as_if_nothing_had_happened(
+    whole: Path, tiny: TinyData, tmp_path: Path, curves_of: ReadCurves
+) -> None:
+    """SIGKILL in mid-epoch, a batch after the last checkpoint: losses, weights, averages are then equal."""
+    commands = [tiny.arguments(task, tmp_path, "name=killed", "loop.max_steps=1000") for task in TASKS]
+    (tmp_path / "commands.json").write_text(json.dumps(commands))
+    _same_vocabulary(whole, tmp_path, "killed")
+    driver = subprocess.Popen(
+        [sys.executable, str(DRIVER), "kill", str(tmp_path / "commands.json")],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert driver.stdout is not None
+    children = json.loads(driver.stdout.readline())
+    markers = [tmp_path / task / "killed" / "hanging" for task in TASKS]
+    until = time.monotonic() + 400
+    while not all(marker.exists() for marker in markers) and driver.poll() is None:
+        assert time.monotonic() < until, "the trainings did not come to their sixth batch"
+        time.sleep(0.2)
+    for child in children:
+        os.kill(child, signal.SIGKILL)
+    assert driver.wait(60) == 0 and all(marker.exists() for marker in markers)
+    for task in TASKS:
+        folder = tmp_path / task / "killed"
+        assert not (folder / "export").exists()
+        before = torch.load(folder / "last.ckpt", map_location="cpu", weights_only=True)
+        assert before["ctflow_counters"]["updates"] == 4
+        main(tiny.arguments(task, tmp_path, "name=killed", f"loop.max_steps={STEPS}"))
+        _assert_equal_runs(curves_of, task, folder, whole / task / "whole")
+
+
+@pytest.fixture(scope="module")
+def ranks(whole: Path, tiny: TinyData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs written by two gloo processes, each with half the batch: every task, and the FMvT sharded."""
+    runs = tmp_path_factory.mktemp("ranks")
+    halves = {task: "data.batch_size=1" if task == "clip" else "data.batch_size=2" for task in TASKS}
+    commands = [
+        tiny.arguments(task, runs, "name=ddp", "loop.devices=2", f"loop.max_steps={STEPS}", halves[task])
+        for task in TASKS
+    ]
+    sharded = ["name=fsdp", "loop.strategy=fsdp", "loop.devices=2", halves["flow"]]
+    commands += [tiny.arguments("flow", runs, *sharded, f"loop.max_steps={steps}") for steps in (5, STEPS)]
+    (runs / "commands.json").write_text(json.dumps(commands))
+    _same_vocabulary(whole, runs, "ddp")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    shared = {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": "0"}
+    command = [sys.executable, str(DRIVER), "rank", str(runs / "commands.json")]
+    processes = [
+        subprocess.Popen(command, env=os.environ | shared | {"WORLD_SIZE": "2", "LOCAL_RANK": rank})
+        for rank in "01"
+    ]
+    try:
+        assert [process.wait(500) for process in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
+    return runs
+
+
+@pytest.mark.parametrize(("task", "name"), [*((task, "ddp") for task in TASKS), ("flow", "fsdp")])
+def test_two_processes_train_like_one(
+    whole: Path, ranks: Path, curves_of: ReadCurves, task: str, name: str
+) -> None:
+    """The same global batch: losses within 1e-5, the exported averages too. The sharded run was resumed."""
+    ours, one = curves_of(ranks / task / name), curves_of(whole / task / "whole")
+    for curve in ("train/loss", "train/contrast", "train/discriminator", "val/loss", "val/psnr"):
+        if curve in one and not (name == "fsdp" and curve.startswith("val")):
+            steps = dict(one[curve])
+            values = {step: value for step, value in ours[curve] if step in steps}
+            assert values == pytest.approx(steps, rel=1e-5, abs=1e-5), curve
+    state, right = (_state(runs / task / n / "last.ckpt") for runs, n in ((ranks, name), (whole, "whole")))
+    for key, value in state.items():
+        torch.testing.assert_close(
+            value, right[key], rtol=1e-3, atol=1e-4, msg=lambda text, k=key: f"{k}: {text}"
+        )
+
+
+def test_export_only_rewrites_the_export(whole: Path, tiny: TinyData, tmp_path: Path) -> None:
+    last = whole / "flow" / "whole" / "last.ckpt"
+    main(tiny.arguments("flow", tmp_path, "name=again", f"resume={last}", "export_only=true"))
+    ours, right = (
+        load_fmvt(folder / "export" / "fmvt") for folder in (tmp_path / "flow" / "again", last.parent)
+    )
+    assert torch.equal(ours.x_embedder.proj.weight, right.x_embedder.proj.weight)
+
+
+def test_fine_tuning_starts_from_exported_weights(whole: Path, tiny: TinyData, tmp_path: Path) -> None:
+    start = whole / "flow" / "whole" / "export"
+    more = [f"flow.init_from={start}", "loop.max_steps=1", "name=tuned", "flow.network.hidden_size=32"]
+    main(tiny.arguments("flow", tmp_path, *more))
+    before, after = load_fmvt(start / "fmvt"), load_fmvt(tmp_path / "flow" / "tuned" / "export" / "fmvt")
+    assert after.config == before.config  # the folder's architecture, not the command's
+    # the first step of the warm-up has a learning rate of 0
+    assert torch.equal(before.x_embedder.proj.weight, after.x_embedder.proj.weight)
+    start = whole / "autoencoder" / "whole" / "export"
+    main(
+        tiny.arguments(
+            "autoencoder", tmp_path, f"autoencoder.init_from={start}", "loop.max_steps=1", "name=tuned"
+        )
+    )
+    tuned = load_avae(tmp_path / "autoencoder" / "tuned" / "export")
+    assert torch.equal(tuned.last_layer, load_avae(start).last_layer)
+
+
+def test_rollouts_are_shown_and_measured(tiny: TinyData, tmp_path: Path, curves_of: ReadCurves) -> None:
+    monitor = ["rollout_every=1", "cases=2", "max_blocks=2", "steps=2"]
+    more = [f"flow.monitor.{setting}" for setting in monitor]
+    main(tiny.arguments("flow", tmp_path, "name=shown", "loop.max_steps=2", "loop.val_every=2", *more))
+    curves = curves_of(tmp_path / "flow" / "shown")
+    assert {"val/fid_rand2d", "val/fvd_rand3d_f16"} <= curves.keys()
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "flow" / "shown" / "tensorboard"), size_guidance={"images": 0})
+    events.Reload()
+    assert set(events.Tags()["images"]) == {"val/rollout_0", "val/rollout_1"}
+
+
+def test_accumulation_equals_a_larger_batch(
+    whole: Path, tiny: TinyData, tmp_path: Path, curves_of: ReadCurves
+) -> None:
+    more = [
+        "name=parts",
+        f"loop.max_steps={STEPS}",
+        "loop.accumulate=2",
+        "data.batch_size=2",
+        "loop.val_every=8",
+    ]
+    main(tiny.arguments("flow", tmp_path, *more))
+    folder = tmp_path / "flow" / "parts"
+    assert torch.load(folder / "last.ckpt", weights_only=True)["ctflow_counters"] == {
+        "batches": 2 * STEPS,
+        "updates": STEPS,
+    }
+    assert curves_of(folder)["val/loss"][-1][1] == pytest.approx(
+        curves_of(whole / "flow" / "whole")["val/loss"][-1][1], rel=0.05
+    )
+
+
+def test_time_limit_ends_a_run_with_a_checkpoint(tiny: TinyData, tmp_path: Path) -> None:
+    main(tiny.arguments("flow", tmp_path, "name=short", "loop.max_steps=100000", "loop.max_minutes=0.01"))
+    folder = tmp_path / "flow" / "short"
+    assert (folder / "last.ckpt").is_file() and (folder / "export" / "config.yaml").is_file()
+
+
+def test_unfit_shards_are_refused(tiny: TinyData, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="input_size"):
+        main(tiny.arguments("flow", tmp_path, "flow.network.input_size=[16,4,4]"))
+    with pytest.raises(ConfigError, match="rollout_every"):
+        main(tiny.arguments("flow", tmp_path, "loop.strategy=fsdp", "flow.monitor.rollout_every=1"))
+    with pytest.raises(ConfigError, match="fingerprint"):
+        main([*tiny.arguments("flow", tmp_path), f"flow.clip={tiny.avae}"])
+
+
+SHIPPED = [
+    path.relative_to(ROOT).as_posix()
+    for folder in ("train", "demo", "embedded", "gpu")
+    for path in sorted((ROOT / "configs" / folder).glob("*.yaml"))
+]
+
+
+@pytest.mark.parametrize("file", SHIPPED)
+def test_shipped_configurations_are_valid(repo_root: Path, file: str) -> None:
+    config = load_config(TrainConfig, repo_root / file)
+    if config.task == "flow":
+        assert config.flow.network.text_tokens >= 1
+    assert config.data.train.endswith("latents/train" if config.task == "flow" else "slices/train")
