@@ -67,7 +67,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     from ctflow.data.nifti import read_nifti
 
     config = parse_command(
-        MeasuringConfig, "python -m ctflow.evaluation.anatomy", "Accuracy of the measuring module on phantoms.", FLAGS, argv
+        MeasuringConfig,
+        "python -m ctflow.evaluation.anatomy",
+        "Accuracy of the measuring module on phantoms.",
+        FLAGS,
+        argv,
     ).config
     if not config.volumes:
         raise CTFlowError("no folder of volumes given", "--volumes DIR", "see --help")

@@ -71,7 +71,9 @@ def aggregate(comparisons: Sequence[Comparison]) -> dict[str, Any]:
         "anatomy": {k: v if isinstance(v, float) else vars(v) for k, v in anatomy.items()},
         "findings": {label: _label_row(comparisons, label) for label in (*SIDED, *UNSIDED)},
         "nodules": _nodule_rows(comparisons),
-        "nodule_side_accuracy": _share(m.same_side for c in comparisons for m in c.nodules if m.same_side is not None),
+        "nodule_side_accuracy": _share(
+            m.same_side for c in comparisons for m in c.nodules if m.same_side is not None
+        ),
         "nodule_false_positives_per_volume": (
             float(np.mean([len(c.extra_nodules_mm) for c in comparisons])) if comparisons else float("nan")
         ),
@@ -93,7 +95,9 @@ def _label_row(comparisons: Sequence[Comparison], label: str) -> dict[str, Any]:
         "recall": _share(found for true, found in pairs if true),
         "false_positive_rate": _share(found for true, found in pairs if not true),
         "side_accuracy": _share(
-            check.true_sides == check.found_sides for check in checks if check.true_sides and check.found_sides
+            check.true_sides == check.found_sides
+            for check in checks
+            if check.true_sides and check.found_sides
         ),
         "size_error_percent": vars(summarise(errors)),
     }
@@ -109,7 +113,9 @@ def _nodule_rows(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
                 "to_mm": high,
                 "n": len(true),
                 "recall": _share(m.found_mm is not None for m in true),
-                "diameter_error_mm": vars(summarise(m.found_mm - m.diameter_mm for m in true if m.found_mm is not None)),
+                "diameter_error_mm": vars(
+                    summarise(m.found_mm - m.diameter_mm for m in true if m.found_mm is not None)
+                ),
                 "false_positives_per_volume": (
                     float(np.mean([sum(low <= d < high for d in c.extra_nodules_mm) for c in comparisons]))
                     if comparisons

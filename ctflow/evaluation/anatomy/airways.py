@@ -14,7 +14,9 @@ from ctflow.evaluation.anatomy.types import Trachea
 LUMEN_HU = (-450.0, -600.0, -750.0)
 """Thresholds tried in turn: a thin wall towards a lung vanishes in the higher ones first."""
 
-MIN_AREA_MM2, MAX_AREA_MM2 = 35.0, 800.0
+MIN_AREA_MM2, MAX_AREA_MM2 = 18.0, 800.0
+"""The lumen of a tube in the trachea is at the lower end."""
+
 MAX_ASPECT = 2.4
 MAX_OFFSET_MM = 38.0
 MAX_STEP_MM = 11.0
@@ -98,7 +100,9 @@ def _longest_chain(candidates: list[list[_Candidate]], grid: Grid) -> list[_Cand
                 for above in candidates[s + gap] if s + gap < len(candidates) else ():
                     step = np.hypot((above.row - spot.row) * sy, (above.column - spot.column) * sx)
                     ratio = spot.area_mm2 / above.area_mm2
-                    if step > MAX_STEP_MM or not 0.45 < ratio < 2.2:
+                    alike = 0.45 < ratio < 2.2
+                    # The end of a tube changes the lumen at once, but not its place.
+                    if step > (MAX_STEP_MM if alike else 0.5 * MAX_STEP_MM) or not 0.1 < ratio < 10.0:
                         continue
                     value = best_score[above] + 1.0 - 0.03 * step - 0.3 * abs(np.log(ratio)) - 0.3 * (gap - 1)
                     if value > score:
@@ -127,6 +131,10 @@ def _above_carina(
             continue
         for other in candidates[spot.slice]:
             aside = abs(other.column - spot.column) * sx
-            if 12.0 < aside < 60.0 and abs(other.row - spot.row) * sy < 16.0 and other.area_mm2 > 0.35 * spot.area_mm2:
+            if (
+                12.0 < aside < 60.0
+                and abs(other.row - spot.row) * sy < 16.0
+                and other.area_mm2 > 0.35 * spot.area_mm2
+            ):
                 return chain[:position]
     return chain

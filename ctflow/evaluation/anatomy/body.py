@@ -32,8 +32,11 @@ def find_body(grid: Grid) -> Mask:
     core = largest_component(opened)
     filled = fill_slices(core)
     # A wall broken by a ghost or a seam would open the chest to the outside: close it before filling again.
-    closed = ndimage.binary_closing(np.pad(filled, ((0, 0), (8, 8), (8, 8))), grid.disc(12.0))[:, 8:-8, 8:-8]
-    return fill_slices(closed)
+    n = max(1, round(12.0 / grid.pixel_mm))
+    wide = np.pad(filled, ((0, 0), (2 * n, 2 * n), (2 * n, 2 * n))).view(np.uint8)
+    grown = ndimage.maximum_filter(wide, (1, 2 * n + 1, 2 * n + 1))
+    closed = ndimage.minimum_filter(grown, (1, 2 * n + 1, 2 * n + 1))[:, 2 * n : -2 * n, 2 * n : -2 * n]
+    return fill_slices(closed.astype(bool))
 
 
 def body_extent(body: Mask) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -123,15 +126,17 @@ def _vertebra_rows(grid: Grid, weight: Array, center: NDArray[np.float64]) -> ND
     """Row of the vertebral bodies' centres: half a body behind the first bone met from the front.
 
     The block of bone found before may be centred on the arch; the front of the vertebral body is the sharpest
-    landmark. Rows are looked through from 40 mm before to 30 mm behind the block's centre.
+    landmark. Rows are looked through from 30 mm before to 30 mm behind the block's centre.
     """
     rows = weight.shape[1]
     half = max(1, round(6.0 / grid.spacing[2]))
-    columns = np.clip(center[:, 1].round().astype(int)[:, None] + np.arange(-half, half + 1), 0, weight.shape[2] - 1)
+    columns = np.clip(
+        center[:, 1].round().astype(int)[:, None] + np.arange(-half, half + 1), 0, weight.shape[2] - 1
+    )
     strip = np.take_along_axis(weight, columns[:, None, :].repeat(rows, axis=1), axis=2).mean(axis=2)
     strip = ndimage.gaussian_filter1d(strip, 8.0 / grid.spacing[0], axis=0)
     offset = (np.arange(rows)[None] - center[:, :1]) * grid.spacing[1]
-    bone = (strip > 0.3) & (offset > -40.0) & (offset < 30.0)
+    bone = (strip > 0.2) & (offset > -30.0) & (offset < 30.0)
     # A lasting run of bone: a calcified vessel in front is thinner.
     run = max(2, round(9.0 / grid.spacing[1]))
     lasting = ndimage.minimum_filter1d(bone.astype(np.uint8), run, axis=1, origin=-((run - 1) // 2)) > 0

@@ -15,8 +15,13 @@ METAL_HU = 1200.0
 """Brighter than any bone on the working grid."""
 
 CALCIUM_ABOVE_BLOOD_HU = 90.0
+CALCIUM_ABOVE_ENHANCED_HU = 150.0
+"""Enhanced blood is uneven: veins are brighter than arteries."""
+
 MIN_CALCIUM_HU = 170.0
 MAX_PLAQUE_ML = 3.0
+AORTA_ASIDE_MM = 48.0
+"""Beyond lie calcified nodules."""
 
 
 def measure_calcium(
@@ -38,23 +43,32 @@ def measure_calcium(
     """
     metal = float(((grid.hu > METAL_HU) & body).sum()) * grid.voxel_ml
     aside, behind = beside_spine(grid, spine)
-    limit = max(MIN_CALCIUM_HU, blood_hu + CALCIUM_ABOVE_BLOOD_HU)
-    region = (rays.radius < rays.wall - 8.0) & (np.abs(aside) < 110.0) & lung.any(axis=(1, 2))[:, None, None]
-    region &= ~((np.abs(aside) < 26.0) & (behind > -19.0)) & (behind < 25.0)
-    bright = region & (grid.hu > limit)
-    labels, count = ndimage.label(bright, np.ones((3, 3, 3), dtype=bool))
+    enhanced = blood_hu > 90.0
+    limit = max(MIN_CALCIUM_HU, blood_hu + (CALCIUM_ABOVE_ENHANCED_HU if enhanced else CALCIUM_ABOVE_BLOOD_HU))
+    # Bone is met whole, so that its size tells it from a plaque.
+    labels, count = ndimage.label((grid.hu > limit) & body, np.ones((3, 3, 3), dtype=bool))
     if count == 0:
         return Calcification(), metal
-    sizes = np.bincount(labels.ravel(), minlength=count + 1) * grid.voxel_ml
-    near_air = np.bincount(labels.ravel(), ndimage.binary_dilation(lung).ravel(), minlength=count + 1)
-    keep = (sizes <= MAX_PLAQUE_ML) & (near_air * grid.voxel_ml < 0.6 * sizes)
+    region = (rays.radius < rays.wall - 8.0) & (np.abs(aside) < 100.0)
+    area = lung.sum(axis=(1, 2))
+    region &= (area > 0.25 * area.max())[:, None, None]
+    # Neither vertebrae, nor what the wall leaves of the sternum.
+    region &= ~((np.abs(aside) < 16.0) & (behind > -22.0)) & (behind < 5.0)
+    region &= ~((np.abs(aside) < 22.0) & (behind < -60.0) & (rays.wall - rays.radius < 24.0))
+    flat = labels.ravel()
+    sizes = np.bincount(flat, minlength=count + 1)
+    within = np.bincount(flat, region.ravel(), minlength=count + 1)
+    near_air = np.bincount(flat, ndimage.binary_dilation(lung).ravel(), minlength=count + 1)
+    keep = (sizes * grid.voxel_ml <= MAX_PLAQUE_ML) & (within > 0.7 * sizes) & (near_air < 0.6 * sizes)
+    # A lead or a catheter is part of a piece with metal.
+    keep &= np.bincount(flat, (grid.hu > METAL_HU).ravel(), minlength=count + 1) == 0
     keep[0] = False
     plaque = keep[labels]
     in_heart = ndimage.binary_erosion(ndimage.binary_dilation(heart, iterations=2), iterations=1)
     coronary = plaque & in_heart & (behind < -45.0)
     return (
         Calcification(
-            aorta_ml=float((plaque & ~coronary).sum()) * grid.voxel_ml,
+            aorta_ml=float((plaque & ~coronary & (np.abs(aside) < AORTA_ASIDE_MM)).sum()) * grid.voxel_ml,
             coronary_ml=float(coronary.sum()) * grid.voxel_ml,
         ),
         metal,

@@ -21,7 +21,11 @@ BULGE_THICKNESS_MM = 15.0
 MIN_PART_ML = 3.0
 MAX_PART_ML = 700.0
 MIN_ASIDE_MM = 28.0
-MIN_UNDER_LUNG = 0.6
+MIN_BULGE_ASIDE_MM = 52.0
+"""Hila and great vessels bulge out of the mediastinum nearer to the midline."""
+
+MIN_BETWEEN_LUNG = 0.15
+"""Share of a part's voxels with lung above and below them: none of liver, spleen and stomach."""
 
 
 def find_consolidation(
@@ -40,12 +44,14 @@ def find_consolidation(
         Masks of ``left`` and ``right``; air in the bronchi of a consolidation is part of it.
     """
     aside, _ = beside_spine(grid, spine)
+    between = between_lung(lung)
     wet = ndimage.binary_dilation(fluid, iterations=2) if fluid.any() else fluid
     inside = (rays.radius < rays.wall - 1.0) & ~lung & ~wet
     dense = inside & (grid.smooth > DENSE_HU)
-    dense = _open(grid, dense, MIN_THICKNESS_MM)
-    bulge = _open(grid, dense & ~_open(grid, dense, ORGAN_MM), BULGE_THICKNESS_MM)
-    found = _parts(grid, dense, lung, aside) | _parts(grid, bulge, lung, aside)
+    dense = open_box(grid, dense, MIN_THICKNESS_MM)
+    bulge = open_box(grid, dense & ~open_box(grid, dense, ORGAN_MM), BULGE_THICKNESS_MM)
+    found = _parts(grid, dense, between, aside, MIN_ASIDE_MM)
+    found |= _parts(grid, bulge, between, aside, MIN_BULGE_ASIDE_MM)
     if not found.any():
         return {"left": found, "right": found}
     # Opening took the rim, and bronchi the inside.
@@ -54,7 +60,7 @@ def find_consolidation(
     return {"left": filled & (aside < 0), "right": filled & (aside >= 0)}
 
 
-def _open(grid: Grid, mask: Mask, mm: float) -> Mask:
+def open_box(grid: Grid, mask: Mask, mm: float) -> Mask:
     """Morphological opening by a box of ``mm``, separable and therefore fast."""
     size = tuple(max(2, round(mm / s)) for s in grid.spacing)
     shrunk = ndimage.minimum_filter(mask.view(np.uint8), size, mode="constant")
@@ -63,19 +69,26 @@ def _open(grid: Grid, mask: Mask, mm: float) -> Mask:
     return ndimage.maximum_filter(shrunk, size, mode="constant", origin=origin).astype(bool)
 
 
-def _parts(grid: Grid, dense: Mask, lung: Mask, aside: NDArray[np.float32]) -> Mask:
-    """The connected parts that lie beside the mediastinum with lung above them."""
+def _parts(
+    grid: Grid, dense: Mask, between: Mask, aside: NDArray[np.float32], min_aside_mm: float
+) -> Mask:
+    """The connected parts that lie beside the mediastinum between lung above and below."""
     labels, count = ndimage.label(dense)
     keep = np.zeros(count + 1, dtype=bool)
-    height = np.where(lung.any(axis=0), len(lung) - 1 - lung[::-1].argmax(axis=0), -1)
     for label, box in enumerate(ndimage.find_objects(labels), start=1):
         part = labels[box] == label
         volume = part.sum() * grid.voxel_ml
         if not MIN_PART_ML <= volume <= MAX_PART_ML:
             continue
-        slices, rows, columns = np.nonzero(part)
-        slices, rows, columns = slices + box[0].start, rows + box[1].start, columns + box[2].start
-        under = float((height[rows, columns] > slices).mean())
-        distance = abs(float(aside[slices, 0, columns].mean()))
-        keep[label] = under >= MIN_UNDER_LUNG and distance >= MIN_ASIDE_MM
+        slices, _, columns = np.nonzero(part)
+        distance = abs(float(aside[slices + box[0].start, 0, columns + box[2].start].mean()))
+        keep[label] = between[box][part].mean() >= MIN_BETWEEN_LUNG and distance >= min_aside_mm
     return keep[labels]
+
+
+def between_lung(lung: Mask) -> Mask:
+    """Voxels with aerated lung somewhere above and somewhere below them."""
+    slices = np.arange(len(lung))[:, None, None]
+    lowest = np.where(lung.any(axis=0), lung.argmax(axis=0), len(lung))
+    highest = len(lung) - 1 - lung[::-1].argmax(axis=0)
+    return (slices > lowest) & (slices < highest)

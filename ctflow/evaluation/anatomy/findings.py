@@ -17,7 +17,7 @@ class Thresholds:
         nodule_mm: Diameter of a nodule.
         cardiothoracic_ratio: Heart width over inner thorax width.
         pericardial_ml: Water-density rim around the heart.
-        emphysema_fraction: Share of the aerated lung below -950 HU.
+        emphysema_fraction: Share of the aerated lung far darker than the rest (see ``measure``).
         aortic_calcium_ml: Calcium in the aorta's wall.
         coronary_calcium_ml: Calcium inside the heart shadow.
         metal_ml: Material denser than bone.
@@ -25,12 +25,12 @@ class Thresholds:
 
     effusion_ml: float = 50.0
     consolidation_ml: float = 8.0
-    nodule_mm: float = 5.5
+    nodule_mm: float = 6.5
     cardiothoracic_ratio: float = 0.51
-    pericardial_ml: float = 60.0
-    emphysema_fraction: float = 0.08
-    aortic_calcium_ml: float = 0.15
-    coronary_calcium_ml: float = 0.05
+    pericardial_ml: float = 90.0
+    emphysema_fraction: float = 0.008
+    aortic_calcium_ml: float = 0.25
+    coronary_calcium_ml: float = 0.15
     metal_ml: float = 0.1
 
 

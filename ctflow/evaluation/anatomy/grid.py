@@ -62,7 +62,9 @@ class Grid:
         z, y, x = (2 * int(mm / s / 2) + 1 for s in self.spacing)
         return z, y, x
 
-    def to_volume(self, voxel: tuple[float, float, float] | NDArray[np.float64]) -> tuple[float, float, float]:
+    def to_volume(
+        self, voxel: tuple[float, float, float] | NDArray[np.float64]
+    ) -> tuple[float, float, float]:
         """A working-grid position as a position in voxels of the measured volume."""
         z, y, x = (float(v) * f + (f - 1) / 2 for v, f in zip(voxel, self.factors, strict=True))
         return z, y, x
@@ -117,7 +119,9 @@ def largest_component(mask: Mask, structure: NDArray[np.bool_] = CROSS) -> Mask:
 def fill_slices(mask: Mask) -> Mask:
     """``mask`` with the holes of every slice filled (background not linked to the slice's border)."""
     labels, _ = ndimage.label(~mask, IN_PLANE_CROSS)
-    edge = np.concatenate([labels[:, 0].ravel(), labels[:, -1].ravel(), labels[:, :, 0].ravel(), labels[:, :, -1].ravel()])
+    edge = np.concatenate(
+        [labels[:, 0].ravel(), labels[:, -1].ravel(), labels[:, :, 0].ravel(), labels[:, :, -1].ravel()]
+    )
     outside = np.zeros(int(labels.max()) + 1, dtype=bool)
     outside[edge] = True
     outside[0] = False

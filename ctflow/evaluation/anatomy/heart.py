@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -16,22 +18,30 @@ SOFT_HU = -35.0
 
 MIN_HEART_ML = 120.0
 MIN_WIDTH_MM = 50.0
+MIN_COLUMN_ML = 0.4
+WATER_DARKNESS_HU = (26.0, 75.0)
+"""Water is darker than muscle by a value between these."""
+
 CORE_MM = 26.0
 """Vessels and the anterior junction are thinner than this, the heart is not."""
+
+STRIP_SHARE = (0.45, 0.75)
+STRIP_MM = (-125.0, -60.0)
+"""Between midline and wall, and behind the spine's centre: where the right dome rises."""
 
 LOWER_SHARE = 0.72
 """The heart lies in this lower share of the lungs' height."""
 
 
 def measure_heart(
-    grid: Grid, lungs: dict[str, Mask], border: NDArray[np.intp], spine: NDArray[np.float64], polar: Polar
+    grid: Grid, lungs: dict[str, Mask], space: dict[str, Mask], spine: NDArray[np.float64], polar: Polar
 ) -> tuple[Heart, Mask]:
     """Find the soft tissue between the lungs in front of the spine and take its widest slice.
 
     Args:
         grid: Working grid.
         lungs: Aerated lung by side.
-        border: ``[S, R]`` first column of the right side.
+        space: Lung, fluid and dense lung by side.
         spine: ``[S, 2]`` row and column of the spine.
         polar: Rays to the wall of the rib cage.
 
@@ -39,21 +49,33 @@ def measure_heart(
         The heart, and the mask of its shadow.
     """
     thorax = _thorax_width(lungs, polar)
-    shadow = _shadow(grid, lungs, spine)
+    shadow = _shadow(grid, lungs, _heart_levels(grid, space, spine, polar), spine)
     volume = float(shadow.sum()) * grid.voxel_ml
     if volume < MIN_HEART_ML:
         return Heart(present=False, thorax_width_mm=thorax), np.zeros_like(shadow)
-    widths = ndimage.median_filter(_widths(shadow), 3, mode="nearest") * grid.spacing[2]
-    width = float(widths.max())
+    width = _projected_mm(grid, shadow)
     present = width >= MIN_WIDTH_MM and thorax > 0
     return Heart(present, width, thorax, width / thorax if thorax else 0.0), shadow
 
 
-def _shadow(grid: Grid, lungs: dict[str, Mask], spine: NDArray[np.float64]) -> Mask:
+def without_fluid(grid: Grid, heart: Heart, shadow: Mask, darkness: NDArray[np.float32]) -> Heart:
+    """The heart with its own width where fluid around it widens the shadow."""
+    own = ndimage.binary_opening(shadow & (darkness < WATER_DARKNESS_HU[0]), grid.disc(CORE_MM / 2))
+    width = _projected_mm(grid, own)
+    if width < MIN_WIDTH_MM:
+        return heart
+    return replace(heart, width_mm=width, cardiothoracic_ratio=width / heart.thorax_width_mm)
+
+
+def _projected_mm(grid: Grid, shadow: Mask) -> float:
+    """Width of the projection on the frontal plane: apex and right atrium stand out at different heights."""
+    return float((shadow.sum(axis=(0, 1)) * grid.voxel_ml > MIN_COLUMN_ML).sum()) * grid.spacing[2]
+
+
+def _shadow(grid: Grid, lungs: dict[str, Mask], levels: Mask, spine: NDArray[np.float64]) -> Mask:
     """Soft tissue between the inner borders of the two lungs, in front of the spine, rounded by an opening.
 
-    Only slices above both domes count: where either lung no longer reaches forward beside the heart, liver or
-    stomach lies next to it.
+    Only slices above the dome count: below, liver and stomach lie beside the heart.
     """
     left, right = lungs["left"], lungs["right"]
     columns = left.shape[2]
@@ -64,32 +86,27 @@ def _shadow(grid: Grid, lungs: dict[str, Mask], spine: NDArray[np.float64]) -> M
     _, behind = beside_spine(grid, spine)
     flanked &= behind[:, :, 0] < -20.0
     between = (column > inner_left[:, :, None]) & (column < inner_right[:, :, None]) & flanked[:, :, None]
-    between &= _heart_levels(lungs)[:, None, None]
+    between &= levels[:, None, None]
     soft = between & (grid.smooth > SOFT_HU)
     return ndimage.binary_opening(soft, grid.disc(CORE_MM / 2))
 
 
-def _heart_levels(lungs: dict[str, Mask]) -> Mask:
-    """Slices in the lower share of the lungs in which each lung is at least half as large as at its largest."""
-    levels = np.ones(len(lungs["left"]), dtype=bool)
-    present = np.zeros(len(levels), dtype=bool)
-    for mask in lungs.values():
-        area = mask.sum(axis=(1, 2)).astype(float)
-        levels &= area >= 0.5 * area.max() if area.max() else False
-        present |= area > 0
-    if not present.any():
-        return present
-    low, high = np.flatnonzero(present)[[0, -1]]
-    levels[round(low + LOWER_SHARE * (high - low)) :] = False
+def _heart_levels(grid: Grid, space: dict[str, Mask], spine: NDArray[np.float64], polar: Polar) -> Mask:
+    """Slices in the lower part of the lungs, but above the right dome.
+
+    The dome rises in the middle of the right half: there a strip holds lung above it, liver below.
+    """
+    aside, behind = beside_spine(grid, spine)
+    reach = polar.wall[:, 0].astype(np.float32)[:, None, None]
+    low, high = STRIP_SHARE
+    strip = (aside > low * reach) & (aside < high * reach) & (behind > STRIP_MM[0]) & (behind < STRIP_MM[1])
+    size = strip.sum(axis=(1, 2))
+    filled = (space["right"] & strip).sum(axis=(1, 2)) / np.maximum(size, 1)
+    levels = (filled > 0.6) & (size > 0) & space["left"].any(axis=(1, 2))
+    present = np.flatnonzero((space["left"] | space["right"]).any(axis=(1, 2)))
+    if present.size:
+        levels[round(present[0] + LOWER_SHARE * (present[-1] - present[0])) :] = False
     return levels
-
-
-def _widths(shadow: Mask) -> NDArray[np.float64]:
-    """Columns covered by each slice's shadow."""
-    columns = shadow.any(axis=1)
-    first = columns.argmax(axis=1)
-    last = columns.shape[1] - columns[:, ::-1].argmax(axis=1)
-    return np.where(columns.any(axis=1), last - first, 0).astype(np.float64)
 
 
 def _thorax_width(lungs: dict[str, Mask], polar: Polar) -> float:
@@ -103,13 +120,20 @@ def _thorax_width(lungs: dict[str, Mask], polar: Polar) -> float:
 
 
 def pericardial_fluid(
-    grid: Grid, heart: Mask, lung: Mask, spine: NDArray[np.float64], muscle: NDArray[np.float32]
+    grid: Grid, heart: Mask, lung: Mask, spine: NDArray[np.float64], darkness: NDArray[np.float32]
 ) -> float:
-    """Millilitres of water density within and at the rim of the heart shadow."""
+    """Millilitres of water density in and around the heart shadow.
+
+    Args:
+        grid: Working grid.
+        heart: Heart shadow.
+        lung: Aerated lung of both sides.
+        spine: ``[S, 2]`` row and column of the spine.
+        darkness: HU below muscle of the soft tissue (see ``pleura.tissue_darkness``).
+    """
     if not heart.any():
         return 0.0
     _, behind = beside_spine(grid, spine)
-    near = ndimage.binary_dilation(heart, grid.disc(14.0)) & ~lung & (behind < -30.0)
-    darkness = muscle[:, None, None] - ndimage.gaussian_filter(grid.hu, 1.0)
-    watery = near & (darkness > 26.0) & (darkness < 75.0)
+    near = ndimage.binary_dilation(heart, grid.disc(20.0)) & ~lung & (behind < -32.0)
+    watery = near & (darkness > WATER_DARKNESS_HU[0]) & (darkness < WATER_DARKNESS_HU[1]) & (grid.smooth > -60.0)
     return float(ndimage.binary_opening(watery, iterations=1).sum()) * grid.voxel_ml

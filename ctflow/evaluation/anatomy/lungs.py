@@ -44,7 +44,7 @@ def _gas(grid: Grid, air: Mask) -> Mask:
     sizes = np.bincount(labels.ravel(), minlength=count + 1)
     reach = max(2, round(9.0 / grid.pixel_mm))
     for label, box in enumerate(ndimage.find_objects(labels), start=1):
-        if box is None or not MIN_PART_ML / 2 < sizes[label] * grid.voxel_ml or sizes[label] > 0.35 * total:
+        if box is None or not sizes[label] * grid.voxel_ml > MIN_PART_ML / 2 or sizes[label] > 0.35 * total:
             continue
         wide = tuple(slice(max(0, part.start - reach), part.stop + reach) for part in box)
         part = labels[wide] == label
@@ -81,7 +81,9 @@ def split_columns(grid: Grid, air: Mask, center: NDArray[np.float64]) -> NDArray
     base = np.clip(center.round().astype(int) - reach, 0, max(0, columns - 2 * reach - 1))
     index = np.minimum(base[:, None] + np.arange(2 * reach + 1), columns - 1)
     thick = ndimage.gaussian_filter1d(air.astype(np.float32), 4.0 / grid.spacing[0], axis=0)
-    local = np.take_along_axis(thick, np.broadcast_to(index[:, None, :], (slices, rows, index.shape[1])), axis=2)
+    local = np.take_along_axis(
+        thick, np.broadcast_to(index[:, None, :], (slices, rows, index.shape[1])), axis=2
+    )
     offset = (index - center[:, None]) / reach
     cost = local + (0.02 + 0.06 * offset**2)[:, None, :]
     total = np.empty_like(cost)
@@ -99,7 +101,9 @@ def split_columns(grid: Grid, air: Mask, center: NDArray[np.float64]) -> NDArray
     return np.take_along_axis(index, path, axis=1)
 
 
-def split_lungs(grid: Grid, air: Mask, body: Mask, spine: NDArray[np.float64]) -> tuple[dict[str, Mask], NDArray[np.intp]]:
+def split_lungs(
+    grid: Grid, air: Mask, body: Mask, spine: NDArray[np.float64]
+) -> tuple[dict[str, Mask], NDArray[np.intp]]:
     """Aerated lung by side.
 
     A connected part of a slice that lies almost wholly on one side goes there whole (a lung may reach over

@@ -13,16 +13,19 @@ from ctflow.evaluation.anatomy.body import describe_body, find_body, find_spine
 from ctflow.evaluation.anatomy.calcium import measure_calcium
 from ctflow.evaluation.anatomy.consolidation import find_consolidation
 from ctflow.evaluation.anatomy.grid import Grid, Mask, working_grid
-from ctflow.evaluation.anatomy.heart import measure_heart, pericardial_fluid
+from ctflow.evaluation.anatomy.heart import measure_heart, pericardial_fluid, without_fluid
 from ctflow.evaluation.anatomy.lungs import find_air, split_lungs
 from ctflow.evaluation.anatomy.nodules import find_nodules
-from ctflow.evaluation.anatomy.pleura import find_fluid, muscle_hu, volumes_ml
+from ctflow.evaluation.anatomy.pleura import find_fluid, muscle_hu, tissue_darkness, volumes_ml
 from ctflow.evaluation.anatomy.ribs import count_ribs
-from ctflow.evaluation.anatomy.thorax import Polar, Rays, blood_hu, to_voxels, trace_wall
+from ctflow.evaluation.anatomy.thorax import Polar, blood_hu, to_voxels, trace_wall
 from ctflow.evaluation.anatomy.types import SIDES, Lungs, Measurement
 from ctflow.types import HUVolume
 
-EMPHYSEMA_HU = -950.0
+EMPHYSEMA_HU = -920.0
+MUCH_PERICARDIAL_ML = 100.0
+BELOW_USUAL_LUNG_HU = 70.0
+"""Emphysema is darker than EMPHYSEMA_HU and than the patient's own lung by this much."""
 
 
 @dataclass(frozen=True)
@@ -72,19 +75,24 @@ def segment(volume: HUVolume) -> tuple[Measurement, Segmentation]:
     body = find_body(grid)
     spine, line = find_spine(grid, body)
     trachea, lumen = find_trachea(grid, body, line)
-    lungs, border = split_lungs(grid, find_air(grid, body, lumen), body, line)
+    lungs, _ = split_lungs(grid, find_air(grid, body, lumen), body, line)
     lung = lungs["left"] | lungs["right"]
     polar = trace_wall(grid, body, lung, line)
     rays = to_voxels(grid, polar)
     wall = rays.radius < rays.wall
     muscle = muscle_hu(grid, body, wall)
-    fluid = find_fluid(grid, lung, rays, line, muscle)
+    darkness = tissue_darkness(grid, lung, rays, muscle)
+    fluid = find_fluid(grid, lung, rays, line, muscle, darkness)
     wet = fluid["left"] | fluid["right"]
     dense = find_consolidation(grid, lung, wet, rays, line)
-    heart, shadow = measure_heart(grid, lungs, border, line, polar)
-    heart = replace(heart, pericardial_fluid_ml=pericardial_fluid(grid, shadow, lung, line, muscle))
+    space = {side: lungs[side] | fluid[side] | dense[side] for side in SIDES}
+    heart, shadow = measure_heart(grid, lungs, space, line, polar)
+    heart = replace(heart, pericardial_fluid_ml=pericardial_fluid(grid, shadow, lung, line, darkness))
+    if heart.pericardial_fluid_ml >= MUCH_PERICARDIAL_ML:
+        heart = without_fluid(grid, heart, shadow, darkness)
     exclude = wet | dense["left"] | dense["right"]
-    nodules = find_nodules(grid, lungs, wall, exclude)
+    carina = (trachea.path[-1][0] - (grid.factors[0] - 1) / 2) / grid.factors[0] if trachea.present else None
+    nodules = find_nodules(grid, lungs, exclude, rays, line, carina)
     calcification, metal = measure_calcium(grid, body, shadow, rays, line, blood_hu(grid, lung, line), lung)
     measurement = Measurement(
         shape=volume.hu.shape,  # type: ignore[arg-type]
@@ -104,16 +112,18 @@ def segment(volume: HUVolume) -> tuple[Measurement, Segmentation]:
     return measurement, Segmentation(grid, body, lungs, lumen, line, polar, wall, fluid, dense, shadow)
 
 
-def _describe_lungs(grid: Grid, lungs: dict[str, Mask], fluid: dict[str, Mask], dense: dict[str, Mask]) -> Lungs:
+def _describe_lungs(
+    grid: Grid, lungs: dict[str, Mask], fluid: dict[str, Mask], dense: dict[str, Mask]
+) -> Lungs:
     """Volumes with vessels and spots filled in, mean HU, and the share of very dark lung."""
     aerated, hull, mean = {}, {}, {}
-    dark = total = 0
-    smooth = ndimage.gaussian_filter(grid.hu, (0.5, 0.8, 0.8))
     for side in SIDES:
         filled = ndimage.binary_closing(lungs[side], grid.disc(5.0)) & ~fluid[side] & ~dense[side]
         aerated[side] = float(filled.sum()) * grid.voxel_ml
         hull[side] = aerated[side] + float((fluid[side] | dense[side]).sum()) * grid.voxel_ml
         mean[side] = float(grid.hu[lungs[side]].mean()) if lungs[side].any() else 0.0
-        dark += int((smooth[lungs[side]] < EMPHYSEMA_HU).sum())
-        total += int(lungs[side].sum())
-    return Lungs(aerated, hull, mean, dark / total if total else 0.0)
+    values = grid.smooth[ndimage.binary_erosion(lungs["left"] | lungs["right"])]
+    if values.size == 0:
+        return Lungs(aerated, hull, mean)
+    limit = min(EMPHYSEMA_HU, float(np.median(values)) - BELOW_USUAL_LUNG_HU)
+    return Lungs(aerated, hull, mean, float((values < limit).mean()))

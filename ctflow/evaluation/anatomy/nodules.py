@@ -8,20 +8,35 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from ctflow.evaluation.anatomy.consolidation import DENSE_HU, between_lung, open_box
 from ctflow.evaluation.anatomy.grid import Array, Grid, Mask
+from ctflow.evaluation.anatomy.pleura import beside_spine
+from ctflow.evaluation.anatomy.thorax import Rays
 from ctflow.evaluation.anatomy.types import Nodule
 
 SCALES_MM = (2.6, 4.0, 6.2, 9.5)
 """Gaussian widths of the blob filter; a ball of diameter d answers most at d / 3.5."""
 
-MIN_ANSWER_HU = 90.0
+MIN_ANSWER_HU = 55.0
 """Scale-normalised answer a spot must reach."""
+
+MOST_SPOTS = 120
+ORGAN_MM = 38.0
+MEDIASTINUM_ASIDE_MM = 34.0
+HILUM_ASIDE_MM = 58.0
+HILA_MM = (-70.0, 16.0)
+"""Heights over the carina between which the hilar vessels reach HILUM_ASIDE_MM from the midline."""
+
+MAX_SHELL = 0.12
+"""Brightness of the shell round a spot relative to its peak: a vessel leaves through it on two sides."""
 
 MIN_ROUNDNESS = 0.45
 """Least over largest curvature at the spot: 1 for a ball, near 0 for a vessel."""
 
 SOLID_HU = 30.0
-MIN_DIAMETER_MM, MAX_DIAMETER_MM = 4.0, 40.0
+MIN_DIAMETER_MM, MAX_DIAMETER_MM = 4.5, 33.0
+MIN_CONTRAST_HU = 420.0
+MAX_ELONGATION = 1.9
 
 
 @dataclass(frozen=True)
@@ -32,44 +47,64 @@ class _Spot:
     roundness: float
 
 
-def find_nodules(grid: Grid, lungs: dict[str, Mask], space: Mask, exclude: Mask) -> tuple[Nodule, ...]:
-    """Blobs of several sizes within ``space``, strongest first, each place counted once.
+def find_nodules(
+    grid: Grid,
+    lungs: dict[str, Mask],
+    exclude: Mask,
+    rays: Rays,
+    spine: NDArray[np.float64],
+    carina: float | None,
+) -> tuple[Nodule, ...]:
+    """Blobs of several sizes within the lungs, strongest first, each place counted once.
 
     Args:
         grid: Working grid.
         lungs: Aerated lung by side.
-        space: Voxels inside the rib cage that belong to either lung's space.
         exclude: Fluid and consolidation, where no nodule can be told apart.
+        rays: Distances to the wall by voxel.
+        spine: ``[S, 2]`` row and column of the spine.
+        carina: Working-grid slice of the carina, None where it is not known; the hila lie below it.
+
+    Returns:
+        The nodules, largest first.
     """
     both = lungs["left"] | lungs["right"]
     if not both.any():
         return ()
     box = ndimage.find_objects(both.astype(np.int8))[0]
-    hu = np.clip(grid.hu[box], -1000.0, 100.0)
-    # Everything that is not lung or a spot within it counts as lung, so that walls give no answer.
-    inside = _closed(grid, both)[box] & space[box]
-    background = float(np.median(hu[both[box]])) if both[box].any() else -850.0
-    flat = np.where(inside, hu, background).astype(np.float32)
-    spots = [spot for sigma in SCALES_MM for spot in _spots(grid, flat, inside & ~exclude[box], sigma)]
+    lung, space = both[box], _space(grid, both, rays)[box] & ~exclude[box]
+    inside = space & (np.abs(beside_spine(grid, spine)[0]) > _reach(grid, len(both), carina))[box]
+    background = float(np.median(grid.hu[box][lung]))
+    # Whatever is no spot within the lung counts as lung, so that walls and domes give no answer.
+    flat = np.where(space | lung, np.clip(grid.hu[box], -1000.0, 100.0), background).astype(np.float32)
+    spots = [spot for sigma in SCALES_MM for spot in _spots(grid, flat, inside, sigma)]
     spots.sort(key=lambda spot: -spot.answer)
     offset = np.array([part.start for part in box])
     nodules: list[Nodule] = []
-    for spot in spots:
+    for spot in spots[:MOST_SPOTS]:
         nodule = _measure(grid, flat, background, spot, offset, lungs)
         if nodule is None:
             continue
-        if all(_distance(nodule, other) > 0.6 * (nodule.diameter_mm + other.diameter_mm) for other in nodules):
+        if all(
+            _distance(nodule, other) > 0.6 * (nodule.diameter_mm + other.diameter_mm) for other in nodules
+        ):
             nodules.append(nodule)
     return tuple(sorted(nodules, key=lambda nodule: -nodule.diameter_mm))
 
 
-def _closed(grid: Grid, lungs: Mask) -> Mask:
-    """The lungs with vessels and spots inside them filled."""
-    reach = 14.0
-    distance = ndimage.distance_transform_edt(~lungs, sampling=grid.spacing)
-    grown = distance <= reach
-    back = ndimage.distance_transform_edt(grown, sampling=grid.spacing)
-    return np.asarray((back > reach - 0.5) | lungs)
+def _space(grid: Grid, lung: Mask, rays: Rays) -> Mask:
+    """Voxels inside the rib cage between lung above and below that are no organ."""
+    dense = (grid.smooth > DENSE_HU) & (rays.radius < rays.wall) & ~lung
+    organ = open_box(grid, dense, ORGAN_MM)
+    organ = ndimage.maximum_filter(organ.view(np.uint8), grid.size(15.0)).astype(bool)
+    return (rays.radius < rays.wall) & between_lung(lung) & ~organ
+
+
+def _reach(grid: Grid, slices: int, carina: float | None) -> NDArray[np.float64]:
+    """Millimetres from the midline within which a spot is a vessel of mediastinum or hilum, ``[S, 1, 1]``."""
+    height = (np.arange(slices) - (0.6 * slices if carina is None else carina)) * grid.spacing[0]
+    hilar = (height > HILA_MM[0]) & (height < HILA_MM[1])
+    return np.where(hilar, HILUM_ASIDE_MM, MEDIASTINUM_ASIDE_MM)[:, None, None]
 
 
 def _spots(grid: Grid, flat: Array, allowed: Mask, sigma_mm: float) -> list[_Spot]:
@@ -82,7 +117,7 @@ def _spots(grid: Grid, flat: Array, allowed: Mask, sigma_mm: float) -> list[_Spo
     ]
     answer = -(second[0] + second[1] + second[2]) * sigma_mm**2 / 3.0
     peak = ndimage.maximum_filter(answer, size=3) == answer
-    peak &= allowed & (answer > MIN_ANSWER_HU / 3.0)
+    peak &= allowed & (answer > MIN_ANSWER_HU)
     peak[[0, -1]] = False
     spots = []
     for z, y, x in zip(*np.nonzero(peak), strict=True):
@@ -135,23 +170,57 @@ def _measure(
     if labels[seed] == 0:
         return None
     part = labels == labels[seed]
-    position = np.argwhere(part) * np.asarray(grid.spacing)
     volume = part.sum() * grid.voxel_ml * 1000.0
-    ring = ndimage.binary_dilation(part)
-    mass = float(np.clip(window[ring] - background, 0, None).sum()) * grid.voxel_ml * 1000.0
-    solid = min(volume, mass / (SOLID_HU - background)) if peak < SOLID_HU - 250 else volume
-    diameter = float(np.cbrt(6.0 * max(solid, 1.0) / np.pi))
-    if len(position) > 3:
-        spread = np.sqrt(np.linalg.eigvalsh(np.cov(position.T)).clip(0.1))
-        if spread[-1] > 1.9 * max(spread[0], 0.3 * max(grid.spacing)):
-            return None
-    if not MIN_DIAMETER_MM <= diameter <= MAX_DIAMETER_MM:
+    mass = (
+        float(np.clip(window[ndimage.binary_dilation(part)] - background, 0, None).sum())
+        * grid.voxel_ml
+        * 1000.0
+    )
+    if peak - background < MIN_CONTRAST_HU or _elongation(grid, part) > MAX_ELONGATION:
         return None
-    center = np.argwhere(part).mean(axis=0) + low + offset
+    # A small spot's peak is lowered by partial volume, its mass is not; a calcified one is brighter than solid.
+    solid = mass / (SOLID_HU - background)
+    diameter = float(np.cbrt(6.0 * (solid if peak < SOLID_HU + 50.0 else volume) / np.pi))
+    at_half = float(np.cbrt(6.0 * volume / np.pi))
+    if not MIN_DIAMETER_MM <= diameter <= MAX_DIAMETER_MM or not 0.65 < diameter / at_half < 1.5:
+        return None
+    middle = np.argwhere(part).mean(axis=0)
+    if _shell(grid, flat, middle + low, diameter / 2, background) > MAX_SHELL * (peak - background):
+        return None
+    center = middle + low + offset
     voxel = grid.to_volume(center)
     volume_spacing = [s / f for s, f in zip(grid.spacing, grid.factors, strict=True)]
     z, y, x = (v * s for v, s in zip(voxel, volume_spacing, strict=True))
     return Nodule(voxel, (z, y, x), diameter, _side(center, lungs), peak - background)
+
+
+def _elongation(grid: Grid, part: Mask) -> float:
+    """Longest over shortest spread of a part's voxels; a voxel's own size counts as spread."""
+    position = np.argwhere(part) * np.asarray(grid.spacing)
+    own = np.diag(np.square(grid.spacing)) / 12.0
+    covariance = np.cov(position.T, bias=True) + own if len(position) > 1 else own
+    spread = np.sqrt(np.linalg.eigvalsh(covariance))
+    return float(spread[-1] / spread[0])
+
+
+def _shell(
+    grid: Grid, flat: Array, middle: NDArray[np.float64], radius_mm: float, background: float
+) -> float:
+    """Mean HU over the background, outside 1.3 radii and a voxel, inside two voxels more."""
+    inner = 1.3 * radius_mm + 0.6 * max(grid.spacing)
+    outer = inner + 1.3 * max(grid.spacing)
+    reach = [int(np.ceil(outer / s)) for s in grid.spacing]
+    low = [max(0, int(m) - n) for m, n in zip(middle, reach, strict=True)]
+    high = [int(m) + n + 2 for m, n in zip(middle, reach, strict=True)]
+    window = flat[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
+    axes = [
+        (np.arange(n) + a - m) * s for n, a, m, s in zip(window.shape, low, middle, grid.spacing, strict=True)
+    ]
+    distance = np.sqrt(
+        axes[0][:, None, None] ** 2 + axes[1][None, :, None] ** 2 + axes[2][None, None, :] ** 2
+    )
+    values = window[(distance > inner) & (distance < outer)]
+    return float(np.clip(values - background, 0.0, None).mean()) if values.size else 0.0
 
 
 def _side(center: NDArray[np.float64], lungs: dict[str, Mask]) -> str:

@@ -28,6 +28,11 @@ FRONT_MM = -75.0
 
 MIN_POOL_ML = 10.0
 MIN_ASIDE_MM = 26.0
+MIN_BEHIND_MM = -48.0
+NEAR_WALL_MM = 12.0
+MIN_NEAR_WALL = 0.2
+"""Share of a pool's voxels that lie this near the wall; fluid round the heart does not."""
+
 BELOW_LUNG_MM = 20.0
 
 _ANY_NEIGHBOUR = np.ones((3, 3, 3), dtype=bool)
@@ -63,8 +68,23 @@ def beside_spine(grid: Grid, spine: NDArray[np.float64]) -> tuple[Array, Array]:
     return aside.astype(np.float32), behind.astype(np.float32)
 
 
+def tissue_darkness(grid: Grid, lung: Mask, rays: Rays, muscle: NDArray[np.float32]) -> Array:
+    """HU by which the soft tissue inside the rib cage is darker than the muscle of its slice, ``[S, R, C]``."""
+    return muscle[:, None, None] - tissue_hu(grid, _soft(grid, lung, rays), 3.0)
+
+
+def _soft(grid: Grid, lung: Mask, rays: Rays) -> Mask:
+    """Neither air nor fat nor bone, inside the rib cage."""
+    return (grid.smooth > -60.0) & (grid.smooth < 230.0) & (rays.radius < rays.wall + 1.0) & ~lung
+
+
 def find_fluid(
-    grid: Grid, lung: Mask, rays: Rays, spine: NDArray[np.float64], muscle: NDArray[np.float32]
+    grid: Grid,
+    lung: Mask,
+    rays: Rays,
+    spine: NDArray[np.float64],
+    muscle: NDArray[np.float32],
+    darkness: Array,
 ) -> dict[str, Mask]:
     """Fluid of either side: thin layers on rays that also meet lung, and pools anywhere behind.
 
@@ -74,22 +94,20 @@ def find_fluid(
         rays: Distances to wall and lung by voxel.
         spine: ``[S, 2]`` row and column of the spine.
         muscle: HU of muscle per slice.
+        darkness: From ``tissue_darkness``.
 
     Returns:
         Masks of ``left`` and ``right``.
     """
     aside, behind = beside_spine(grid, spine)
-    wall = rays.radius < rays.wall + 1.0
-    soft = (grid.smooth > -60.0) & (grid.smooth < 230.0) & wall & ~lung
     reference = muscle[:, None, None]
-    darkness = reference - tissue_hu(grid, soft, 3.0)
     low, high = FLUID_BELOW_MUSCLE_HU
-    watery = soft & (darkness > low) & (darkness < high) & (grid.smooth < reference - 8.0)
+    watery = _soft(grid, lung, rays) & (darkness > low) & (darkness < high) & (grid.smooth < reference - 8.0)
     watery &= ~((np.abs(aside) < 22.0) & (behind > -17.0)) & (behind > FRONT_MM) & (np.abs(aside) > 15.0)
     watery &= _levels(grid, lung)[:, None, None]
     gap = (rays.lung > 25.0) & (rays.radius > rays.lung) & (rays.wall - rays.lung > MIN_GAP_MM)
     pool = ndimage.binary_opening(watery, grid.disc(1.3 * grid.pixel_mm))
-    fluid = _plausible(grid, (watery & gap) | pool, aside)
+    fluid = _plausible(grid, (watery & gap) | pool, rays, aside, behind)
     # The voxels at the border to fat and collapsed lung are part fluid.
     edge = ndimage.binary_dilation(fluid) & ~lung & (grid.smooth > -175.0) & (grid.smooth < reference - 7.0)
     fluid |= edge
@@ -105,17 +123,21 @@ def _levels(grid: Grid, lung: Mask) -> Mask:
     return levels
 
 
-def _plausible(grid: Grid, fluid: Mask, aside: Array) -> Mask:
-    """Keep connected parts that are large enough and lie beside the mediastinum."""
+def _plausible(grid: Grid, fluid: Mask, rays: Rays, aside: Array, behind: Array) -> Mask:
+    """Keep connected parts that are large enough and lie beside the mediastinum, behind, along the wall."""
     labels, count = ndimage.label(fluid, _ANY_NEIGHBOUR)
     keep = np.zeros(count + 1, dtype=bool)
     for label, box in enumerate(ndimage.find_objects(labels), start=1):
         part = labels[box] == label
         if part.sum() * grid.voxel_ml < MIN_POOL_ML:
             continue
-        slices, _, columns = np.nonzero(part)
-        distance = np.abs(aside[slices + box[0].start, 0, columns + box[2].start])
-        keep[label] = float(distance.mean()) > MIN_ASIDE_MM
+        slices, rows, columns = (n + b.start for n, b in zip(np.nonzero(part), box, strict=True))
+        near = (rays.wall[box][part] - rays.radius[box][part] < NEAR_WALL_MM).mean()
+        keep[label] = (
+            float(np.abs(aside[slices, 0, columns]).mean()) > MIN_ASIDE_MM
+            and float(behind[slices, rows, 0].mean()) > MIN_BEHIND_MM
+            and float(near) > MIN_NEAR_WALL
+        )
     return keep[labels]
 
 

@@ -31,7 +31,8 @@ class LungRanges:
     def holds(self, measurement: Measurement) -> dict[str, bool]:
         """Per side, whether the measured lung lies within the range."""
         return {
-            side: self.lung_ml[side][0] <= measurement.lungs.volume_ml[side] <= self.lung_ml[side][1] for side in SIDES
+            side: self.lung_ml[side][0] <= measurement.lungs.volume_ml[side] <= self.lung_ml[side][1]
+            for side in SIDES
         }
 
 

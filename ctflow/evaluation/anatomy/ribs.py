@@ -33,4 +33,8 @@ def count_ribs(grid: Grid, polar: Polar, body: Mask, lung: Mask) -> dict[str, in
 def _peaks(grid: Grid, profile: np.ndarray) -> int:
     """Local maxima above the bone threshold, at least MIN_DISTANCE_MM apart."""
     size = 2 * max(1, round(MIN_DISTANCE_MM / grid.spacing[0] / 2)) + 1
-    return int(((ndimage.maximum_filter1d(profile, size) == profile) & (profile > RIB_HU)).sum()) if profile.size else 0
+    return (
+        int(((ndimage.maximum_filter1d(profile, size) == profile) & (profile > RIB_HU)).sum())
+        if profile.size
+        else 0
+    )

@@ -113,7 +113,9 @@ def blood_hu(grid: Grid, lungs: Mask, spine: NDArray[np.float64]) -> float:
     first = lungs.argmax(axis=2)
     last = lungs.shape[2] - 1 - lungs[:, :, ::-1].argmax(axis=2)
     ahead = np.arange(lungs.shape[1])[None] < (spine[:, 0] - 30.0 / grid.spacing[1])[:, None]
-    between = (column > first[:, :, None]) & (column < last[:, :, None]) & (inner & ahead)[:, :, None] & ~lungs
+    between = (
+        (column > first[:, :, None]) & (column < last[:, :, None]) & (inner & ahead)[:, :, None] & ~lungs
+    )
     values = grid.smooth[between]
     values = values[values > 0.0]
     return float(np.percentile(values, 85)) if values.size > 200 else 45.0
@@ -140,7 +142,9 @@ def _inner_bone(
     reach = 2 * round(RIB_REACH_MM / grid.spacing[0]) + 1
     near = np.maximum(seen - 5.0, 0.5 * skin)[:, :, None]
     shell = (radii >= near) & (radii < skin[:, :, None] - 5.0)
-    hit = ndimage.maximum_filter((bone & shell).astype(np.uint8), (reach, 3, 1), mode=("nearest", "wrap", "nearest"))
+    hit = ndimage.maximum_filter(
+        (bone & shell).astype(np.uint8), (reach, 3, 1), mode=("nearest", "wrap", "nearest")
+    )
     return np.where(hit.any(axis=2), radii[hit.argmax(axis=2)], np.nan)
 
 
@@ -162,7 +166,9 @@ def _wall(
     window = (2 * round(10.0 / grid.spacing[0]) + 1, 5)
     valid = np.isfinite(estimate)
     usual = np.where(valid, estimate, 0.78 * skin)
-    median = ndimage.median_filter(np.pad(usual, ((0, 0), (4, 4)), mode="wrap"), window, mode="nearest")[:, 4:-4]
+    median = ndimage.median_filter(np.pad(usual, ((0, 0), (4, 4)), mode="wrap"), window, mode="nearest")[
+        :, 4:-4
+    ]
     sigma = (6.0 / grid.spacing[0], 1.0)
     smooth = ndimage.gaussian_filter(median, sigma, mode=("nearest", "wrap"))
     limit = skin - 8.0

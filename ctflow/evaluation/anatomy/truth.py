@@ -105,7 +105,7 @@ def compare_with_truth(
     """
     anatomy = truth["anatomy"]
     matches, extra = _match_nodules(measurement, truth, thresholds)
-    true_lungs = {side: float(anatomy["lung_volume_ml"][side]) for side in SIDES}
+    true_lungs = _aerated_truth(truth)
     heart_width = anatomy.get("heart_width_mm")
     return Comparison(
         case_id=str(truth["case_id"]),
@@ -115,13 +115,24 @@ def compare_with_truth(
         two_lungs=all(measurement.lungs.present.values()),
         spine_error_mm=_spine_error(measurement, anatomy.get("spine_center_voxel")),
         heart_error_mm=(
-            measurement.heart.width_mm - float(heart_width) if heart_width and measurement.heart.present else None
+            measurement.heart.width_mm - float(heart_width)
+            if heart_width and measurement.heart.present
+            else None
         ),
         trachea_error_mm=_trachea_error(measurement, anatomy.get("trachea")),
         labels=_check_labels(measurement, truth, thresholds),
         nodules=matches,
         extra_nodules_mm=extra,
     )
+
+
+def _aerated_truth(truth: Mapping[str, Any]) -> dict[str, float]:
+    """The truth's lung volume is the whole pleural space: take fluid and consolidation off."""
+    volumes = {side: float(truth["anatomy"]["lung_volume_ml"][side]) for side in SIDES}
+    for item in truth["findings"]:
+        if item["label"] in SIDED and item.get("side") in SIDES:
+            volumes[item["side"]] -= float(item.get("volume_ml") or 0.0)
+    return volumes
 
 
 def _check_labels(
@@ -180,7 +191,9 @@ def _match_nodules(
 def _spine_error(measurement: Measurement, center: list[float] | None) -> float | None:
     if center is None or not measurement.spine.present:
         return None
-    row, column = np.median(np.asarray(measurement.spine.center)[:, 1:], axis=0)
+    line = np.asarray(measurement.spine.center)
+    middle = np.argmin(np.abs(line[:, 0] - measurement.shape[0] // 2))  # where the truth is stated
+    _, row, column = line[middle]
     _, sy, sx = measurement.spacing
     return float(np.hypot((row - center[-2]) * sy, (column - center[-1]) * sx))
 
