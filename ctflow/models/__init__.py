@@ -4,7 +4,7 @@ from ctflow.models.avae import AVAE, Posterior
 from ctflow.models.ctclip import CTCLIP, TextEncoding, VolumeEncoding
 from ctflow.models.fmvt import FMvT
 from ctflow.models.fmvt_text import TextCondition
-from ctflow.models.text import TextEmbedding, TextEncoder, clean_text, join_report
+from ctflow.models.text import TextEmbedding, TextEncoder, clean_text
 from ctflow.models.tokenizer import ReportTokenizer, train_wordpiece
 
 __all__ = [
@@ -19,6 +19,5 @@ __all__ = [
     "TextEncoding",
     "VolumeEncoding",
     "clean_text",
-    "join_report",
     "train_wordpiece",
 ]

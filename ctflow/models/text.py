@@ -38,14 +38,12 @@ class TextEmbedding(NamedTuple):
 
 
 def clean_text(text: str) -> str:
-    """A report as CT-CLIP was trained on: no quotes, apostrophes, brackets or "Not given.", single spaces."""
+    """A report as CT-CLIP was trained on: no quotes, apostrophes, brackets or "Not given.", single spaces.
+
+    Findings and impression are joined with a space before this; either may be empty or "Not given.".
+    """
     text = re.sub(r"[\"'()]", "", text.replace(NOT_GIVEN, " "))
     return " ".join(text.split())
-
-
-def join_report(findings: str, impression: str) -> str:
-    """Findings and impression as one cleaned text; either may be empty or "Not given."."""
-    return clean_text(f"{findings} {impression}")
 
 
 class TextEncoder:

@@ -9,7 +9,7 @@ import torch
 
 from ctflow.config.encoders import BertConfig, CTCLIPConfig, CTViTConfig, VolumeGrid
 from ctflow.errors import CTFlowError, WeightsError
-from ctflow.models import CTCLIP, ReportTokenizer, TextEncoder, clean_text, join_report, train_wordpiece
+from ctflow.models import CTCLIP, ReportTokenizer, TextEncoder, clean_text, train_wordpiece
 
 REPORTS = [
     "There is a nodule of 12 mm in the right upper lobe.",
@@ -43,11 +43,9 @@ def clip(tokenizer):
 
 
 def test_cleaning_is_the_published_one():
-    findings = 'Heart: "normal" (no effusion). Patient\'s aorta is wide.'
-    assert join_report(findings, "Not given.") == "Heart: normal no effusion. Patients aorta is wide."
-    assert join_report("Not given.", " Normal chest.\n") == "Normal chest."
-    assert join_report("Not given.", "Not given.") == ""
-    assert join_report("A.", "B.") == "A. B."
+    report = 'Heart: "normal" (no effusion). Patient\'s aorta is wide.\n Not given.'
+    assert clean_text(report) == "Heart: normal no effusion. Patients aorta is wide."
+    assert clean_text("Not given. Not given.") == ""
 
 
 def test_vocabulary_covers_its_reports(tokenizer):
