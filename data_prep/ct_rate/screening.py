@@ -11,6 +11,8 @@ from scipy import ndimage
 from data_prep.ct_rate.geometry import Spacing
 
 LUNG_HU = -500.0
+OUTSIDE_HU = -930.0
+"""Mean below which air at the border of a crop lies outside the body."""
 COARSE_MM = 3.0
 MIN_LUNG_ML, MIN_LUNG_SHARE = 250.0, 0.03
 MIN_SIDE_ML, MIN_SIDE_RATIO = 100.0, 0.15
@@ -40,13 +42,14 @@ def screen(
     steps = [max(1, round(COARSE_MM / s)) for s in spacing]
     coarse = hu[:: steps[0], :: steps[1], :: steps[2]]
     voxel_ml = float(np.prod([n * s for n, s in zip(steps, spacing, strict=True)])) / 1000.0
-    lung, body = _lung_and_body(coarse < LUNG_HU, voxel_ml)
+    border = _border_tissue(coarse)
+    cropped = [f"{name} {value:.0%}" for name, value in border.items() if value > MAX_BORDER]
+    lung, body = _lung_and_body(coarse, voxel_ml, bool(cropped))
     total = float(lung.sum()) * voxel_ml
     sides = _two_sides(lung.sum((0, 1)))
     left, right = (n * voxel_ml for n in sides) if sides else (None, None)
     areas = lung.sum((1, 2)) / max(1, lung.sum((1, 2)).max())
     share = lung.sum() / max(1, body.sum())
-    border = _border_tissue(coarse)
     measured = {
         "lung_ml": round(total),
         "lung_left_ml": None if left is None else round(left),
@@ -67,7 +70,6 @@ def screen(
     if coverage_mm < MIN_COVERAGE_MM or cut:
         ends = f", lungs cut {' and '.join(cut)}" if cut else ""
         flags.append(["short_coverage", f"{coverage_mm:.0f} mm{ends}"])
-    cropped = [f"{name} {value:.0%}" for name, value in border.items() if value > MAX_BORDER]
     if cropped:
         flags.append(["cropped_field", f"tissue on the image border: {', '.join(cropped)}"])
     return measured, flags
@@ -88,8 +90,14 @@ def _two_sides(profile: NDArray[np.int64]) -> tuple[float, float] | None:
     return left, float(profile.sum()) - left
 
 
-def _lung_and_body(air: NDArray[np.bool_], voxel_ml: float) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Air inside the body, small pockets left out, and the body with its lungs; each ``[s, r, c]``."""
+def _lung_and_body(
+    coarse: NDArray[np.int16], voxel_ml: float, cropped: bool
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Air inside the body, small pockets left out, and the body with its lungs; each ``[s, r, c]``.
+
+    Air that reaches the border of its slice is outside, but in a crop only if it is thinner than lung.
+    """
+    air = coarse < LUNG_HU
     inside = np.zeros_like(air)
     body = np.zeros_like(air)
     for k, plane in enumerate(air):
@@ -98,6 +106,9 @@ def _lung_and_body(air: NDArray[np.bool_], voxel_ml: float) -> tuple[NDArray[np.
         for side in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
             edge[side] = True
         edge[0] = False
+        if cropped:
+            touching = np.flatnonzero(edge)
+            edge[touching] = ndimage.mean(coarse[k], labels, touching) < OUTSIDE_HU
         outside = edge[labels]
         inside[k] = plane & ~outside
         body[k] = ~outside
