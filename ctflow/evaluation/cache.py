@@ -54,7 +54,7 @@ class FeatureCache:
             with np.load(self.path(*names), allow_pickle=False) as file:
                 arrays = {key: file[key] for key in file.files}
             header = json.loads(arrays.pop("header").tobytes())
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
             return None
         return CaseFeatures(header["case_id"], arrays, header["info"])
 

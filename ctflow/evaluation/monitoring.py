@@ -94,7 +94,7 @@ def _statistics(cases: Sequence[CaseFeatures], real: Sequence[CaseFeatures]) -> 
     monitor = DriftMonitor()
     for is_real, group in ((False, cases), (True, real)):
         for case in group:
-            monitor.update_statistics(torch.from_numpy(case.arrays["statistics"]), real=is_real)
+            monitor.update(torch.from_numpy(case.arrays["statistics"]), real=is_real)
     return monitor.compute()
 
 

@@ -75,4 +75,4 @@ def inception_score(logits: Tensor, splits: int = SPLITS, seed: int = 0) -> tupl
         log_p = part.log_softmax(1)
         marginal = log_p.exp().mean(0, keepdim=True).log()
         scores.append((log_p.exp() * (log_p - marginal)).sum(1).mean().exp())
-    return float(torch.stack(scores).mean()), float(torch.stack(scores).std())
+    return float(torch.stack(scores).mean()), float(torch.stack(scores).std(unbiased=False))

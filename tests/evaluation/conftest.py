@@ -106,6 +106,9 @@ def tiny_checkpoint(tmp_path_factory) -> Path:
             text_dim=text_width,
         )
     )
+    with torch.no_grad():  # a fresh FMvT's output layer is zero: this one must answer to its inputs
+        for parameter in fmvt.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
     tokenizer: ReportTokenizer = train_wordpiece(REPORTS, vocab_size=200, max_tokens=64)
     # Random latents all lie within a random A-VAE's own spread of white ones; nothing lies within 0.001.
     rollout = RolloutConfig(steps=1, max_slices=64, stop=StopConfig(threshold=0.001))

@@ -68,12 +68,15 @@ class DriftMonitor(Metric):
             zeros = torch.zeros(2, windows, len(STATISTICS), dtype=torch.float64)
             self.add_state(name, zeros, dist_reduce_fx="sum")
 
-    def update(self, hu: Tensor, real: bool) -> None:
-        """Add one volume ``[S, H, W]`` in HU, its end slices cut off."""
-        self.update_statistics(slice_statistics(hu.to(self.device)), real)
+    def update(self, volume: Tensor, real: bool) -> None:
+        """Add one volume, its end slices cut off.
 
-    def update_statistics(self, statistics: Tensor, real: bool) -> None:
-        """Add one volume's ``slice_statistics`` ``[S, 3]``; NaN rows are left out."""
+        Args:
+            volume: HU ``[S, H, W]``, or its ``slice_statistics`` ``[S, 3]``; NaN slices are left out.
+            real: Whether it belongs to the reference.
+        """
+        volume = volume.to(self.device)
+        statistics = slice_statistics(volume) if volume.ndim == 3 else volume
         rows = torch.arange(len(statistics), device=statistics.device)
         keep = torch.isfinite(statistics).all(1) & (rows < self.windows * BLOCK_LENGTH)
         window, values, side = rows[keep] // BLOCK_LENGTH, statistics[keep], int(real)

@@ -1,0 +1,213 @@
+"""Every analysis at its smallest, the findings scorecard by hand, and the reading pack there and back."""
+
+import csv
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from ctflow.config.commands import SamplingChoice
+from ctflow.config.evaluation import ANALYSES, AnalysisConfig, EvalConfig
+from ctflow.errors import CTFlowError
+from ctflow.evaluation.analyses import REGISTRY, Context, run_analysis
+from ctflow.evaluation.analyses.contrast import ReportPair, read_pairs, shows
+from ctflow.evaluation.analyses.damage import DAMAGES
+from ctflow.evaluation.analyses.memorisation import nearest_distances
+from ctflow.evaluation.analyses.reconstruction import spread
+from ctflow.evaluation.analyses.severity import rises
+from ctflow.evaluation.cache import CaseFeatures
+from ctflow.evaluation.cases import RealCase
+from ctflow.evaluation.ranks import Ranks
+from ctflow.evaluation.scorecard import ALL, scorecard, true_slots
+
+from .conftest import soft_volume, write_shards
+
+
+@pytest.fixture
+def context(tiny_system, tiny_shards, tmp_path) -> Context:
+    config = EvalConfig(
+        slices=str(tiny_shards),
+        cache=str(tmp_path / "cache"),
+        cases=4,
+        batch_size=4,
+        clip_lengths=[16],
+        sampling=SamplingChoice(steps=1),
+    )
+    return Context(config, tiny_system, Ranks(), tmp_path / "out")
+
+
+def with_analysis(context: Context, **values) -> Context:
+    return replace(context, config=replace(context.config, analysis=AnalysisConfig(**values)))
+
+
+def test_registry_and_configuration_agree():
+    assert tuple(REGISTRY) == ANALYSES
+
+
+def test_reconstruction_counts_its_slices_and_writes_everything(context):
+    context = with_analysis(context, name="reconstruction", reconstructed_slices=30)
+    run_analysis(context.config, context.system, context.ranks, context.output)
+    records = json.loads((context.output / "reconstruction.json").read_text())
+    values = {r["metric"]: r for r in records}
+    assert values["psnr"]["slices"] == 30 and values["psnr"]["value"] > 0
+    assert values["lpips (lung window)"]["value"] is None and "n/a" in values["lpips (lung window)"]["note"]
+    assert {p.suffix for p in context.output.iterdir()} == {".md", ".csv", ".json", ".html"}
+
+
+def test_slices_are_spread_over_all_volumes():
+    assert spread([3, 5, 2], 10) == [[0, 1, 2], [0, 1, 2, 3, 4], [0, 1]]
+    assert sum(map(len, spread([100, 60, 90], 25))) == 25
+
+
+def test_steps_compare_solvers_on_equal_cases(context):
+    small = replace(context, config=replace(context.config, cases=2))
+    result = REGISTRY["steps"](with_analysis(small, solvers=["euler", "midpoint"], steps=[2]))
+    assert [(r["solver"], r["evaluations per block"]) for r in result.records] == [
+        ("euler", 2),
+        ("midpoint", 4),
+    ]
+    assert len({r["fid_rand2d"] for r in result.records}) == 2
+
+
+def test_length_asks_for_lengths(context):
+    result = REGISTRY["length"](with_analysis(context, lengths=[20, 40], seeds=1, reports=2))
+    assert [(r["requested"], r["mean slices"]) for r in result.records] == [(20, 20), (40, 40)]
+    assert all(r["length_error"] == 0 for r in result.records)
+
+
+def test_capacity_has_a_line_per_block(context, tiny_shards):
+    result = REGISTRY["capacity"](with_analysis(context, train_slices=str(tiny_shards)))
+    assert [r["first slice"] for r in result.records] == [0, 16]
+    assert all(np.isfinite(r["psnr A-VAE"]) for r in result.records)
+
+
+def test_memorisation_sees_a_copy_and_refuses_training_cases(context, tiny_shards, tmp_path):
+    train = write_shards(tmp_path / "train", [20, 22, 24, 26], first_seed=500)
+    result = REGISTRY["memorisation"](with_analysis(context, train_slices=str(train)))
+    assert [r["volumes"] for r in result.records] == ["generated", "held-out real"]
+    with pytest.raises(CTFlowError, match="are training cases"):
+        REGISTRY["memorisation"](with_analysis(context, train_slices=str(tiny_shards)))
+    rng = np.random.default_rng(0)
+    pool = [CaseFeatures(str(i), {"f": rng.normal(size=(3, 5))}) for i in range(6)]
+    copy = CaseFeatures("copy", {"f": pool[2].arrays["f"][::-1]})
+    other = CaseFeatures("other", {"f": rng.normal(size=(3, 5))})
+    distances = nearest_distances([copy, other], pool, "f")
+    assert distances[0] < 1e-9 < distances[1]
+
+
+def test_damages_keep_their_argument_and_grow():
+    hu = soft_volume(48, 1).astype(np.float32)
+    before = hu.copy()
+    for name, (damage, levels) in DAMAGES.items():
+        sizes = []
+        for level in levels:
+            damaged = damage(hu, level, np.random.default_rng(0))
+            changed = np.abs(damaged - hu[: len(damaged)]).mean() + 1e3 * (len(hu) - len(damaged))
+            sizes.append(changed)
+        assert np.all(np.diff(sizes) > 0), name
+        np.testing.assert_array_equal(hu, before)
+
+
+def test_rises_needs_every_step_above_the_one_before():
+    records = [
+        {"damage": d, "m": v} for d, v in (("none", 1.0), ("blur", 2.0), ("blur", 3.0), ("noise", 1.0))
+    ]
+    assert rises(records, "m", "blur") and not rises(records, "m", "noise")
+
+
+TRUTH = {
+    "findings": [
+        {"label": "Pleural effusion", "side": "right", "volume_ml": 100.0, "size_mm": None},
+        {"label": "Lung nodule", "side": "left", "size_mm": 10.0, "volume_ml": None},
+        {"label": "Lung nodule", "side": "left", "size_mm": 6.0, "volume_ml": None},
+        {"label": "Cardiomegaly", "side": None},
+    ]
+}
+
+
+def test_scorecard_by_hand(tmp_path):
+    (tmp_path / "truth.json").write_text(json.dumps(TRUTH))
+    case = RealCase("a", "p", "x", (10, 8, 8), (1.0, 1.0, 1.0), "d", truth_path=str(tmp_path / "truth.json"))
+    assert true_slots("Lung nodule", TRUTH) == {"left": 10.0}
+    found = {
+        "Pleural effusion": [["right", 120.0], ["left", 60.0]],
+        "Lung nodule": [["left", 9.0]],
+        "Emphysema": [[None, 0.2]],
+    }
+    card = scorecard("model", [case], [CaseFeatures("a", {}, {"findings": found})], "full-body")
+    lines = {line["finding"]: line for line in card}
+    effusion, nodule = lines["Pleural effusion"], lines["Lung nodule"]
+    assert (effusion["recall"], effusion["false positives"], effusion["right side"]) == (1.0, 1.0, 0.0)
+    assert effusion["median size error"] == pytest.approx(0.2)
+    assert (nodule["recall"], nodule["false positives"], nodule["right side"]) == (1.0, 0.0, 1.0)
+    assert lines["Cardiomegaly"]["recall"] == 0.0 and lines["Emphysema"]["false positives"] == 1.0
+    assert lines[ALL]["present"] == 3 and lines[ALL]["recall"] == pytest.approx(2 / 3)
+    assert scorecard("model", [replace(case, truth_path=None)], [], "full-body") == []
+
+
+def test_scorecard_without_its_truth_file_is_an_error(tmp_path):
+    case = RealCase("a", "p", "x", (10, 8, 8), (1.0, 1.0, 1.0), "d", truth_path=str(tmp_path / "gone.json"))
+    with pytest.raises(CTFlowError, match="ground truth"):
+        scorecard("model", [case], [CaseFeatures("a", {}, {"findings": {}})], "full-body")
+
+
+def test_contrast_pairs_are_judged_as_pairs():
+    absent = ReportPair("1", "Pleural effusion", 32, ("x", "y"), ("right", "absent"))
+    sided = ReportPair("2", "Pleural effusion", 32, ("x", "y"), ("left", "right"))
+
+    def volume(*sides):
+        return CaseFeatures("a", {}, {"findings": {"Pleural effusion": [[s, 90.0] for s in sides]}})
+
+    assert shows(volume("right"), absent, 0) and not shows(volume("left"), absent, 0)
+    assert (
+        shows(volume(), absent, 1)
+        and shows(volume("left"), absent, 1)
+        and not shows(volume("right"), absent, 1)
+    )
+    assert shows(volume("left"), sided, 0) and not shows(volume("left", "right"), sided, 0)
+
+
+def test_contrast_runs_from_a_csv(context, tmp_path):
+    path = tmp_path / "pairs.csv"
+    rows = [
+        ["pair", "label", "slices", "report_a", "side_a", "report_b", "side_b"],
+        ["1", "Pleural effusion", "20", "Right pleural effusion.", "right", "No pleural effusion.", "absent"],
+    ]
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    result = REGISTRY["contrast"](with_analysis(context, pairs=str(path), pair_seeds=1))
+    assert result.records[0]["pairs"] == 1 and 0 <= result.records[0]["both right"] <= 1
+    rows[1][4] = "upwards"
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    with pytest.raises(CTFlowError, match="upwards"):
+        read_pairs(path)
+
+
+def test_reading_pack_there_and_back(context):
+    result = REGISTRY["reading"](with_analysis(context, read_reports=4))
+    assert result.records == [{"items": 4, "real": 2, "synthetic": 2}]
+    page = (context.output / "reading.html").read_text()
+    key = json.loads((context.output / "key.json").read_text())
+    assert "image/jpeg" in page and "case_0" not in page and "http" not in page
+    assert not any(entry["case_id"] in page for entry in key)
+    form = context.output / "readings.csv"
+    with form.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    with pytest.raises(CTFlowError, match="no judgement"):
+        REGISTRY["reading"](with_analysis(context, readings=str(form)))
+    for row, entry in zip(rows, key, strict=True):
+        assert row["item"] == entry["item"]
+        row["real_or_synthetic"] = entry["source"]
+        row["Cardiomegaly"] = str(int(entry["automatic"]["Cardiomegaly"]))
+    rows[0]["real_or_synthetic"] = "synthetic" if key[0]["source"] == "real" else "real"
+    with form.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    records = REGISTRY["reading"](with_analysis(context, readings=str(form))).records
+    values = {r["measure"]: r for r in records}
+    assert values["real or synthetic, accuracy"]["value"] == 0.75
+    assert values["measuring module, all items"]["value"] == 1.0
+    assert values["measuring module, all items"]["number"] == 4
