@@ -7,23 +7,20 @@ shards, so one process and several ranks write the same bytes; a killed run goes
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_only
-from torch import Tensor
 
 from ctflow.checkpoint import folder_fingerprint, load_avae, load_text_encoder, save_avae
 from ctflow.config import parse_command, run_command
 from ctflow.config.data import EncodeConfig
 from ctflow.data import (
     LatentHeader,
-    LatentRecord,
     LatentShardWriter,
     SliceShards,
     read_manifest,
@@ -31,157 +28,14 @@ from ctflow.data import (
 )
 from ctflow.data.reader import read_shard_header
 from ctflow.errors import ShardError
-from ctflow.models import AVAE, TextEncoder
-from ctflow.models.avae import Posterior
+from ctflow.models import AVAE
 from ctflow.types import AIR_HU
 from ctflow.whitening import Whitening
+from data_prep.encode_predict import SOURCE_SHARD, EncodeLoader, Encoder, ShardWriting
 
 log = logging.getLogger("data_prep.encode")
-SOURCE_SHARD = "source_shard_sha256"
 MEASURED_SLICES = 512
 """Slices, evenly spread over the set, that whitening is measured on."""
-
-
-@dataclass
-class EncodeBatch:
-    """Some consecutive slices of one case.
-
-    Attributes:
-        hu: Int16 HU ``[N, rows, columns]``.
-        shard: File name the case goes to.
-        case: Index of the case in the source.
-        ends_case: These are the case's last slices.
-        ends_shard: The case is the shard's last one.
-    """
-
-    hu: Tensor
-    shard: str
-    case: int
-    ends_case: bool
-    ends_shard: bool
-
-
-class EncodeLoader:
-    """The batches of this rank: whole shards, those already complete left out.
-
-    Args:
-        source: What is encoded.
-        shards: Case indices of every shard, by file name.
-        complete: File names to leave out.
-        batch_slices: Slices of a batch.
-        rank: This process.
-        world_size: All processes.
-    """
-
-    def __init__(
-        self,
-        source: SliceShards,
-        shards: dict[str, range],
-        complete: set[str],
-        batch_slices: int,
-        rank: int,
-        world_size: int,
-    ) -> None:
-        self.source, self.batch_slices = source, batch_slices
-        mine = list(shards)[rank::world_size]
-        self.shards = {name: shards[name] for name in mine if name not in complete}
-
-    def __len__(self) -> int:
-        sizes = [self.source.cases[case].slices for cases in self.shards.values() for case in cases]
-        return sum(-(-size // self.batch_slices) for size in sizes)
-
-    def __iter__(self) -> Iterator[EncodeBatch]:
-        for name, cases in self.shards.items():
-            for case in cases:
-                hu = torch.from_numpy(self.source.hu(case))
-                for start in range(0, len(hu), self.batch_slices):
-                    part = hu[start : start + self.batch_slices]
-                    last = start + self.batch_slices >= len(hu)
-                    yield EncodeBatch(part, name, case, last, last and case == cases[-1])
-
-
-class Encoder(LightningModule):
-    """The A-VAE's encoder and the text tower as ``Trainer.predict`` wants them.
-
-    Args:
-        avae: Encodes slices.
-        text_encoder: Encodes reports.
-    """
-
-    def __init__(self, avae: AVAE, text_encoder: TextEncoder) -> None:
-        super().__init__()
-        self.allow_zero_length_dataloader_with_multiple_devices = True
-        self.avae = avae.to(memory_format=torch.channels_last)  # a quarter faster on CPUs
-        self.clip = text_encoder.clip
-        self.text_encoder = text_encoder
-
-    def predict_step(self, batch: EncodeBatch, batch_idx: int) -> Posterior:
-        """Posterior of the batch's slices, float16 on the CPU."""
-        mean, logvar = self.avae.encode_hu(batch.hu.float())
-        return Posterior(mean.float().half().cpu(), logvar.float().half().cpu())
-
-
-class ShardWriting(Callback):
-    """Collects posteriors to cases and cases to shards.
-
-    Args:
-        source: Where reports and metadata come from.
-        writer: Where cases go.
-    """
-
-    def __init__(self, source: SliceShards, writer: LatentShardWriter) -> None:
-        self.source, self.writer = source, writer
-        self._sources = {entry.file: entry.sha256 for entry in read_manifest(source.folder)}
-        self._parts: list[Posterior] = []
-        self._shard = ""
-
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: EncodeBatch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Write what is complete with this batch."""
-        assert isinstance(pl_module, Encoder)
-        self._parts.append(outputs)
-        if not batch.ends_case:
-            return
-        if batch.shard != self._shard:
-            self.writer.begin(batch.shard, {SOURCE_SHARD: self._sources[batch.shard]})
-            self._shard = batch.shard
-        self.writer.append(self._record(batch.case, pl_module.text_encoder))
-        if batch.ends_shard:
-            self.writer.finish()
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Drop the unfinished shard."""
-        self.writer.discard()
-
-    def _record(self, case: int, text_encoder: TextEncoder) -> LatentRecord:
-        mean, logvar = (torch.cat(part).numpy() for part in zip(*self._parts, strict=True))
-        self._parts = []
-        metadata = self.source.metadata(case)
-        if not (np.isfinite(mean).all() and np.isfinite(logvar).all()):
-            raise ShardError(
-                f"case {metadata['case_id']!r}: the A-VAE's posterior has values that float16 cannot hold",
-                "finite latents",
-                "check the A-VAE's reconstructions, or encode with precision=fp32",
-            )
-        tokens, mask, pooled = (
-            part[0].float().cpu().numpy() for part in text_encoder.encode([metadata["report"]])
-        )
-        real = int(np.flatnonzero(mask)[-1]) + 1
-        return LatentRecord(
-            mean=mean,
-            logvar=logvar,
-            text=tokens[:real].astype(np.float16),
-            text_mask=mask[:real].astype(bool),
-            pooled=pooled,
-            **metadata,
-        )
 
 
 def make_header(avae: AVAE, config: EncodeConfig, image_size: tuple[int, int]) -> LatentHeader:

@@ -181,8 +181,8 @@ class LatentShards(ShardSet):
         self._shared: LatentHeader | None = None
         self._file(0)
         assert self._shared is not None
-        self.header = self._shared
-        self.tokens = max(case.tokens for case in self.cases)
+        self.header: LatentHeader = self._shared
+        self.tokens: int = max(case.tokens for case in self.cases)
         self._posteriors: list[tuple[NDArray[np.float16], NDArray[np.float16]]] = []
         self._texts: list[TextArrays] = []
         if in_memory:

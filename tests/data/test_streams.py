@@ -256,4 +256,4 @@ def test_two_real_processes_see_the_samples_of_one(make_latents, tmp_path):
     validated = [sample[:2] for rank in ranks for batch in rank[1] for sample in batch]
     once = [list(sample[:2]) for batch in whole.validated for sample in batch]
     assert sorted(validated) == sorted(once)
-    assert abs(ranks[0][2] - float(whole.weight)) < 1e-6
+    assert abs(ranks[0][2] - whole.weight.item()) < 1e-6
