@@ -13,7 +13,7 @@ SINGLE_REPORT_CASE = "report"
 
 
 def derived_generator(seed: int, *names: object) -> torch.Generator:
-    """A CPU generator whose stream depends on ``seed`` and ``names`` alone (SHA-256, stable across machines)."""
+    """A CPU generator whose stream depends on ``seed`` and ``names`` alone (SHA-256)."""
     digest = hashlib.sha256(repr((int(seed), *map(str, names))).encode()).digest()
     return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 

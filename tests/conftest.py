@@ -24,5 +24,7 @@ def repo_root() -> Path:
 def shared_dir() -> Path:
     """The folder of parity fixtures and real scans beside the checkout; absent in a user's clone."""
     if not SHARED.is_dir():
-        pytest.skip(f"needs the parity fixtures and real scans at {SHARED}, which are not part of the repository")
+        pytest.skip(
+            f"needs the parity fixtures and real scans at {SHARED}, which are not part of the repository"
+        )
     return SHARED

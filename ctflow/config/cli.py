@@ -24,7 +24,7 @@ class Flag:
     Attributes:
         name: With its dashes, e.g. ``--output``.
         key: Dotted key of the schema the value goes to; empty: only found in ``CommandLine.flags``.
-        options: Keyword arguments of ``argparse.add_argument`` (``help``, ``required``, ``choices``, ``action`` …).
+        options: Keyword arguments of ``argparse.add_argument`` (``help``, ``choices``, ``action`` …).
     """
 
     name: str
@@ -41,7 +41,11 @@ class CommandLine(Generic[SchemaT]):
 
 
 def parse_command(
-    schema: type[SchemaT], prog: str, description: str, flags: Sequence[Flag], argv: Sequence[str] | None = None
+    schema: type[SchemaT],
+    prog: str,
+    description: str,
+    flags: Sequence[Flag],
+    argv: Sequence[str] | None = None,
 ) -> CommandLine[SchemaT]:
     """Read ``[flags] [--config FILE] [key=value …]`` into ``schema``.
 
@@ -60,7 +64,10 @@ def parse_command(
     """
     epilog = "keys (give as key=value) and their defaults:\n\n" + config_to_yaml(schema)
     parser = argparse.ArgumentParser(
-        prog=prog, description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=prog,
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", type=Path, help="YAML file of keys; see configs/")
     for flag in flags:
@@ -88,7 +95,9 @@ def _quoted(value: Any) -> str:
 
 def run_command(main: Callable[[], int | None]) -> None:
     """Run a command's main function: logging on, user errors as text with exit status 2, no traceback."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
+    )
     try:
         status = main()
     except CTFlowError as error:

@@ -17,7 +17,9 @@ SchemaT = TypeVar("SchemaT")
 BASE_KEY = "base"
 
 
-def load_config(schema: type[SchemaT], file: Path | str | None = None, overrides: Sequence[str] = ()) -> SchemaT:
+def load_config(
+    schema: type[SchemaT], file: Path | str | None = None, overrides: Sequence[str] = ()
+) -> SchemaT:
     """Defaults of ``schema``, then the file (and the files its ``base:`` names), then the overrides.
 
     Args:
@@ -35,7 +37,9 @@ def load_config(schema: type[SchemaT], file: Path | str | None = None, overrides
     layers: list[tuple[str, DictConfig]] = _file_layers(Path(file)) if file else []
     for text in overrides:
         if "=" not in text.lstrip("="):
-            raise ConfigError(f"argument {text!r}", "key=value", "see --help for the flags; all else is key=value")
+            raise ConfigError(
+                f"argument {text!r}", "key=value", "see --help for the flags; all else is key=value"
+            )
         layers.append((f"argument {text!r}", OmegaConf.from_dotlist([text])))
     for origin, layer in layers:
         try:
@@ -58,7 +62,9 @@ def config_to_yaml(config: Any) -> str:
 
 def _file_layers(file: Path) -> list[tuple[str, DictConfig]]:
     if not file.is_file():
-        raise ConfigError(f"no configuration file at {file}", "a YAML file", "see configs/ for the shipped ones")
+        raise ConfigError(
+            f"no configuration file at {file}", "a YAML file", "see configs/ for the shipped ones"
+        )
     try:
         layer = OmegaConf.load(file)
     except Exception as error:  # YAML's own errors have no common base below Exception

@@ -62,8 +62,8 @@ def frechet_from_moments(first: Moments, second: Moments) -> Tensor:
     """Fréchet distance of two sets given by their streamed sums.
 
     ``S1 = H Hᵀ`` from ``eigh``, then ``tr((S1 S2)^½) = Σ √eigvalsh(Hᵀ S2 H)``, negative rounding clamped.
-    Directions in which S1 vanishes to rounding are left out of H: they add nothing, and their noise would enter
-    as a square root.
+    Directions in which S1 vanishes to rounding are left out of H: they add nothing, and their noise would
+    enter as a square root.
 
     Args:
         first: One set, at least two samples.

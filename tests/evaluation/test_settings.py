@@ -65,7 +65,7 @@ def test_the_given_block_changes_no_feature(extractor):
 
 
 def test_a_generator_that_returns_the_given_block_gains_nothing(tiny_system, tiny_shards, extractor):
-    """The whole way: every slice that is decoded from real latents is masked in gt-head, absent in next-block."""
+    """The whole way: a slice decoded from real latents is masked in gt-head, absent in next-block."""
     reader = CaseReader(tiny_shards)
     cases = [c for c in reader.cases() if usable_in(REGISTRY["gt-head"], c)][:2]
     config = RolloutConfig(steps=1, stop=OPEN_END)

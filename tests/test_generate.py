@@ -1,0 +1,151 @@
+"""``python -m ctflow.generate`` and the Python API on a tiny random system."""
+
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image
+
+from ctflow.data.nifti import read_nifti
+from ctflow.errors import CTFlowError, WeightsError
+from ctflow.generate import main
+from ctflow.pipeline import CTFlow, GenerationRequest, resolve_checkpoint
+
+REPORT = "Small right pleural effusion."
+
+
+@pytest.fixture(scope="module")
+def model(tiny_checkpoint):
+    return CTFlow.from_pretrained(tiny_checkpoint, device="cpu")
+
+
+def test_one_report_becomes_a_volume_its_record_and_a_picture(tiny_checkpoint, tmp_path):
+    out = tmp_path / "a" / "ct.nii.gz"
+    arguments = [
+        "--checkpoint",
+        str(tiny_checkpoint),
+        "--report",
+        REPORT,
+        "--output",
+        str(out),
+        "--seed",
+        "3",
+    ]
+    assert main([*arguments, "--slices", "20", "device=cpu"]) == 0
+    image = nib.load(out)
+    assert nib.aff2axcodes(image.affine) == ("R", "A", "S")
+    assert image.shape == (32, 32, 20)
+    assert image.get_data_dtype() == np.int16
+    np.testing.assert_allclose(image.header.get_zooms(), (9.0, 9.0, 4.0))
+    volume = read_nifti(out)
+    assert volume.hu.min() >= -1000 and volume.hu.max() <= 1000
+    record = json.loads((tmp_path / "a" / "ct.json").read_text())
+    assert record["request"]["report"] == REPORT and record["request"]["seed"] == 3
+    assert record["slices"] == 20 and record["stop"] == "requested length reached"
+    assert record["checkpoint_sha256"] and record["sampling"]["steps"] == 1
+    assert Image.open(tmp_path / "a" / "ct.png").size[0] > 100
+
+
+def test_report_from_a_file_and_steps_flag(tiny_checkpoint, tmp_path):
+    text = tmp_path / "report.txt"
+    text.write_text(REPORT)
+    out = tmp_path / "ct.nii.gz"
+    arguments = ["--checkpoint", str(tiny_checkpoint), "--report", f"@{text}", "--output", str(out)]
+    assert main([*arguments, "--steps", "2", "--slices", "16", "device=cpu"]) == 0
+    assert json.loads((tmp_path / "ct.json").read_text())["sampling"]["steps"] == 2
+
+
+def test_table_goes_on_past_bad_rows_and_a_second_run_does_nothing(tiny_checkpoint, tmp_path, caplog):
+    table = tmp_path / "reports.csv"
+    table.write_text(
+        "case_id,report,seed,slices\n"
+        f"a,{REPORT},1,16\n"
+        "b,,1,16\n"
+        "a,twice,1,16\n"
+        "c,Nodule.,1,-4\n"
+        "../d,Nodule.,1,16\n"
+        "e,Nodule.,5,18\n"
+    )
+    out = tmp_path / "volumes"
+    arguments = [
+        "--checkpoint",
+        str(tiny_checkpoint),
+        "--reports",
+        str(table),
+        "--output",
+        str(out),
+        "device=cpu",
+    ]
+    assert main(arguments) == 1
+    assert sorted(p.name for p in out.glob("*.nii.gz")) == ["a.nii.gz", "e.nii.gz"]
+    refused = [r.message for r in caplog.records if r.message.startswith("refused")]
+    assert len(refused) == 4 and "line 3" in refused[0]
+    before = {p.name: p.stat().st_mtime_ns for p in out.iterdir()}
+    assert main(arguments) == 1
+    assert {p.name: p.stat().st_mtime_ns for p in out.iterdir()} == before
+
+
+def test_a_volume_without_its_record_is_made_again(tiny_checkpoint, tmp_path):
+    table = tmp_path / "reports.csv"
+    table.write_text(f"VolumeName,Findings_EN,Impressions_EN,slices\nx.nii.gz,{REPORT},None.,16\n")
+    arguments = ["--checkpoint", str(tiny_checkpoint), "--reports", str(table), "--output", str(tmp_path)]
+    assert main([*arguments, "device=cpu"]) == 0
+    (tmp_path / "x.json").unlink()
+    (tmp_path / "x.nii.gz").write_bytes(b"half")
+    assert main([*arguments, "device=cpu"]) == 0
+    assert read_nifti(tmp_path / "x.nii.gz").hu.shape == (16, 32, 32)
+
+
+def test_a_case_does_not_depend_on_its_batch(model):
+    requests = [GenerationRequest(REPORT, f"case_{i}", seed=i, slices=20 + 9 * i) for i in range(3)]
+    together = model.generate_many(requests)
+    for request, result in zip(requests, together, strict=True):
+        alone = model.generate_many([request])[0].volume.hu
+        difference = np.linalg.norm(alone - result.volume.hu) / np.linalg.norm(alone)
+        assert difference < 1e-4
+
+
+def test_noise_id_gives_equal_noise_and_seed_changes_it(model):
+    same = [GenerationRequest(REPORT, name, seed=1, slices=16, noise_id="pair") for name in "ab"]
+    a, b = (r.volume.hu for r in model.generate_many(same))
+    np.testing.assert_allclose(a, b, atol=1e-2)
+    other = model.generate(REPORT, seed=2, slices=16).hu
+    assert np.abs(other - model.generate(REPORT, seed=1, slices=16).hu).mean() > 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--output", "a.nii.gz"], "one of them"),
+        (["--report", "x", "--reports", "y.csv"], "one of them"),
+        (["--report", "x", "--output", "folder"], "ending in .nii.gz"),
+        (["--report", "@nowhere.txt"], "nowhere.txt"),
+        (["--report", "x", "--checkpoint", "nowhere"], "no checkpoint at nowhere"),
+        (["--report", "  "], "empty"),
+        (["--report", "x", "--slices", "0"], "slices must be at least 1"),
+        (["--report", "x", "sampling.stepz=3"], "sampling.steps"),
+        (["--reports", "nowhere.csv"], "nowhere.csv"),
+    ],
+)
+def test_bad_input_is_an_error_that_says_what_was_found(arguments, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CTFlowError, match=words):
+        main(arguments)
+
+
+def test_table_without_a_report_column_is_refused(tmp_path):
+    table = tmp_path / "t.csv"
+    table.write_text("a,b\n1,2\n")
+    with pytest.raises(CTFlowError, match="Findings_EN"):
+        main(["--reports", str(table)])
+
+
+def test_default_checkpoint_is_the_newest_run_else_the_embedded_one(tiny_checkpoint, tmp_path, monkeypatch):
+    assert (resolve_checkpoint(None, tmp_path) / "fmvt").is_dir()
+    run = tmp_path / "flow" / "first"
+    run.mkdir(parents=True)
+    (run / "export").symlink_to(tiny_checkpoint)
+    assert resolve_checkpoint(None, tmp_path) == run / "export"
+    with pytest.raises(WeightsError, match="no checkpoint at"):
+        resolve_checkpoint(tmp_path / "flow")
