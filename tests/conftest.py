@@ -28,3 +28,11 @@ def shared_dir() -> Path:
             f"needs the parity fixtures and real scans at {SHARED}, which are not part of the repository"
         )
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory) -> Path:
+    """A whole checkpoint folder of random weights: 32 px slices, 4×4 latents."""
+    from tiny_system import save_tiny_system  # imports the networks, which most test files do without
+
+    return save_tiny_system(tmp_path_factory.mktemp("tiny") / "system")
