@@ -81,13 +81,12 @@ class CaseReader:
         for index in range(len(self._shards)):
             meta = self._shards.metadata(index)
             entry = self._shards.cases[index]
-            rows, columns = self._shards.hu(index, 0, 1).shape[1:]
             found.append(
                 RealCase(
                     case_id=entry.case_id,
                     patient_id=entry.patient_id,
                     report=meta.get("report", ""),
-                    shape=(entry.slices, rows, columns),
+                    shape=(entry.slices, *entry.size),
                     spacing=entry.spacing,
                     digest=meta.get("source_sha256", "") or entry.case_id,
                     truth_path=meta.get("truth_path"),

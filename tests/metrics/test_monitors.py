@@ -11,6 +11,7 @@ from ctflow.metrics.monitors import (
     DriftMonitor,
     EndMonitor,
     SeamMonitor,
+    VolumeMonitors,
     boundary_ratios,
     checkerboard,
     slice_statistics,
@@ -156,3 +157,19 @@ def test_monitors_take_numpy_backed_volumes():
     monitor = SeamMonitor()
     monitor.update(torch.from_numpy(np.asarray(body(40))))
     assert math.isfinite(monitor.compute()["seam_ratio"])
+
+
+def test_bundle_cuts_end_slices_off_and_agrees_with_its_parts():
+    volume = torch.cat([body(40, seed=5), torch.full((8, 32, 32), 1000.0)])
+    bundle, seam = VolumeMonitors(), SeamMonitor()
+    bundle.update(volume, requested=40)
+    bundle.update(torch.zeros(0, 32, 32), requested=40)
+    bundle.update_real(body(40, seed=6))
+    seam.update(volume[:40])
+    found = bundle.compute()
+    assert found["seam_ratio"] == seam.compute()["seam_ratio"]
+    assert (found["premature"], found["length_error"], found["interior_white"]) == (0.5, 20.0, 0.0)
+    assert math.isfinite(found["drift_z"])
+    bundle.reset()
+    bundle.update(body(40), requested=40)
+    assert bundle.compute()["premature"] == 0.0

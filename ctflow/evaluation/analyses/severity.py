@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ def severity(context: Context) -> AnalysisResult:
     reader = context.reader()
     sets = choose_cases(reader.cases(), config.cases, floors=True)
     backbones, plan = context.tools()
+    backbones = replace(backbones, scorer=None)  # reports say nothing about damage
     real = context.collector(reader, backbones, plan).collect(sets, [])
     reference = real.of(REAL_SET, sets.evaluated)
     extractor = FeatureExtractor(plan, backbones, context.system.device)

@@ -1,15 +1,20 @@
 """Monitors without a model: cheap numbers on HU volumes that betray where generation goes wrong."""
 
+from ctflow.metrics.monitors.bundle import VolumeMonitors
 from ctflow.metrics.monitors.checkerboard import CheckerboardMonitor, checkerboard
 from ctflow.metrics.monitors.drift import DriftMonitor, slice_statistics, theil_sen
 from ctflow.metrics.monitors.seam import SeamMonitor, boundary_ratios
+from ctflow.metrics.monitors.thresholds import THRESHOLDS, alarms
 from ctflow.metrics.monitors.white import EndMonitor, volume_end, white_slices
 
 __all__ = [
+    "THRESHOLDS",
     "CheckerboardMonitor",
     "DriftMonitor",
     "EndMonitor",
     "SeamMonitor",
+    "VolumeMonitors",
+    "alarms",
     "boundary_ratios",
     "checkerboard",
     "slice_statistics",
