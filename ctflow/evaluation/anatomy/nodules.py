@@ -73,7 +73,8 @@ def find_nodules(
         return ()
     box = ndimage.find_objects(both.astype(np.int8))[0]
     lung, space = both[box], _space(grid, both, rays)[box] & ~exclude[box]
-    inside = space & (np.abs(beside_spine(grid, spine)[0]) > _reach(grid, len(both), carina))[box]
+    lateral = np.abs(beside_spine(grid, spine)[0]) > _reach(grid, len(both), carina)
+    inside = space & lateral[box[0], :, box[2]]
     background = float(np.median(grid.hu[box][lung]))
     # Whatever is no spot within the lung counts as lung, so that walls and domes give no answer.
     flat = np.where(space | lung, np.clip(grid.hu[box], -1000.0, 100.0), background).astype(np.float32)
