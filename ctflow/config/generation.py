@@ -23,14 +23,14 @@ class StopConfig:
         threshold: Distance from the white latent; None: from the A-VAE's own spread of white latents.
         spread_multiple: Threshold over that spread.
         least_threshold: Smallest threshold taken from the spread: a generated white slice is less exact than
-            an encoded one, and nothing in a body is this near to white.
+            an encoded one (docs/model.md shows how far bodies stay away).
         fraction: Part of a slice's values that must be within the threshold.
     """
 
     rule: str = "every_slice"
     threshold: float | None = None
     spread_multiple: float = 4.0
-    least_threshold: float = 0.25
+    least_threshold: float = 0.5
     fraction: float = 0.9
 
     def __post_init__(self) -> None:
