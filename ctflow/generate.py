@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Generate one volume or a CSV of them.
 
     Returns:
-        0; 1 where rows of a CSV were refused (they are listed).
+        0; 1 where rows of a CSV were refused or became no volume (they are listed).
 
     Raises:
         CTFlowError: Nothing could be generated as asked.
@@ -66,14 +66,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = Path(config.output or "generated")
         paths = {str(row["case_id"]): folder / f"{row['case_id']}.nii.gz" for row in rows}
     if rows:
-        _generate(config, rows, paths)
+        refused += _generate(config, rows, paths)
     for reason in refused:
         log.error("refused: %s", reason)
     return 1 if refused else 0
 
 
-def _generate(config: GenerateConfig, rows: list[dict[str, object]], paths: dict[str, Path]) -> None:
-    from ctflow.pipeline import CTFlow, GenerationRequest  # takes seconds: after the arguments are checked
+def _generate(config: GenerateConfig, rows: list[dict[str, object]], paths: dict[str, Path]) -> list[str]:
+    """Make and write what is not there yet; returns what could not be made and why."""
+    from ctflow.pipeline import CTFlow, EmptyVolume, GenerationRequest  # takes seconds: after the arguments
 
     requests = [GenerationRequest(**{"seed": config.seed, "slices": config.slices, **row}) for row in rows]
     model = CTFlow.from_pretrained(config.checkpoint or None, config.device)
@@ -85,6 +86,7 @@ def _generate(config: GenerateConfig, rows: list[dict[str, object]], paths: dict
             log.info("%s is already there", paths[request.case_id])
         else:
             todo.append(request)
+    failed = []
     for start in range(0, len(todo), config.batch_size):
         batch = todo[start : start + config.batch_size]
         name = f"volumes {start + 1}–{start + len(batch)} of {len(todo)}" if len(todo) > 1 else "blocks"
@@ -95,7 +97,11 @@ def _generate(config: GenerateConfig, rows: list[dict[str, object]], paths: dict
             )
         seconds = (time.perf_counter() - began) / len(batch)
         for result in results:
-            _write(paths[result.request.case_id], result, seconds)
+            if isinstance(result, EmptyVolume):
+                failed.append(str(result))
+            else:
+                _write(paths[result.request.case_id], result, seconds)
+    return failed
 
 
 def _write(path: Path, result: object, seconds: float) -> None:

@@ -68,6 +68,10 @@ class GeneratedVolume:
     provenance: dict[str, object]
 
 
+class EmptyVolume(CTFlowError):
+    """A rollout whose first slice was already an end slice."""
+
+
 class CTFlow:
     """A report becomes a chest CT: text encoder, FMvT and A-VAE of one checkpoint.
 
@@ -109,10 +113,12 @@ class CTFlow:
             sampling: Replaces the sampling that the checkpoint recommends.
 
         Raises:
-            CTFlowError: An empty report, or fewer than one slice requested.
+            CTFlowError: An empty report, fewer than one slice requested, or nothing generated but the end.
         """
-        request = GenerationRequest(report, seed=seed, slices=slices)
-        return self.generate_many([request], sampling)[0].volume
+        (result,) = self.generate_many([GenerationRequest(report, seed=seed, slices=slices)], sampling)
+        if isinstance(result, EmptyVolume):
+            raise result
+        return result.volume
 
     @torch.no_grad()
     def generate_many(
@@ -121,7 +127,7 @@ class CTFlow:
         sampling: SamplingChoice | None = None,
         progress: Callable[[BlockProgress], None] | None = None,
         precision: str = "fp32",
-    ) -> list[GeneratedVolume]:
+    ) -> list[GeneratedVolume | EmptyVolume]:
         """Generate several volumes side by side; each is the same as it would be alone.
 
         Args:
@@ -131,7 +137,7 @@ class CTFlow:
             precision: ``fp32`` or ``bf16`` autocast of the FMvT.
 
         Returns:
-            One volume per request, in their order.
+            One volume per request, in their order; an error, not raised, where nothing came but the end.
         """
         config = (sampling or SamplingChoice()).applied_to(self.system.config.rollout)
         by_id = {request.case_id: request for request in requests}
@@ -158,9 +164,9 @@ class CTFlow:
 
     def _decode(
         self, request: GenerationRequest, result: CaseRollout, config: RolloutConfig, precision: str
-    ) -> GeneratedVolume:
+    ) -> GeneratedVolume | EmptyVolume:
         if not result.slices:
-            raise CTFlowError(
+            return EmptyVolume(
                 f"case {request.case_id}: the first slice generated was already an end slice",
                 "a body before the end",
                 "try another seed, or more sampling steps; the checkpoint may be trained too briefly",

@@ -1,6 +1,7 @@
 """``python -m ctflow.generate`` and the Python API on a tiny random system."""
 
 import json
+import shutil
 
 import nibabel as nib
 import numpy as np
@@ -104,6 +105,20 @@ def test_a_case_does_not_depend_on_its_batch(model):
         alone = model.generate_many([request])[0].volume.hu
         difference = np.linalg.norm(alone - result.volume.hu) / np.linalg.norm(alone)
         assert difference < 1e-4
+
+
+def test_a_volume_that_is_only_an_end_is_listed_and_the_batch_goes_on(tiny_checkpoint, tmp_path, caplog):
+    checkpoint = tmp_path / "all_white"
+    shutil.copytree(tiny_checkpoint, checkpoint)
+    config = checkpoint / "config.yaml"
+    config.write_text(config.read_text().replace("threshold: 0.001", "threshold: 1000.0"))
+    table = tmp_path / "reports.csv"
+    table.write_text(f"case_id,report\na,{REPORT}\nb,{REPORT}\n")
+    arguments = ["--checkpoint", str(checkpoint), "--reports", str(table), "--output", str(tmp_path / "out")]
+    assert main([*arguments, "device=cpu"]) == 1
+    assert sum("first slice generated was already an end slice" in r.message for r in caplog.records) == 2
+    with pytest.raises(CTFlowError, match="already an end slice"):
+        CTFlow.from_pretrained(checkpoint, device="cpu").generate(REPORT)
 
 
 def test_noise_id_gives_equal_noise_and_seed_changes_it(model):
