@@ -10,7 +10,9 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_only
+from torch.distributed.tensor import DTensor
 
+from ctflow.errors import CTFlowError
 from ctflow.seeding import derived_generator
 from ctflow.training.base import CountingModule
 
@@ -61,15 +63,33 @@ class PeriodicCheckpoint(L.Callback):
             late = time.monotonic() - self._saved_at > 60 * self.minutes
             due = trainer.strategy.broadcast(late) if trainer.world_size > 1 else late
         if due or trainer.should_stop:
-            self._save(trainer, step)
+            self._save(trainer, pl_module, step)
 
-    def _save(self, trainer: L.Trainer, step: int) -> None:
+    def _save(self, trainer: L.Trainer, pl_module: L.LightningModule, step: int) -> None:
+        check_finite(pl_module, step, self.folder / LAST)
         partial = self.folder / (LAST + ".partial")
         trainer.save_checkpoint(partial, weights_only=False)
         if trainer.is_global_zero:
             os.replace(partial, self.folder / LAST)
         trainer.strategy.barrier("checkpoint")
         self._saved_at, self._saved_step = time.monotonic(), step
+
+
+def check_finite(module: L.LightningModule, step: int, last: Path) -> None:
+    """Refuse to overwrite a good checkpoint with weights that are not numbers.
+
+    Raises:
+        CTFlowError: A weight of the trained network is NaN or infinite.
+    """
+    assert isinstance(module, CountingModule)
+    for name, parameter in module.network.named_parameters():
+        local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+        if not bool(torch.isfinite(local).all()):
+            raise CTFlowError(
+                f"weight {name} is not finite after step {step}: the training diverged",
+                "finite weights",
+                f"go on from {last}, if it is there, with a lower learning rate",
+            )
 
 
 class Limits(L.Callback):

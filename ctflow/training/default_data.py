@@ -11,6 +11,7 @@ from ctflow.config.data import DataConfig
 from ctflow.config.training import TrainConfig
 from ctflow.errors import ConfigError
 from ctflow.training.parts import TARGETS, newest_part
+from ctflow.training.runs import first_process
 
 log = logging.getLogger("ctflow")
 
@@ -30,7 +31,7 @@ def ensure_default_data(config: TrainConfig) -> None:
         ConfigError: A command failed, or latents are to be made and there is no A-VAE or no text encoder.
     """
     kind = LATENTS if config.task == "flow" else SLICES
-    if not _meant(config.data, Path(config.runs_dir) / kind):
+    if not _meant(config.data, Path(config.runs_dir) / kind) or not first_process():
         return
     _slices(config)
     if config.task == "flow":

@@ -79,7 +79,8 @@ class FlowModule(CountingModule):
         for network in (self.network, self.averaged):
             for block in network.blocks:  # type: ignore[union-attr]
                 fully_shard(block, mesh=mesh)
-            fully_shard(network, mesh=mesh)
+            # The root too is sharded again after a forward: the average's update pairs shard with shard.
+            fully_shard(network, mesh=mesh, reshard_after_forward=True)
         self._sharded = True
 
     def training_step(self, batch: BlockBatch, batch_idx: int) -> Tensor:

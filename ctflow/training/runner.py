@@ -23,7 +23,7 @@ from ctflow.training.callbacks import LearningRate, Limits, PeriodicCheckpoint, 
 from ctflow.training.curves import CurveFile
 from ctflow.training.default_data import ensure_default_data
 from ctflow.training.precision import resolve_precision
-from ctflow.training.runs import CONFIG_FILE, Run, locate_run
+from ctflow.training.runs import CONFIG_FILE, Run, first_process, locate_run
 from ctflow.training.tasks import TASKS, Task
 
 log = logging.getLogger("ctflow")
@@ -54,7 +54,8 @@ def run_training(config: TrainConfig) -> Run:
         data = task.data(config)
         checkpoint = run.checkpoint
         if not config.export_only:
-            (run.folder / CONFIG_FILE).write_text(config_to_yaml(config), encoding="utf-8")
+            if first_process():
+                (run.folder / CONFIG_FILE).write_text(config_to_yaml(config), encoding="utf-8")
             log.info("run folder %s%s", run.folder, f", resuming {checkpoint}" if checkpoint else "")
             trainer = fit(config, run, task, data)
             if not trainer.is_global_zero:

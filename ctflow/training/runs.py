@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -14,6 +15,11 @@ EXPORT = "export"
 """Sub-folder of a run that holds the sharing folder."""
 
 CONFIG_FILE = "config.yaml"
+
+
+def first_process() -> bool:
+    """Whether this is the process that makes shared files; launchers name the others by these variables."""
+    return not any(int(os.environ.get(name, 0)) for name in ("LOCAL_RANK", "NODE_RANK", "GROUP_RANK"))
 
 
 @dataclass(frozen=True)

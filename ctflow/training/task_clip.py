@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,10 +15,38 @@ from ctflow.errors import ConfigError
 from ctflow.models.text import clean_text
 from ctflow.models.tokenizer import train_wordpiece
 from ctflow.training.contrastive import ClipModule
-from ctflow.training.runs import Run
+from ctflow.training.runs import Run, first_process
 from ctflow.training.task import card
 
 TOKENIZER_FILE = "tokenizer.json"
+
+
+def train_vocabulary(config: TrainConfig, path: Path) -> None:
+    """Train the WordPiece vocabulary on the training reports and write it whole or not at all."""
+    shards = SliceShards(config.data.train)
+    reports = [clean_text(shards.metadata(i)["report"]) for i in range(len(shards))]
+    reports = [report for report in reports if report]
+    if not reports:
+        raise ConfigError(f"no case in {config.data.train} has a report", "reports to train the pair on")
+    limit = config.clip.network.max_tokens
+    tokenizer = train_wordpiece(reports, config.clip.vocabulary_size, limit)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(tokenizer.to_json(), encoding="utf-8")
+    partial.replace(path)
+
+
+def wait_for(path: Path, seconds: float = 600.0) -> None:
+    """Wait until the first process has written ``path``.
+
+    Raises:
+        ConfigError: It did not come.
+    """
+    until = time.monotonic() + seconds
+    while not path.is_file():
+        if time.monotonic() > until:
+            raise ConfigError(f"no {path} after {seconds:.0f} s", "the first process to write it")
+        time.sleep(0.2)
 
 
 class ClipTraining:
@@ -27,16 +56,9 @@ class ClipTraining:
         """Learn the vocabulary from the training reports (once per run) and fit the text tower to it."""
         network = config.clip.network
         path = run.tokenizer / TOKENIZER_FILE
-        if not path.is_file():
-            shards = SliceShards(config.data.train)
-            reports = [clean_text(shards.metadata(i)["report"]) for i in range(len(shards))]
-            tokenizer = train_wordpiece(
-                [r for r in reports if r], config.clip.vocabulary_size, network.max_tokens
-            )
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(".partial")
-            partial.write_text(tokenizer.to_json(), encoding="utf-8")
-            partial.replace(path)
+        if first_process() and not path.is_file():
+            train_vocabulary(config, path)
+        wait_for(path)
         size = load_tokenizer(run.tokenizer, network.max_tokens).vocab_size
         network = replace(network, bert=replace(network.bert, vocab_size=size))
         return replace(config, clip=replace(config.clip, network=network))

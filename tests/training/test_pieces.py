@@ -10,15 +10,17 @@ from torch import nn
 
 from ctflow.config import load_config
 from ctflow.config.encoders import AVAEConfig
+from ctflow.config.models import FMvTConfig
 from ctflow.config.training import AdversaryConfig, FlowTask, TrainConfig
 from ctflow.data.curves import read_curves
-from ctflow.errors import ConfigError, WeightsError
+from ctflow.errors import ConfigError, CTFlowError, WeightsError
 from ctflow.models import AVAE
 from ctflow.training import precision
 from ctflow.training.base import unique_keys
+from ctflow.training.callbacks import check_finite
 from ctflow.training.contrastive import label_loss, mean_auroc, retrieval_accuracy
 from ctflow.training.curves import CurveFile
-from ctflow.training.flow import DecileLoss
+from ctflow.training.flow import DecileLoss, FlowModule
 from ctflow.training.images import axial_and_coronal, reconstruction_grid
 from ctflow.training.losses import Adversary, PerceptualTerm, adaptive_weight
 from ctflow.training.plain import from_plain, to_plain
@@ -209,3 +211,12 @@ def test_missing_checkpoints_are_errors(tmp_path: Path) -> None:
 def test_impossible_values_are_refused(override: str) -> None:
     with pytest.raises(ConfigError):
         load_config(TrainConfig, None, [override])
+
+
+def test_diverged_weights_never_reach_a_checkpoint(tmp_path: Path) -> None:
+    module = FlowModule(FlowTask(network=FMvTConfig([16, 4, 4], 4, [4, 4, 4], 16, 1, 2, text_dim=8)))
+    check_finite(module, 1, tmp_path)
+    with torch.no_grad():
+        next(module.network.parameters()).view(-1)[0] = torch.nan
+    with pytest.raises(CTFlowError, match="not finite after step 7"):
+        check_finite(module, 7, tmp_path)

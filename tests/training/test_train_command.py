@@ -286,6 +286,7 @@ SHIPPED = [
     path.relative_to(ROOT).as_posix()
     for folder in ("train", "demo", "embedded", "gpu")
     for path in sorted((ROOT / "configs" / folder).glob("*.yaml"))
+    if path.stem.split("_")[-1] in ("vae", "clip", "flow")
 ]
 
 

@@ -1,0 +1,119 @@
+"""Missing default shards are made by the project's own commands, and nothing else is."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from ctflow.config import load_config
+from ctflow.config.data import EncodeConfig
+from ctflow.config.phantom import PhantomConfig
+from ctflow.config.prep import IngestConfig
+from ctflow.config.training import TrainConfig
+from ctflow.errors import ConfigError
+from ctflow.training import default_data
+from ctflow.training.default_data import ensure_default_data
+
+
+class Recorder:
+    """Stands in for ``subprocess.run``: notes the commands and leaves the manifests they would."""
+
+    def __init__(self, runs: Path, status: int = 0) -> None:
+        self.runs, self.status, self.commands = runs, status, []
+
+    def __call__(self, command: list[str], check: bool) -> subprocess.CompletedProcess[bytes]:
+        module, arguments = command[2], command[3:]
+        self.commands.append((module, arguments))
+        if not self.status and module != "data_prep.phantom":
+            kind = "slices" if module == "data_prep.ct_rate" else "latents"
+            for split in ("train", "valid"):
+                manifest = self.runs / "shards" / kind / split / "manifest.jsonl"
+                manifest.parent.mkdir(parents=True, exist_ok=True)
+                manifest.touch()
+        return subprocess.CompletedProcess(command, self.status)
+
+
+def _config(runs: Path, task: str, *more: str) -> TrainConfig:
+    kind = "latents" if task == "flow" else "slices"
+    folders = [f"data.{split}={runs}/shards/{kind}/{split}" for split in ("train", "valid")]
+    return load_config(TrainConfig, None, [f"task={task}", f"runs_dir={runs}", *folders, *more])
+
+
+def test_slices_are_made_once_from_phantoms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = Recorder(tmp_path)
+    monkeypatch.setattr(subprocess, "run", recorder)
+    config = _config(tmp_path, "autoencoder", "default_data.volumes=5")
+    ensure_default_data(config)
+    ensure_default_data(config)
+    assert [module for module, _ in recorder.commands] == ["data_prep.phantom", "data_prep.ct_rate"]
+    phantom, ingest = (arguments for _, arguments in recorder.commands)
+    assert phantom[:4] == ["--output", f"{tmp_path}/phantoms", "--volumes", "5"]
+    # what is passed as key=value are keys of the commands
+    load_config(IngestConfig, None, [a for a in ingest if "=" in a])
+    assert {"output", "volumes", "seed", "size"} <= PhantomConfig.__dataclass_fields__.keys()
+
+
+def test_latents_are_encoded_with_the_newest_networks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = Recorder(tmp_path)
+    monkeypatch.setattr(subprocess, "run", recorder)
+    for task in ("autoencoder", "clip"):
+        for name in ("old", "new"):
+            export = tmp_path / task / name / "export" / "config.yaml"
+            export.parent.mkdir(parents=True)
+            export.touch()
+    ensure_default_data(_config(tmp_path, "flow"))
+    modules = [module for module, _ in recorder.commands]
+    assert modules == ["data_prep.phantom", "data_prep.ct_rate", "data_prep.encode", "data_prep.encode"]
+    encode = load_config(EncodeConfig, None, recorder.commands[2][1])
+    assert (
+        encode.avae == f"{tmp_path}/autoencoder/new/export" and encode.clip == f"{tmp_path}/clip/new/export"
+    )
+    assert (encode.source, encode.output) == (
+        f"{tmp_path}/shards/slices/train",
+        f"{tmp_path}/shards/latents/train",
+    )
+
+
+def test_a_users_folder_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = Recorder(tmp_path)
+    monkeypatch.setattr(subprocess, "run", recorder)
+    ensure_default_data(_config(tmp_path, "autoencoder", "data.train=mine"))
+    assert not recorder.commands
+
+
+def test_only_the_first_process_makes_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = Recorder(tmp_path)
+    monkeypatch.setattr(subprocess, "run", recorder)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    ensure_default_data(_config(tmp_path, "autoencoder"))
+    assert not recorder.commands
+
+
+def test_failures_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subprocess, "run", Recorder(tmp_path, status=2))
+    with pytest.raises(ConfigError, match="status 2"):
+        ensure_default_data(_config(tmp_path, "autoencoder"))
+    monkeypatch.setattr(subprocess, "run", Recorder(tmp_path))
+    monkeypatch.setattr("ctflow.training.parts.EMBEDDED", tmp_path / "nothing")
+    with pytest.raises(ConfigError, match="make train-vae"):
+        ensure_default_data(_config(tmp_path, "flow"))
+    assert default_data.TARGETS.keys() == {"autoencoder", "clip"}
+
+
+@pytest.mark.slow
+def test_the_three_trainings_from_nothing(tmp_path: Path, repo_root: Path) -> None:
+    """`make train-vae`, `train-clip`, `train-flow` with nothing there: phantoms, shards, latents, exports."""
+    from ctflow.checkpoint import load_system
+    from ctflow.train import main
+
+    for file, kind in (("vae", "slices"), ("clip", "slices"), ("flow", "latents")):
+        folders = [f"data.{split}={tmp_path}/shards/{kind}/{split}" for split in ("train", "valid")]
+        common = [f"runs_dir={tmp_path}", "default_data.volumes=24", "loop.max_steps=2", "loop.val_batches=1"]
+        small = ["loop.progress=false", "name=first", "data.batch_size=4", "data.in_memory=false"]
+        main(["--config", str(repo_root / "configs" / "train" / f"{file}.yaml"), *common, *small, *folders])
+    system = load_system(tmp_path / "flow" / "first" / "export")
+    assert system.config.image_size == 128 and system.config.z_spacing_mm == pytest.approx(4.0)
