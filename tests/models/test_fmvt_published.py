@@ -201,16 +201,3 @@ def test_key_listings(shared_dir: Path, size, side):
     }
     listing = (shared_dir / f"fixtures/layouts/state_dict_{size}_{side}.txt").read_text().splitlines()
     assert found == set(listing)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("size", "side"), [("S", 32), ("B", 32), ("L", 32), ("L", 64)])
-@torch.no_grad()
-def test_full_size_forward(size, side):
-    model = FMvT(published_preset(size, side)).eval()
-    x = torch.randn(1, 16, 16, side, side, generator=torch.Generator().manual_seed(0))
-    nn.init.normal_(model.final_layer.linear.weight, std=0.02)
-    out = model(x, 0.5, torch.randn(1, 1, 768), x)
-    assert out.shape == x.shape
-    assert torch.isfinite(out).all()
-    assert out.std() > 0
