@@ -9,7 +9,7 @@ from typing import Any
 import pydicom
 from pydicom.uid import UID
 
-from data_prep.ct_rate.reasons import ScanRefused
+from data_prep.ct_rate.reasons import ScanRefused, printable
 
 _TAGS = [
     *("SOPClassUID", "SOPInstanceUID", "Modality", "ImageType", "SeriesInstanceUID", "SeriesNumber"),
@@ -158,7 +158,7 @@ def _header(path: Path, data: pydicom.Dataset, pixels_at: int) -> DicomHeader:
 
 def _text(data: pydicom.Dataset, name: str) -> str:
     value = data.get(name)
-    return "" if value is None else str(value)
+    return "" if value is None else printable(str(value))
 
 
 def _integer(value: Any) -> int:

@@ -81,7 +81,7 @@ def _in_order(
         )
     normal = normal / length
     placed = sorted(
-        ((float(np.dot(normal, h.position)), h) for h in headers),
+        ((float(np.dot(normal, np.array(h.position))), h) for h in headers),
         key=lambda pair: (pair[0], pair[1].path.name),
     )
     kept = [placed[0]]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from data_prep.ct_rate.dicom_headers import DicomHeader, is_dicom, read_header
 from data_prep.ct_rate.discovery import DICOM, Item, fingerprint
-from data_prep.ct_rate.reasons import ScanRefused
+from data_prep.ct_rate.reasons import ScanRefused, printable
 from data_prep.ct_rate.scan import MIN_SLICES
 
 Told = tuple[str, str, str, str]
@@ -52,7 +52,7 @@ def _read_headers(item: Item) -> tuple[list[DicomHeader], list[Told]]:
     told: list[Told] = []
     headers = []
     for path in paths:
-        key = item.key + path.name
+        key = item.key + printable(path.name)
         if path not in dicom and path.suffix.lower() not in DICOM:
             if dicom:
                 told.append((key, "ignored", "stray_file", "no image, beside DICOM files"))

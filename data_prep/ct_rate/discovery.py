@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ctflow.config.prep import IngestConfig
 from ctflow.errors import ScanError
+from data_prep.ct_rate.reasons import printable
 
 NIFTI = (".nii.gz", ".nii", ".hdr")
 ITK = (".mha", ".mhd", ".nrrd", ".nhdr")
@@ -151,7 +152,7 @@ def find_items(root: Path, output: Path | None = None) -> Source:
         for name in names:
             path = folder / name
             kind = _kind(path)
-            key = path.relative_to(base).as_posix()
+            key = printable(path.relative_to(base).as_posix())
             if kind in ("nifti", "itk"):
                 source.items.append(Item(key, kind, (str(path),), fingerprint([path])))
             elif kind == "dicom":
@@ -161,8 +162,7 @@ def find_items(root: Path, output: Path | None = None) -> Source:
             elif kind == "stray":
                 source.stray.append(key)
         if loose:
-            key = folder.relative_to(base).as_posix()
-            key = base.name if key == "." else key
+            key = printable(base.name if folder == base else folder.relative_to(base).as_posix())
             source.items.append(Item(key + "/", "folder", tuple(map(str, loose)), fingerprint(loose)))
     source.items.sort(key=lambda item: item.key)
     return source
@@ -173,7 +173,7 @@ def fingerprint(files: list[Path]) -> str:
     digest = hashlib.sha256()
     for path in files:
         status = path.stat() if path.exists() else path.lstat()
-        digest.update(f"{path.name}|{status.st_size}|{status.st_mtime_ns}\n".encode())
+        digest.update(os.fsencode(path.name) + f"|{status.st_size}|{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:16]
 
 

@@ -223,7 +223,7 @@ def _plane_weights(
     sides = [n * s for n, s in zip(shape, spacing, strict=True)]
     side = grid.field_of_view or max(sides)
     pixel = side / grid.resolution
-    weights = []
+    weights: list[NDArray[np.float32] | None] = []
     for n, s in zip(shape, spacing, strict=True):
         if n == grid.resolution and abs(pixel / s - 1) < _SAME:
             weights.append(None)

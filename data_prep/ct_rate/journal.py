@@ -34,7 +34,7 @@ class Journal:
 
     def add(self, outcome: Outcome) -> None:
         """Write an outcome through to the disk."""
-        self._stream.write(json.dumps(asdict(outcome), ensure_ascii=False) + "\n")
+        self._stream.write(json.dumps(asdict(outcome)) + "\n")
         self._stream.flush()
         os.fsync(self._stream.fileno())
         self.outcomes[outcome.key] = outcome

@@ -21,6 +21,7 @@ from data_prep.ct_rate.prepare import REFUSED, Job, Outcome, outcome_fingerprint
 log = logging.getLogger(__name__)
 _POLL_SECONDS = 1.0
 _START_SECONDS = 300.0
+_GRACE_SECONDS = 10
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -133,7 +134,9 @@ class GuardedPool:
     def _start(self) -> _Worker:
         context = mp.get_context("spawn")
         ours, theirs = context.Pipe()
-        process = context.Process(target=_work, args=(theirs, self._memory_gb, self._task), daemon=True)
+        process = context.Process(
+            target=_work, args=(theirs, self._timeout, self._memory_gb, self._task), daemon=True
+        )
         with _one_thread():
             process.start()
         theirs.close()
@@ -151,7 +154,7 @@ def failure(job: Job, code: str, detail: str) -> Outcome:
     )
 
 
-def _work(pipe: Connection, memory_gb: float, task: Callable[[Job], Outcome]) -> None:
+def _work(pipe: Connection, timeout: float, memory_gb: float, task: Callable[[Job], Outcome]) -> None:
     """A worker's life: until the pipe closes, read a job, answer with its outcomes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     silence = os.open(os.devnull, os.O_WRONLY)
@@ -166,7 +169,10 @@ def _work(pipe: Connection, memory_gb: float, task: Callable[[Job], Outcome]) ->
             job = pipe.recv()
         except EOFError:
             return
-        pipe.send(task(job))
+        signal.alarm(int(timeout) + _GRACE_SECONDS)  # ends a hanging worker whose parent was killed
+        outcome = task(job)
+        signal.alarm(0)
+        pipe.send(outcome)
 
 
 @contextlib.contextmanager

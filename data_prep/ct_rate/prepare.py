@@ -32,7 +32,7 @@ from data_prep.ct_rate.geometry import (
 from data_prep.ct_rate.hounsfield import Rescale, decide_rescale, is_coarse
 from data_prep.ct_rate.itk_reader import read_itk_scan
 from data_prep.ct_rate.nifti_reader import read_nifti_scan
-from data_prep.ct_rate.reasons import ScanRefused
+from data_prep.ct_rate.reasons import ScanRefused, printable
 from data_prep.ct_rate.scan import MIN_SLICES, RawScan, check_affine
 from data_prep.ct_rate.screening import screen
 from data_prep.ct_rate.tables import CsvRow
@@ -131,6 +131,7 @@ def prepare(job: Job) -> Outcome:
     except Exception as error:
         detail = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         outcome.status, outcome.reasons = REFUSED, [["unreadable", detail]]
+    outcome.reasons = [[code, printable(detail)] for code, detail in outcome.reasons]
     outcome.seconds = round(time.perf_counter() - started, 3)
     return outcome
 
@@ -247,7 +248,7 @@ def _sha256(files: tuple[str, ...]) -> str:
 def _truth(item: Item) -> str | None:
     path = Path(item.files[0])
     truth = path.with_name(path.name.removesuffix(".gz").removesuffix(".nii") + TRUTH)
-    return str(truth.resolve()) if item.kind == "nifti" and truth.is_file() else None
+    return printable(str(truth.resolve())) if item.kind == "nifti" and truth.is_file() else None
 
 
 def _stage(hu: NDArray[np.int16], path: Path) -> None:

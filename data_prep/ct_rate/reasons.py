@@ -53,6 +53,11 @@ IGNORED = {
 """Code to meaning; ignored files count neither as usable nor as refused."""
 
 
+def printable(text: str) -> str:
+    """Text that every file and terminal takes: bytes of a name or tag that are no UTF-8 become escapes."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 class ScanRefused(Exception):
     """A file that cannot go in.
 

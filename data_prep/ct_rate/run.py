@@ -48,6 +48,7 @@ class IngestRun:
         self._numbers = itertools.count()
         self.seen: dict[str, Outcome] = {}
         self._cases = completed_cases(self.output)
+        self._unclaimed = self._cases - {o.case_id for o in journal.outcomes.values() if o.usable}
         self._pending: list[tuple[str, Item]] = []
         self._waiting: list[tuple[str, Outcome, Path]] = []
         for item in source.items:
@@ -151,14 +152,18 @@ class IngestRun:
 
     def _settle(self, outcome: Outcome, path: Path, writers: dict[str, SliceShardWriter]) -> None:
         """Journal first, then the shard: a volume in a shard is always known; any other is done again."""
-        if outcome.usable and outcome.case_id in self._cases:
+        there = outcome.usable and outcome.case_id in self._cases
+        if there and outcome.case_id not in self._unclaimed:
             outcome.status = REFUSED
             outcome.reasons = [["duplicate", f"a case {outcome.case_id} is already there"]]
+        self._unclaimed.discard(
+            outcome.case_id
+        )  # in a shard, but the journal was lost: now it is known again
         self.journal.add(outcome)
         self.seen[outcome.key] = outcome
         if outcome.reasons:
             _tell(outcome)
-        if outcome.usable and not self._dropped(outcome):
+        if outcome.usable and not there and not self._dropped(outcome):
             self._cases.add(outcome.case_id)
             writers[outcome.split].append(_record(outcome, path))
         path.unlink(missing_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -153,6 +154,28 @@ def test_new_files_are_added_flagged_ones_may_stay_out_and_generated_volumes_com
     assert set(contents(out)) == {"a", "b"}
     summary = json.loads((out / "summary.json").read_text())
     assert summary["slices"] == 2 * len(hu) and summary["flagged"] == 1
+    shutil.rmtree(out / ".ingest")  # without its journal a run reads again, but writes nothing twice
+    before = contents(out)
+    assert run(tmp_path / "in", out, "keep_flagged=false", "valid_fraction=0") == 0
+    assert contents(out) == before and json.loads((out / "summary.json").read_text()) == summary
+
+
+def test_a_name_that_is_no_text_is_told_in_escapes(tmp_path):
+    (tmp_path / "in").mkdir()
+    save_nifti(tmp_path / "good.nii.gz", chest()).rename(tmp_path / "in" / os.fsdecode(b"a\xff.nii.gz"))
+    (tmp_path / "in" / os.fsdecode(b"b\xfe.nii.gz")).write_bytes(b"?")
+    assert run(tmp_path / "in", tmp_path / "out", "valid_fraction=0") == 1
+    (row,) = table(tmp_path / "out" / "quarantine.csv")
+    assert row["source"] == r"b\udcfe.nii.gz" and len(contents(tmp_path / "out")) == 1
+
+
+def test_two_files_of_one_case(tmp_path):
+    for folder in ("x", "y"):
+        save_nifti(tmp_path / "in" / folder / "train_1_a_1.nii.gz", chest())
+    assert run(tmp_path / "in", tmp_path / "out") == 1
+    (row,) = table(tmp_path / "out" / "quarantine.csv")
+    assert (row["source"], row["reason"]) == ("y/train_1_a_1.nii.gz", "duplicate")
+    assert run(tmp_path / "in", tmp_path / "out") == 1
 
 
 def test_nothing_usable_is_status_two(tmp_path):
