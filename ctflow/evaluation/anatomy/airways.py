@@ -100,9 +100,9 @@ def _longest_chain(candidates: list[list[_Candidate]], grid: Grid) -> list[_Cand
                 for above in candidates[s + gap] if s + gap < len(candidates) else ():
                     step = np.hypot((above.row - spot.row) * sy, (above.column - spot.column) * sx)
                     ratio = spot.area_mm2 / above.area_mm2
-                    alike = 0.45 < ratio < 2.2
-                    # The end of a tube changes the lumen at once, but not its place.
-                    if step > (MAX_STEP_MM if alike else 0.5 * MAX_STEP_MM) or not 0.1 < ratio < 10.0:
+                    # Below the end of a tube the lumen is wider at once, in the same place.
+                    end_of_tube = 2.2 <= ratio < 10.0 and step < 0.4 * MAX_STEP_MM
+                    if not (end_of_tube or (0.45 < ratio < 2.2 and step <= MAX_STEP_MM)):
                         continue
                     value = best_score[above] + 1.0 - 0.03 * step - 0.3 * abs(np.log(ratio)) - 0.3 * (gap - 1)
                     if value > score:

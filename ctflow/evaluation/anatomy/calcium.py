@@ -26,8 +26,8 @@ AORTA_ASIDE_MM = 48.0
 
 def measure_calcium(
     grid: Grid, body: Mask, heart: Mask, rays: Rays, spine: NDArray[np.float64], blood_hu: float, lung: Mask
-) -> tuple[Calcification, float]:
-    """Bright spots inside the rib cage that are no bone, split into heart and other vessels; and metal.
+) -> Calcification:
+    """Bright spots inside the rib cage that are no bone, split into heart and other vessels.
 
     Args:
         grid: Working grid.
@@ -39,16 +39,17 @@ def measure_calcium(
         lung: Aerated lung of both sides.
 
     Returns:
-        The calcification, and millilitres of metal.
+        The calcification.
     """
-    metal = float(((grid.hu > METAL_HU) & body).sum()) * grid.voxel_ml
     aside, behind = beside_spine(grid, spine)
     enhanced = blood_hu > 90.0
-    limit = max(MIN_CALCIUM_HU, blood_hu + (CALCIUM_ABOVE_ENHANCED_HU if enhanced else CALCIUM_ABOVE_BLOOD_HU))
+    limit = max(
+        MIN_CALCIUM_HU, blood_hu + (CALCIUM_ABOVE_ENHANCED_HU if enhanced else CALCIUM_ABOVE_BLOOD_HU)
+    )
     # Bone is met whole, so that its size tells it from a plaque.
     labels, count = ndimage.label((grid.hu > limit) & body, np.ones((3, 3, 3), dtype=bool))
     if count == 0:
-        return Calcification(), metal
+        return Calcification()
     region = (rays.radius < rays.wall - 8.0) & (np.abs(aside) < 100.0)
     area = lung.sum(axis=(1, 2))
     region &= (area > 0.25 * area.max())[:, None, None]
@@ -66,10 +67,10 @@ def measure_calcium(
     plaque = keep[labels]
     in_heart = ndimage.binary_erosion(ndimage.binary_dilation(heart, iterations=2), iterations=1)
     coronary = plaque & in_heart & (behind < -45.0)
-    return (
-        Calcification(
-            aorta_ml=float((plaque & ~coronary & (np.abs(aside) < AORTA_ASIDE_MM)).sum()) * grid.voxel_ml,
-            coronary_ml=float(coronary.sum()) * grid.voxel_ml,
-        ),
-        metal,
-    )
+    aorta = plaque & ~coronary & (np.abs(aside) < AORTA_ASIDE_MM)
+    return Calcification(float(aorta.sum()) * grid.voxel_ml, float(coronary.sum()) * grid.voxel_ml)
+
+
+def metal_ml(grid: Grid, body: Mask) -> float:
+    """Millilitres of material brighter than any bone, anywhere in the body."""
+    return float(((grid.hu > METAL_HU) & body).sum()) * grid.voxel_ml

@@ -18,8 +18,11 @@ ORGAN_MM = 42.0
 
 MIN_THICKNESS_MM = 10.0
 BULGE_THICKNESS_MM = 15.0
-MIN_PART_ML = 3.0
+MIN_PART_ML = 4.0
 MAX_PART_ML = 700.0
+NODULE_MM = 23.0
+"""Smaller parts (their rim is already off) are nodules."""
+
 MIN_ASIDE_MM = 28.0
 MIN_BULGE_ASIDE_MM = 52.0
 """Hila and great vessels bulge out of the mediastinum nearer to the midline."""
@@ -69,9 +72,7 @@ def open_box(grid: Grid, mask: Mask, mm: float) -> Mask:
     return ndimage.maximum_filter(shrunk, size, mode="constant", origin=origin).astype(bool)
 
 
-def _parts(
-    grid: Grid, dense: Mask, between: Mask, aside: NDArray[np.float32], min_aside_mm: float
-) -> Mask:
+def _parts(grid: Grid, dense: Mask, between: Mask, aside: NDArray[np.float32], min_aside_mm: float) -> Mask:
     """The connected parts that lie beside the mediastinum between lung above and below."""
     labels, count = ndimage.label(dense)
     keep = np.zeros(count + 1, dtype=bool)
@@ -79,6 +80,9 @@ def _parts(
         part = labels[box] == label
         volume = part.sum() * grid.voxel_ml
         if not MIN_PART_ML <= volume <= MAX_PART_ML:
+            continue
+        extent = max((b.stop - b.start) * s for b, s in zip(box, grid.spacing, strict=True))
+        if extent < NODULE_MM:
             continue
         slices, _, columns = np.nonzero(part)
         distance = abs(float(aside[slices + box[0].start, 0, columns + box[2].start].mean()))

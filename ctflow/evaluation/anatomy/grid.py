@@ -32,11 +32,13 @@ class Grid:
         hu: Float32 ``[S, R, C]``, clipped to [-1000, 3000].
         spacing: Its millimetres along (slices, rows, columns).
         factors: How many voxels of the measured volume one working voxel averages, per axis.
+        origin: Working voxel of the whole volume at which a part begins.
     """
 
     hu: Array
     spacing: tuple[float, float, float]
     factors: tuple[int, int, int]
+    origin: tuple[int, int, int] = (0, 0, 0)
 
     @cached_property
     def smooth(self) -> Array:
@@ -66,8 +68,16 @@ class Grid:
         self, voxel: tuple[float, float, float] | NDArray[np.float64]
     ) -> tuple[float, float, float]:
         """A working-grid position as a position in voxels of the measured volume."""
-        z, y, x = (float(v) * f + (f - 1) / 2 for v, f in zip(voxel, self.factors, strict=True))
+        parts = zip(voxel, self.origin, self.factors, strict=True)
+        z, y, x = ((float(v) + o) * f + (f - 1) / 2 for v, o, f in parts)
         return z, y, x
+
+    def crop(self, box: tuple[slice, slice, slice]) -> Grid:
+        """The part of the grid inside a box; what is measured in it keeps its place in the volume."""
+        origin = tuple(o + part.start for o, part in zip(self.origin, box, strict=True))
+        part = Grid(self.hu[box], self.spacing, self.factors, origin)  # type: ignore[arg-type]
+        part.__dict__["smooth"] = self.smooth[box]  # the same values, not smoothed again with new edges
+        return part
 
     def disc(self, mm: float) -> Mask:
         """A filled in-plane disc ``[1, n, n]`` of radius ``mm``."""

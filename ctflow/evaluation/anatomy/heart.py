@@ -135,5 +135,7 @@ def pericardial_fluid(
         return 0.0
     _, behind = beside_spine(grid, spine)
     near = ndimage.binary_dilation(heart, grid.disc(20.0)) & ~lung & (behind < -32.0)
-    watery = near & (darkness > WATER_DARKNESS_HU[0]) & (darkness < WATER_DARKNESS_HU[1]) & (grid.smooth > -60.0)
+    watery = (
+        near & (darkness > WATER_DARKNESS_HU[0]) & (darkness < WATER_DARKNESS_HU[1]) & (grid.smooth > -60.0)
+    )
     return float(ndimage.binary_opening(watery, iterations=1).sum()) * grid.voxel_ml

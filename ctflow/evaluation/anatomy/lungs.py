@@ -101,21 +101,18 @@ def split_columns(grid: Grid, air: Mask, center: NDArray[np.float64]) -> NDArray
     return np.take_along_axis(index, path, axis=1)
 
 
-def split_lungs(
-    grid: Grid, air: Mask, body: Mask, spine: NDArray[np.float64]
-) -> tuple[dict[str, Mask], NDArray[np.intp]]:
+def split_lungs(grid: Grid, air: Mask, body: Mask, spine: NDArray[np.float64]) -> dict[str, Mask]:
     """Aerated lung by side.
 
-    A connected part of a slice that lies almost wholly on one side goes there whole (a lung may reach over
-    the midline in front of the heart); parts on both sides are cut along ``split_columns``.
+    A lung may reach over the midline in front of the heart: the cut runs where least air is crossed.
 
     Returns:
-        Masks of ``left`` and ``right``, and the border ``[S, R]`` (first column of the right side).
+        Masks of ``left`` and ``right``.
     """
     border = split_columns(grid, air, midline(grid, body, spine))
     on_right = np.arange(air.shape[2])[None, None, :] >= border[:, :, None]
     sides = {"left": air & ~on_right, "right": air & on_right}
-    return {side: _drop_gas(grid, sides[side]) for side in SIDES}, border
+    return {side: _drop_gas(grid, sides[side]) for side in SIDES}
 
 
 def _drop_gas(grid: Grid, lung: Mask) -> Mask:

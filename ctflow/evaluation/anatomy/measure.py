@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +11,7 @@ from scipy import ndimage
 
 from ctflow.evaluation.anatomy.airways import find_trachea
 from ctflow.evaluation.anatomy.body import describe_body, find_body, find_spine
-from ctflow.evaluation.anatomy.calcium import measure_calcium
+from ctflow.evaluation.anatomy.calcium import measure_calcium, metal_ml
 from ctflow.evaluation.anatomy.consolidation import find_consolidation
 from ctflow.evaluation.anatomy.grid import Grid, Mask, working_grid
 from ctflow.evaluation.anatomy.heart import measure_heart, pericardial_fluid, without_fluid
@@ -19,7 +20,7 @@ from ctflow.evaluation.anatomy.nodules import find_nodules
 from ctflow.evaluation.anatomy.pleura import find_fluid, muscle_hu, tissue_darkness, volumes_ml
 from ctflow.evaluation.anatomy.ribs import count_ribs
 from ctflow.evaluation.anatomy.thorax import Polar, blood_hu, to_voxels, trace_wall
-from ctflow.evaluation.anatomy.types import SIDES, Lungs, Measurement
+from ctflow.evaluation.anatomy.types import SIDES, Calcification, Heart, Lungs, Measurement, Nodule
 from ctflow.types import HUVolume
 
 EMPHYSEMA_HU = -920.0
@@ -28,29 +29,53 @@ BELOW_USUAL_LUNG_HU = 70.0
 """Emphysema is darker than EMPHYSEMA_HU and than the patient's own lung by this much."""
 
 
+WALL_ROOM_MM = 32.0
+BACK_ROOM_MM = 14.0
+BELOW_ROOM_MM = 28.0
+"""Beyond the lungs' box: the chest wall, the depth of fluid behind the spine's centre, fluid below the lungs."""
+
+
 @dataclass(frozen=True)
-class Segmentation:
-    """The masks a measurement rests on, in the working grid; for overlays and tests.
+class Chest:
+    """The part of the working grid that holds the chest.
 
     Attributes:
-        grid: The working grid.
+        grid: Its voxels.
         body: Filled body.
         lungs: Aerated lung by side.
-        trachea: Lumen.
         spine: ``[S, 2]`` row and column of the spine.
-        polar: Rays to the wall of the rib cage.
-        wall: Voxels inside it.
-        fluid: Pleural fluid by side.
-        dense: Consolidation by side.
-        heart: Heart shadow.
     """
 
     grid: Grid
     body: Mask
     lungs: dict[str, Mask]
-    trachea: Mask
     spine: NDArray[np.float64]
-    polar: Polar
+
+    @cached_property
+    def lung(self) -> Mask:
+        """Aerated lung of both sides."""
+        return self.lungs["left"] | self.lungs["right"]
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """The masks a measurement rests on, ``[S, R, C]`` of the chest's part of the working grid; for overlays.
+
+    Attributes:
+        box: That part, in voxels of the working grid.
+        grid: Its voxels.
+        body: Filled body.
+        lungs: Aerated lung by side.
+        wall: Inside of the rib cage.
+        fluid: Pleural fluid by side.
+        dense: Consolidation by side.
+        heart: Heart shadow.
+    """
+
+    box: tuple[slice, slice, slice]
+    grid: Grid
+    body: Mask
+    lungs: dict[str, Mask]
     wall: Mask
     fluid: dict[str, Mask]
     dense: dict[str, Mask]
@@ -71,58 +96,109 @@ def measure(volume: HUVolume) -> Measurement:
 
 def segment(volume: HUVolume) -> tuple[Measurement, Segmentation]:
     """``measure`` with the masks it rests on."""
-    grid = working_grid(volume)
-    body = find_body(grid)
-    spine, line = find_spine(grid, body)
-    trachea, lumen = find_trachea(grid, body, line)
-    lungs, _ = split_lungs(grid, find_air(grid, body, lumen), body, line)
-    lung = lungs["left"] | lungs["right"]
-    polar = trace_wall(grid, body, lung, line)
-    rays = to_voxels(grid, polar)
-    wall = rays.radius < rays.wall
-    muscle = muscle_hu(grid, body, wall)
-    darkness = tissue_darkness(grid, lung, rays, muscle)
-    fluid = find_fluid(grid, lung, rays, line, muscle, darkness)
-    wet = fluid["left"] | fluid["right"]
-    dense = find_consolidation(grid, lung, wet, rays, line)
-    space = {side: lungs[side] | fluid[side] | dense[side] for side in SIDES}
-    heart, shadow = measure_heart(grid, lungs, space, line, polar)
-    heart = replace(heart, pericardial_fluid_ml=pericardial_fluid(grid, shadow, lung, line, darkness))
-    if heart.pericardial_fluid_ml >= MUCH_PERICARDIAL_ML:
-        heart = without_fluid(grid, heart, shadow, darkness)
-    exclude = wet | dense["left"] | dense["right"]
-    carina = (trachea.path[-1][0] - (grid.factors[0] - 1) / 2) / grid.factors[0] if trachea.present else None
-    nodules = find_nodules(grid, lungs, exclude, rays, line, carina)
-    calcification, metal = measure_calcium(grid, body, shadow, rays, line, blood_hu(grid, lung, line), lung)
+    whole = working_grid(volume)
+    body = find_body(whole)
+    spine, line = find_spine(whole, body)
+    trachea, lumen = find_trachea(whole, body, line)
+    lungs = split_lungs(whole, find_air(whole, body, lumen), body, line)
+    box = _chest_box(whole, body, lungs, line)
+    chest = Chest(
+        grid=whole.crop(box),
+        body=body[box],
+        lungs={side: lungs[side][box] for side in SIDES},
+        spine=line[box[0]] - [box[1].start, box[2].start],
+    )
+    carina = None
+    if trachea.present:
+        carina = trachea.path[-1][0] / whole.factors[0] - box[0].start
+    inside = _inside_chest(chest, carina)
     measurement = Measurement(
         shape=volume.hu.shape,  # type: ignore[arg-type]
         spacing=volume.spacing,
-        body=describe_body(grid, body),
-        lungs=_describe_lungs(grid, lungs, fluid, dense),
+        body=describe_body(whole, body),
+        lungs=_describe_lungs(chest, inside.fluid, inside.dense),
         spine=spine,
-        ribs=count_ribs(grid, polar, body, lung),
-        heart=heart,
+        ribs=count_ribs(chest.grid, inside.polar, chest.lung),
+        heart=inside.heart,
         trachea=trachea,
-        effusion_ml=volumes_ml(grid, fluid),
-        consolidation_ml=volumes_ml(grid, dense),
-        nodules=nodules,
-        calcification=calcification,
-        metal_ml=metal,
+        effusion_ml=volumes_ml(chest.grid, inside.fluid),
+        consolidation_ml=volumes_ml(chest.grid, inside.dense),
+        nodules=inside.nodules,
+        calcification=inside.calcification,
+        metal_ml=metal_ml(whole, body),
     )
-    return measurement, Segmentation(grid, body, lungs, lumen, line, polar, wall, fluid, dense, shadow)
+    masks = Segmentation(
+        box, chest.grid, chest.body, chest.lungs, inside.wall, inside.fluid, inside.dense, inside.shadow
+    )
+    return measurement, masks
 
 
-def _describe_lungs(
-    grid: Grid, lungs: dict[str, Mask], fluid: dict[str, Mask], dense: dict[str, Mask]
-) -> Lungs:
+@dataclass(frozen=True)
+class _Inside:
+    """What is found within the rib cage."""
+
+    polar: Polar
+    wall: Mask
+    fluid: dict[str, Mask]
+    dense: dict[str, Mask]
+    heart: Heart
+    shadow: Mask
+    nodules: tuple[Nodule, ...]
+    calcification: Calcification
+
+
+def _inside_chest(chest: Chest, carina: float | None) -> _Inside:
+    """Wall, fluid, consolidation, heart, nodules and calcium, each on what was found before it."""
+    grid, lungs, lung, spine = chest.grid, chest.lungs, chest.lung, chest.spine
+    polar = trace_wall(grid, chest.body, lung, spine)
+    rays = to_voxels(grid, polar)
+    wall = rays.radius < rays.wall
+    muscle = muscle_hu(grid, chest.body, wall)
+    darkness = tissue_darkness(grid, lung, rays, muscle)
+    fluid = find_fluid(grid, lung, rays, spine, muscle, darkness)
+    wet = fluid["left"] | fluid["right"]
+    dense = find_consolidation(grid, lung, wet, rays, spine)
+    space = {side: lungs[side] | fluid[side] | dense[side] for side in SIDES}
+    heart, shadow = measure_heart(grid, lungs, space, spine, polar)
+    heart = replace(heart, pericardial_fluid_ml=pericardial_fluid(grid, shadow, lung, spine, darkness))
+    if heart.pericardial_fluid_ml >= MUCH_PERICARDIAL_ML:
+        heart = without_fluid(grid, heart, shadow, darkness)
+    exclude = wet | dense["left"] | dense["right"]
+    nodules = find_nodules(grid, lungs, exclude, rays, spine, carina)
+    blood = blood_hu(grid, lung, spine)
+    calcification = measure_calcium(grid, chest.body, shadow, rays, spine, blood, lung)
+    return _Inside(polar, wall, fluid, dense, heart, shadow, nodules, calcification)
+
+
+def _chest_box(
+    grid: Grid, body: Mask, lungs: dict[str, Mask], spine: NDArray[np.float64]
+) -> tuple[slice, slice, slice]:
+    """The lungs with the chest wall around them, room for fluid behind, and a little below."""
+    lung = lungs["left"] | lungs["right"]
+    if not lung.any():
+        return slice(0, lung.shape[0]), slice(0, lung.shape[1]), slice(0, lung.shape[2])
+    z, y, x = ndimage.find_objects(lung.astype(np.int8))[0]
+    sz, sy, sx = grid.spacing
+    center = spine[z, 1].mean()
+    half = max(center - x.start, x.stop - center) + WALL_ROOM_MM / sx
+    back = max(y.stop + WALL_ROOM_MM / sy, spine[z, 0].max() + (BACK_ROOM_MM + WALL_ROOM_MM) / sy)
+    low = np.array([z.start - BELOW_ROOM_MM / sz, y.start - WALL_ROOM_MM / sy, center - half])
+    high = np.array([z.stop + 1, back, center + half])
+    first = np.clip(np.floor(low), 0, None).astype(int)
+    last = np.minimum(np.ceil(high), lung.shape).astype(int)
+    return slice(first[0], last[0]), slice(first[1], last[1]), slice(first[2], last[2])
+
+
+def _describe_lungs(chest: Chest, fluid: dict[str, Mask], dense: dict[str, Mask]) -> Lungs:
     """Volumes with vessels and spots filled in, mean HU, and the share of very dark lung."""
+    grid, lungs = chest.grid, chest.lungs
     aerated, hull, mean = {}, {}, {}
     for side in SIDES:
         filled = ndimage.binary_closing(lungs[side], grid.disc(5.0)) & ~fluid[side] & ~dense[side]
         aerated[side] = float(filled.sum()) * grid.voxel_ml
         hull[side] = aerated[side] + float((fluid[side] | dense[side]).sum()) * grid.voxel_ml
         mean[side] = float(grid.hu[lungs[side]].mean()) if lungs[side].any() else 0.0
-    values = grid.smooth[ndimage.binary_erosion(lungs["left"] | lungs["right"])]
+    values = grid.smooth[ndimage.binary_erosion(chest.lung)]
     if values.size == 0:
         return Lungs(aerated, hull, mean)
     limit = min(EMPHYSEMA_HU, float(np.median(values)) - BELOW_USUAL_LUNG_HU)

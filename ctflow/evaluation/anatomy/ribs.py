@@ -12,7 +12,7 @@ RIB_HU = 130.0
 MIN_DISTANCE_MM = 14.0
 
 
-def count_ribs(grid: Grid, polar: Polar, body: Mask, lung: Mask) -> dict[str, int]:
+def count_ribs(grid: Grid, polar: Polar, lung: Mask) -> dict[str, int]:
     """Peaks of bone along the slices in the wall beside the lungs, per side.
 
     The brightest HU within 15 mm outside the wall is taken on rays a quarter turn to the side, followed along
