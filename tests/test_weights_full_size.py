@@ -12,9 +12,7 @@ from ctflow.config.encoders import flux_avae_config, published_ctclip_config
 from ctflow.models import AVAE, CTCLIP, FMvT
 from ctflow.models.avae_published import to_single_file
 from ctflow.models.ctclip_published import ctclip_state_to_published
-from ctflow.models.fmvt_published import fmvt_state_to_published, published_preset
-
-PARAMETERS = {"S": 37_220_864, "B": 147_579_776, "L": 513_725_568}
+from ctflow.models.fmvt_published import published_preset
 
 
 @pytest.fixture(scope="module")
@@ -29,15 +27,6 @@ def listing(path: Path) -> dict[str, str]:
 
 def shapes(state) -> dict[str, str]:
     return {key: str(list(value.shape)) for key, value in state.items()}
-
-
-@pytest.mark.parametrize(("size", "side"), [("S", 32), ("B", 32), ("L", 32), ("L", 64)])
-def test_transformer_keys(layouts, size, side):
-    with torch.device("meta"):
-        model = FMvT(published_preset(size, side))
-    assert sum(p.numel() for p in model.parameters()) == PARAMETERS[size]
-    found = shapes(fmvt_state_to_published(model.state_dict()))
-    assert found == listing(layouts / f"state_dict_{size}_{side}.txt")
 
 
 def test_autoencoder_keys_in_both_layouts(layouts):
@@ -68,16 +57,29 @@ def test_ctclip_keys(layouts, position_ids):
     assert found == expected
 
 
+@torch.no_grad()
+def test_ctclip_carries_a_whole_volume_to_its_latent():
+    """Shapes alone, on the meta device: no values are computed."""
+    with torch.device("meta"):
+        model = CTCLIP(published_ctclip_config()).eval()
+        encoding = model.encode_volume(torch.empty(2, 1, 240, 480, 480))
+    assert encoding.embedding.shape == (2, 294_912)
+    assert encoding.latent.shape == (2, 512)
+
+
 @pytest.mark.slow
+@pytest.mark.timeout(3000)  # half a minute on a quiet machine
 @pytest.mark.parametrize("size", ["S", "B", "L"])
 @torch.no_grad()
 def test_transformer_runs(size):
     torch.manual_seed(0)
     model = FMvT(published_preset(size)).eval()
+    torch.nn.init.normal_(model.final_layer.linear.weight, std=0.02)  # it starts at zero
     x, previous = torch.randn(2, 1, 16, 16, 32, 32).unbind(0)
     out = model(x, torch.tensor([0.5]), torch.randn(1, 1, 768), previous)
     assert out.shape == x.shape
     assert torch.isfinite(out).all()
+    assert out.std() > 0
 
 
 @pytest.mark.slow
@@ -94,6 +96,7 @@ def test_autoencoder_runs():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3000)
 @torch.no_grad()
 def test_ctclip_runs():
     torch.manual_seed(0)
