@@ -9,7 +9,6 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, ExplicitVRLittleEndian, generate_uid
 
@@ -207,7 +206,6 @@ __all__ = [
     "crash",
     "hang",
     "ingest_one",
-    "pydicom",
     "save_dicom",
     "save_enhanced",
     "save_nifti",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -82,7 +83,10 @@ def fuzz(tmp_path: Path, count: int, sources: list[Path], timeout: float) -> dic
     assert set(summary["refused_by_reason"]) <= set(REFUSALS) and set(summary["flagged_by_reason"]) <= set(
         FLAGS
     )
-    assert IGNORED
+    with (tmp_path / "out" / "quarantine.csv").open(encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    codes = {"refused": REFUSALS, "flagged": FLAGS, "ignored": IGNORED}
+    assert all(row["reason"] in codes[row["status"]] and row["detail"] for row in rows)
     return summary
 
 
