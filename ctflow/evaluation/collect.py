@@ -79,6 +79,10 @@ class Collector:
         """All features of an evaluation; what is cached already is not made again."""
         return self._collect(self.units(sets, settings))
 
+    def real(self, cases: Sequence[RealCase]) -> list[CaseFeatures]:
+        """Features of real volumes."""
+        return self._collect([Unit(REAL_SET, (case,)) for case in cases]).of(REAL_SET, cases)
+
     def generated(self, setting: Setting, cases: Sequence[RealCase]) -> list[CaseFeatures]:
         """Features of volumes generated in one setting, without the real ones."""
         return self._collect(self._batches(setting, cases)).of(setting.name, cases)

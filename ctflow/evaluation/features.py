@@ -79,10 +79,10 @@ class FeatureExtractor:
             "stopped": volume.stopped,
             "side": volume.hu.shape[1],
         }
-        whole = len(volume.positions) > 0 and not volume.setting.spliced
-        if whole and self.backbones.scorer is not None:
+        if len(volume.positions) and self.backbones.scorer is not None:
             arrays["latent"] = self.backbones.scorer.encode_volume(volume.scored()).numpy().astype(np.float32)
-        if whole and self.plan.measured and volume.setting.given == 0:
+        whole = volume.setting.given == 0 and not volume.setting.spliced
+        if len(volume.positions) and whole and self.plan.measured:
             info["findings"] = measured_findings(volume.scored())
         if len(volume.positions) and self.plan.pictures:
             arrays["montage"] = montage(volume.scored(), tile=TILE)

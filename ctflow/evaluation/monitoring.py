@@ -15,8 +15,9 @@ from ctflow.evaluation.cache import CaseFeatures
 from ctflow.evaluation.scores import MIN_SAMPLES, statistic_of
 from ctflow.evaluation.settings import Setting
 from ctflow.metrics.monitors import DriftMonitor, theil_sen
+from ctflow.metrics.monitors.checkerboard import PERIODS
 from ctflow.metrics.monitors.drift import last_over_first
-from ctflow.metrics.monitors.thresholds import THRESHOLDS, tripped
+from ctflow.metrics.monitors.thresholds import limit, tripped
 from ctflow.metrics.monitors.white import volume_end
 from ctflow.types import BLOCK_LENGTH
 
@@ -64,18 +65,26 @@ def readings(
         backbone: Slice backbone of the windows' distances.
         side: Resolution of its features.
     """
-    values: dict[str, float] = {"checkerboard": _mean([_largest(c.arrays["checkerboard"]) for c in cases])}
+    values, references = _checkerboards(cases), _checkerboards(real)
     if not setting.spliced:
         values |= _seams(cases) | _statistics(cases, real) | _windows(cases, real, others, backbone, side)
     if setting.stops and source == "model":
         values |= _ends(cases)
-    return [_reading(setting.name, source, name, value) for name, value in values.items()]
+    return [
+        _reading(setting.name, source, name, value, references.get(name, math.nan))
+        for name, value in values.items()
+    ]
 
 
-def _reading(setting: str, source: str, name: str, value: float) -> Reading:
-    threshold = THRESHOLDS.get(name, math.nan)
+def _reading(setting: str, source: str, name: str, value: float, real: float) -> Reading:
+    threshold = limit(name, real)
     reason = "" if math.isfinite(value) else "too few slices or cases"
-    return Reading(setting, source, name, value, threshold, tripped(name, value), reason)
+    return Reading(setting, source, name, value, threshold, tripped(name, value, real), reason)
+
+
+def _checkerboards(cases: Sequence[CaseFeatures]) -> dict[str, float]:
+    values = [c.arrays["checkerboard"] for c in cases if len(c.arrays["checkerboard"])]
+    return {f"checkerboard_{p}": _mean([float(v[i]) for v in values]) for i, p in enumerate(PERIODS)}
 
 
 def _seams(cases: Sequence[CaseFeatures]) -> dict[str, float]:
@@ -144,11 +153,6 @@ def _ends(cases: Sequence[CaseFeatures]) -> dict[str, float]:
             [float(c.arrays["white"][:end].sum()) for c, end in zip(cases, ends, strict=True)]
         ),
     }
-
-
-def _largest(values: np.ndarray) -> float:
-    finite = values[np.isfinite(values)]
-    return float(finite.max()) if len(finite) else math.nan
 
 
 def _mean(values: Sequence[float]) -> float:

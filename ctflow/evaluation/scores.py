@@ -15,6 +15,7 @@ from ctflow.evaluation.features import FeaturePlan
 from ctflow.evaluation.settings import Setting
 from ctflow.evaluation.table import (
     DOES_NOT_EXIST,
+    MODEL,
     NOT_AVAILABLE,
     Row,
     with_extrapolation,
@@ -107,11 +108,11 @@ def report_rows(compared: Compared, backbones: Backbones, reports: dict[str, str
     rows = [compared.row(name), compared.row(f"{name}_shuffled")]
     if backbones.scorer is None:
         return [_empty(row, "no CT-CLIP to score with") for row in rows]
-    if compared.setting.spliced:
-        return [
-            _empty(row, "a report describes a whole volume; blocks are not one", DOES_NOT_EXIST)
-            for row in rows
-        ]
+    if compared.setting.spliced and compared.source == MODEL:
+        rows = [row.noted("blocks generated independently, laid end to end") for row in rows]
+    if compared.setting.given:
+        whole = "without the given slices" if compared.source == MODEL else "whole volumes"
+        rows = [row.noted(whole) for row in rows]
     cases = [f for f in compared.fake if "latent" in f.arrays and reports.get(f.case_id, "").strip()]
     if len(cases) < 2:
         return [_empty(row, f"{len(cases)} volumes with a report; at least 2 are needed") for row in rows]

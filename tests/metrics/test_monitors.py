@@ -21,7 +21,7 @@ from ctflow.metrics.monitors import (
 )
 from ctflow.metrics.monitors.drift import last_over_first
 from ctflow.metrics.monitors.seam import body_mask, step_sizes
-from ctflow.metrics.monitors.thresholds import THRESHOLDS, alarms, tripped
+from ctflow.metrics.monitors.thresholds import THRESHOLDS, alarms, limit, tripped
 
 
 def body(slices: int = 64, side: int = 32, step: float = 10.0, seed: int = 0) -> torch.Tensor:
@@ -104,18 +104,27 @@ def test_white_slices_and_the_end():
     assert volume_end(torch.ones(3, dtype=torch.bool)) == 0
 
 
-def test_checkerboard_of_noise_is_about_one_and_of_a_grid_is_large():
+def test_checkerboard_of_noise_is_one_over_the_slices_and_of_a_grid_is_large():
     generator = torch.Generator().manual_seed(3)
-    noise = 10 * torch.randn(4, 64, 64, generator=generator)
+    noise = 10 * torch.randn(5, 64, 64, generator=generator)
     for period, value in checkerboard(noise).items():
-        assert value == pytest.approx(1.0, abs=1.0 if period == 2 else 0.6)
+        assert value == pytest.approx(1 / 5, abs=0.2 if period == 2 else 0.12)
     rows, columns = torch.meshgrid(torch.arange(64), torch.arange(64), indexing="ij")
     grid = 20.0 * ((rows + columns) % 2)
     found = checkerboard(grid.repeat(2, 1, 1).float())
     assert found[2] == pytest.approx(64 * 64 / 4, rel=0.2)  # all variance is in the fold
     monitor = CheckerboardMonitor()
     monitor.update(noise + 5 * grid)
-    assert monitor.compute()["checkerboard"] > 10 * THRESHOLDS["checkerboard"]
+    monitor.update(torch.full((2, 64, 64), float("nan")))
+    assert monitor.compute()["checkerboard_2"] > 10 * THRESHOLDS["checkerboard_2"]
+
+
+def test_a_limit_follows_real_volumes_where_these_lie_high():
+    assert limit("checkerboard_4") == 0.83
+    assert limit("checkerboard_4", real=0.1) == 0.83
+    assert limit("checkerboard_4", real=2.0) == 3.0
+    assert limit("seam_ratio", real=2.0) == THRESHOLDS["seam_ratio"]
+    assert alarms({"checkerboard_4": 2.5}) and not alarms({"checkerboard_4": 2.5}, {"checkerboard_4": 2.0})
 
 
 def test_checkerboard_leaves_given_slices_out():
@@ -148,7 +157,7 @@ def test_drift_rises_from_window_to_window():
 
 
 def test_alarms_name_what_tripped():
-    found = alarms({"seam_ratio": 1.5, "checkerboard": 0.5, "drift_z": 9.0, "premature": math.nan})
+    found = alarms({"seam_ratio": 1.5, "checkerboard_2": 0.5, "drift_z": 9.0, "premature": math.nan})
     assert len(found) == 1 and "seam_ratio" in found[0]
     assert not tripped("seam_ratio", 1.0) and not tripped("unknown", 1e9)
 

@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 from ctflow.evaluation.analyses.base import AnalysisResult, Context, slice_distance
 from ctflow.evaluation.cache import CaseFeatures
 from ctflow.evaluation.cases import RealCase, choose_cases
-from ctflow.evaluation.collect import REAL_SET
 from ctflow.evaluation.monitoring import readings
 from ctflow.evaluation.settings import REGISTRY
 from ctflow.evaluation.table import MODEL
@@ -24,7 +23,7 @@ def length(context: Context) -> AnalysisResult:
     reader = context.reader()
     sets = choose_cases(reader.cases(), config.analysis.reports, floors=False)
     backbones, plan = context.tools()
-    real = context.collector(reader, backbones, plan).collect(sets, []).of(REAL_SET, sets.evaluated)
+    real = context.collector(reader, backbones, plan).real(sets.evaluated)
     half = len(real) // 2
     records: list[dict[str, Any]] = []
     for requested in config.analysis.lengths:

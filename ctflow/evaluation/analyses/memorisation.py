@@ -12,7 +12,7 @@ from scipy.stats import mannwhitneyu
 
 from ctflow.evaluation.analyses.base import AnalysisResult, Context
 from ctflow.evaluation.cache import CaseFeatures
-from ctflow.evaluation.cases import CaseSets, EvaluationError, choose_cases
+from ctflow.evaluation.cases import EvaluationError, choose_cases
 from ctflow.evaluation.collect import REAL_SET
 from ctflow.evaluation.settings import REGISTRY
 
@@ -28,15 +28,13 @@ def memorisation(context: Context) -> AnalysisResult:
     sets = choose_cases(reader.cases(), config.cases, floors=False)
     held_out = context.collector(reader, backbones, plan).collect(sets, [setting.name])
     train_reader = context.reader(config.analysis.train_slices)
-    trained = CaseSets(tuple(train_reader.cases()), ())
-    known = {case.digest for case in trained.evaluated}
+    trained = train_reader.cases()
+    known = {case.digest for case in trained}
     if twice := [case.case_id for case in sets.evaluated if case.digest in known]:
         raise EvaluationError(
             f"{len(twice)} evaluated cases are training cases, e.g. {twice[0]}", "held-out cases", ""
         )
-    train = (
-        context.collector(train_reader, backbones, plan).collect(trained, []).of(REAL_SET, trained.evaluated)
-    )
+    train = context.collector(train_reader, backbones, plan).real(trained)
     key = f"slice/{backbones.slices[-1].name}/{plan.resolutions[0]}"
     groups = {
         "generated": held_out.of(setting.name, sets.evaluated),

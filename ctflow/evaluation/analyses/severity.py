@@ -15,7 +15,6 @@ from ctflow.evaluation.analyses.base import AnalysisResult, Context
 from ctflow.evaluation.analyses.damage import DAMAGES
 from ctflow.evaluation.cache import CaseFeatures, FeatureCache
 from ctflow.evaluation.cases import CaseReader, CaseSets, RealCase, choose_cases
-from ctflow.evaluation.collect import REAL_SET
 from ctflow.evaluation.features import FeatureExtractor, real_volume
 from ctflow.evaluation.monitoring import readings
 from ctflow.evaluation.scores import Compared, clip_rows, slice_rows
@@ -24,7 +23,7 @@ from ctflow.evaluation.table import OTHER_REAL
 from ctflow.types import HUVolume
 
 UNDAMAGED = "none"
-SHOWN = ("fid_rand2d", "kid_rand2d", "fvd_rand3d_f16", "seam_ratio", "checkerboard", "drift_z")
+SHOWN = ("fid_rand2d", "kid_rand2d", "fvd_rand3d_f16", "seam_ratio", "checkerboard_2", "drift_z")
 
 
 def severity(context: Context) -> AnalysisResult:
@@ -34,11 +33,11 @@ def severity(context: Context) -> AnalysisResult:
     sets = choose_cases(reader.cases(), config.cases, floors=True)
     backbones, plan = context.tools()
     backbones = replace(backbones, scorer=None)  # reports say nothing about damage
-    real = context.collector(reader, backbones, plan).collect(sets, [])
-    reference = real.of(REAL_SET, sets.evaluated)
-    extractor = FeatureExtractor(plan, backbones, context.system.device)
+    collector = context.collector(reader, backbones, plan)
+    reference = collector.real(sets.evaluated)
+    extractor = collector.extractor
     identity = {"plan": asdict(plan), "backbones": backbones.hashes, "damage": 1}
-    cache = FeatureCache(context.collector(reader, backbones, plan).cache.folder, identity)
+    cache = FeatureCache(collector.cache.folder, identity)
     records: list[dict[str, Any]] = []
     wanted = [(UNDAMAGED, 0.0), *((name, s) for name, (_, levels) in DAMAGES.items() for s in levels)]
     for name, level in tqdm(context.ranks.share(wanted), "damages", disable=not context.ranks.first):

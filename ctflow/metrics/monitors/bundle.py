@@ -14,8 +14,8 @@ from ctflow.metrics.monitors.white import EndMonitor, volume_end, white_slices
 class VolumeMonitors(nn.Module):
     """Seam ratio, checkerboard, ends and drift of generated volumes.
 
-    Every process of a distributed run calls ``compute``, also one that saw no volume; the sums are synchronised.
-    Give the result to ``alarms`` for the lines of the log.
+    Every process of a distributed run calls ``compute``, also one that saw no volume; sums are
+    synchronised. Give the result to ``alarms`` for the lines of the log.
     """
 
     def __init__(self) -> None:

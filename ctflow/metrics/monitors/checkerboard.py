@@ -18,9 +18,11 @@ BOX = 5
 
 
 def checkerboard(hu: Tensor) -> dict[int, float]:
-    """Per period p: ``Var(fold) / Var(h) · HW / p²``, about 1 for noise without a grid.
+    """Per period p: ``Var(fold) / Var(h) · HW / p²``; noise without a grid gives 1 over the number of slices.
 
-    ``x`` is scaled to ±1, ``h = clamp(x - box5(x), ±0.05)`` averaged over slices, and folded modulo p.
+    ``x`` is scaled to ±1, ``h = clamp(x - box5(x), ±0.05)``; ``h`` averaged over slices is folded modulo p,
+    and ``Var(h)`` is taken over all voxels. Lines that keep their place through a scan (its table) count too,
+    so a value is held against that of real scans.
 
     Args:
         hu: Slices ``[S, H, W]`` in HU; slices that are NaN are left out.
@@ -34,20 +36,19 @@ def checkerboard(hu: Tensor) -> dict[int, float]:
     low, high = SCORE_WINDOW
     x = ((hu.float().clamp(low, high) - low) * (2 / (high - low)) - 1).unsqueeze(1)
     box = F.avg_pool2d(F.pad(x, [BOX // 2] * 4, mode="replicate"), BOX, 1)
-    h = (x - box).clamp(-CLAMP, CLAMP).mean(0)[0].double()  # [H, W]
+    fine = (x - box).clamp(-CLAMP, CLAMP)[:, 0].double()  # [S, H, W]
+    h = fine.mean(0)
     result = {}
     for p in PERIODS:
         rows, columns = len(h) // p, h.shape[1] // p
         cropped = h[: rows * p, : columns * p]
         fold = cropped.reshape(rows, p, columns, p).mean((0, 2))
-        variance = cropped.var(unbiased=False)
-        ratio = fold.var(unbiased=False) / variance * (rows * columns) if rows * columns else math.nan
-        result[p] = float(ratio)
+        result[p] = float(fold.var(unbiased=False) / fine.var(unbiased=False)) * rows * columns
     return result
 
 
 class CheckerboardMonitor(Metric):
-    """Mean over volumes of the largest ratio over the periods 2, 4, 8 and 16."""
+    """Mean over volumes of the ratio of each period."""
 
     full_state_update = False
     total: Tensor
@@ -56,15 +57,16 @@ class CheckerboardMonitor(Metric):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         for name in ("total", "count"):
-            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+            zeros = torch.zeros(len(PERIODS), dtype=torch.float64)
+            self.add_state(name, zeros, dist_reduce_fx="sum")
 
     def update(self, hu: Tensor) -> None:
         """Add one volume ``[S, H, W]`` in HU."""
-        worst = max((v for v in checkerboard(hu).values() if math.isfinite(v)), default=math.nan)
-        if math.isfinite(worst):
-            self.total += worst
-            self.count += 1
+        values = torch.tensor(list(checkerboard(hu).values()), dtype=torch.float64, device=self.device)
+        self.total += values.nan_to_num(0.0)
+        self.count += torch.isfinite(values)
 
     def compute(self) -> dict[str, float]:
-        """``checkerboard``; NaN without volumes."""
-        return {"checkerboard": float(self.total / self.count)}
+        """``checkerboard_2`` to ``checkerboard_16``; NaN without volumes."""
+        means = (self.total / self.count).tolist()
+        return {f"checkerboard_{p}": value for p, value in zip(PERIODS, means, strict=True)}
