@@ -65,5 +65,6 @@ class FeatureCache:
         header = json.dumps({"case_id": features.case_id, "info": features.info}).encode()
         temporary = path.with_suffix(f".{os.getpid()}.partial")
         with temporary.open("wb") as file:
-            np.savez(file, header=np.frombuffer(header, np.uint8), **features.arrays)
+            arrays: dict[str, Any] = {"header": np.frombuffer(header, np.uint8), **features.arrays}
+            np.savez(file, **arrays)
         temporary.replace(path)

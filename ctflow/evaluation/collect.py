@@ -105,13 +105,13 @@ class Collector:
                     bar.update()
                     started = time.monotonic()
         self.ranks.wait()
-        features: dict[str, dict[str, CaseFeatures]] = {}
+        everything: dict[str, dict[str, CaseFeatures]] = {}
         for unit in units:
             for case in unit.cases:
                 loaded = self.cache.load(*self._names(unit.kind, case))
                 assert loaded is not None, f"{unit.kind} features of {case.case_id} vanished from the cache"
-                features.setdefault(unit.kind, {})[case.case_id] = loaded
-        return Collected(features)
+                everything.setdefault(unit.kind, {})[case.case_id] = loaded
+        return Collected(everything)
 
     def units(self, sets: CaseSets, settings: Sequence[str]) -> list[Unit]:
         """Everything that is needed: real volumes, reconstructions of the others, generated batches."""

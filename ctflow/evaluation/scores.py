@@ -178,7 +178,7 @@ def _paired_clips(
     if min(map(len, starts)) == 0:
         return torch.zeros(0, 1), torch.zeros(0, 1)
     if compared.protocol == "matched":
-        common = np.intersect1d(*starts)
+        common = np.intersect1d(starts[0], starts[1])
         rows = [np.isin(s, common) for s in starts]
     else:
         offset = int(np.random.default_rng([compared.seed, index]).integers(len(starts[1])))

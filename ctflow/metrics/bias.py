@@ -9,7 +9,7 @@ leaving cases out does not.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -113,8 +113,9 @@ def _intercept(
                     subset_f, subset_r = f[part::2], r[part::2]
                 else:
                     subset_f, subset_r = np.delete(f, np.s_[part::parts]), np.delete(r, np.s_[part::parts])
-                inverse.append(1.0 / statistic.samples(subset_f, subset_r))
-                values.append(statistic(subset_f, subset_r))
+                chosen_f, chosen_r = subset_f.tolist(), subset_r.tolist()
+                inverse.append(1.0 / statistic.samples(chosen_f, chosen_r))
+                values.append(statistic(chosen_f, chosen_r))
                 weights.append(1.0 / (parts * len(orders)))
     # Each subset size weighs the same; the whole set is known without the noise of a partition.
     slope_intercept = np.polyfit(inverse, values, 1, w=np.sqrt(weights))
@@ -125,7 +126,13 @@ def _within(order: NDArray[np.int64], chosen: Sequence[int]) -> NDArray[np.int64
     return order[np.isin(order, np.asarray(chosen))]
 
 
-def _jackknifed(function, fake: list[int], real: list[int], value: float, seed: int) -> Interval:  # noqa: ANN001
+def _jackknifed(
+    function: Callable[[Sequence[int], Sequence[int]], float],
+    fake: list[int],
+    real: list[int],
+    value: float,
+    seed: int,
+) -> Interval:
     smaller = min(len(fake), len(real))
     if smaller < MIN_CASES:
         return Interval(value)

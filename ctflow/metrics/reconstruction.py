@@ -71,7 +71,9 @@ class ReconstructionMetric(Metric):
         count = len(x)
         self.squared += (x - y).double().square().sum()
         self.voxels += x.numel()
-        self.ssim_total += ssim(x, y, data_range=RANGE_HU).double() * count
+        similarity = ssim(x, y, data_range=RANGE_HU)
+        assert isinstance(similarity, Tensor)  # a tuple only where the full image is asked for
+        self.ssim_total += similarity.double() * count
         if side > THREE_SCALES_ABOVE:
             betas = FIVE_SCALES if side > FIVE_SCALES_ABOVE else THREE_SCALES
             self.multiscale_total += multiscale_ssim(x, y, data_range=RANGE_HU, betas=betas).double() * count
