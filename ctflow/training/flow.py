@@ -152,12 +152,12 @@ def fixed_draw(batch: BlockBatch, random: SampleRandom) -> FlowDraw:
 
 
 def text_tokens(tokens: Tensor, mask: Tensor, pooled: Tensor, mode: str) -> tuple[Tensor, Tensor | None]:
-    """What the network reads of reports: hidden states and mask, or one normalised pooled vector.
+    """What the network reads of reports: hidden states and mask, or one pooled vector.
 
     Args:
         tokens: ``[..., L, D]``.
         mask: ``[..., L]``.
-        pooled: ``[..., D]``.
+        pooled: ``[..., D]``, normalised as the text encoder gives it.
         mode: ``tokens`` or ``pooled``.
 
     Returns:
@@ -165,5 +165,4 @@ def text_tokens(tokens: Tensor, mask: Tensor, pooled: Tensor, mode: str) -> tupl
     """
     if mode == "tokens":
         return tokens.float(), mask
-    pooled = pooled.float()
-    return (pooled / (pooled.norm(dim=-1, keepdim=True) + 1e-6)).unsqueeze(-2), None
+    return pooled.float().unsqueeze(-2), None

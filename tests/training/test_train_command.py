@@ -33,6 +33,12 @@ ReadCurves = Callable[[Path], Curves]
 ROOT = Path(__file__).parents[2]
 DRIVER = Path(__file__).with_name("driver.py")
 STEPS = 8
+SPLITTABLE = [
+    "clip.network.bert.hidden_dropout_prob=0.0",
+    "clip.network.bert.attention_probs_dropout_prob=0.0",
+    "clip.network.ctvit.quantize=false",
+]
+"""Without what depends on how a batch is split: dropout, and codes that follow one process's tokens."""
 LOSSES = {
     "autoencoder": ("train/loss", "train/discriminator", "val/psnr", "val/ssim"),
     "clip": ("train/loss", "train/contrast", "val/contrast", "val/text_auroc"),
@@ -121,7 +127,7 @@ def test_stopping_and_going_on_equals_one_run(
     whole: Path, tiny: TinyData, tmp_path: Path, curves_of: ReadCurves, task: str
 ) -> None:
     _same_vocabulary(whole, tmp_path, "parts")
-    for steps in (5, STEPS):
+    for steps in (5, 5, STEPS):  # the second command finds nothing left to do
         main(tiny.arguments(task, tmp_path, "name=parts", f"loop.max_steps={steps}"))
     _assert_equal_runs(curves_of, task, tmp_path / task / "parts", whole / task / "whole")
 
@@ -162,15 +168,21 @@ def test_killed_runs_go_on_as_if_nothing_had_happened(
 def ranks(whole: Path, tiny: TinyData, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs written by two gloo processes, each with half the batch: every task, and the FMvT sharded."""
     runs = tmp_path_factory.mktemp("ranks")
-    halves = {task: "data.batch_size=1" if task == "clip" else "data.batch_size=2" for task in TASKS}
+    halves = {
+        "autoencoder": ["data.batch_size=2"],
+        "clip": ["data.batch_size=1", *SPLITTABLE],
+        "flow": ["data.batch_size=2"],
+    }
     commands = [
-        tiny.arguments(task, runs, "name=ddp", "loop.devices=2", f"loop.max_steps={STEPS}", halves[task])
+        tiny.arguments(task, runs, "name=ddp", "loop.devices=2", f"loop.max_steps={STEPS}", *halves[task])
         for task in TASKS
     ]
-    sharded = ["name=fsdp", "loop.strategy=fsdp", "loop.devices=2", halves["flow"]]
+    sharded = ["name=fsdp", "loop.strategy=fsdp", "loop.devices=2", *halves["flow"]]
     commands += [tiny.arguments("flow", runs, *sharded, f"loop.max_steps={steps}") for steps in (5, STEPS)]
     (runs / "commands.json").write_text(json.dumps(commands))
-    _same_vocabulary(whole, runs, "ddp")
+    for name in ("ddp", "one"):
+        _same_vocabulary(whole, runs, name)
+    main(tiny.arguments("clip", runs, "name=one", f"loop.max_steps={STEPS}", *SPLITTABLE))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -193,13 +205,14 @@ def test_two_processes_train_like_one(
     whole: Path, ranks: Path, curves_of: ReadCurves, task: str, name: str
 ) -> None:
     """The same global batch: losses within 1e-5, the exported averages too. The sharded run was resumed."""
-    ours, one = curves_of(ranks / task / name), curves_of(whole / task / "whole")
+    right_folder = ranks / task / "one" if task == "clip" else whole / task / "whole"
+    ours, one = curves_of(ranks / task / name), curves_of(right_folder)
     for curve in ("train/loss", "train/contrast", "train/discriminator", "val/loss", "val/psnr"):
         if curve in one and not (name == "fsdp" and curve.startswith("val")):
             steps = dict(one[curve])
             values = {step: value for step, value in ours[curve] if step in steps}
             assert values == pytest.approx(steps, rel=1e-5, abs=1e-5), curve
-    state, right = (_state(runs / task / n / "last.ckpt") for runs, n in ((ranks, name), (whole, "whole")))
+    state, right = (_state(folder / "last.ckpt") for folder in (ranks / task / name, right_folder))
     for key, value in state.items():
         torch.testing.assert_close(
             value, right[key], rtol=1e-3, atol=1e-4, msg=lambda text, k=key: f"{k}: {text}"
@@ -296,3 +309,28 @@ def test_shipped_configurations_are_valid(repo_root: Path, file: str) -> None:
     if config.task == "flow":
         assert config.flow.network.text_tokens >= 1
     assert config.data.train.endswith("latents/train" if config.task == "flow" else "slices/train")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+@pytest.mark.parametrize("task", TASKS)
+def test_compiled_networks_train_alike(
+    whole: Path, tiny: TinyData, tmp_path: Path, curves_of: ReadCurves, task: str
+) -> None:
+    _same_vocabulary(whole, tmp_path, "compiled")
+    main(tiny.arguments(task, tmp_path, "name=compiled", "loop.compile=true", "loop.max_steps=2"))
+    ours, one = (
+        curves_of(folder)["train/loss"] for folder in (tmp_path / task / "compiled", whole / task / "whole")
+    )
+    assert ours == pytest.approx(one[:2], rel=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("task", TASKS)
+def test_trains_on_a_gpu(tiny: TinyData, tmp_path: Path, task: str) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    more = ["name=gpu", f"loop.max_steps={STEPS}", "loop.accelerator=gpu", "loop.precision=auto"]
+    more += ["flow.monitor.rollout_every=1", "flow.monitor.steps=2", "flow.monitor.max_blocks=2"]
+    main(tiny.arguments(task, tmp_path, *more))
+    assert (tmp_path / task / "gpu" / "export" / "config.yaml").is_file()
