@@ -81,12 +81,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     for volume_path, truth_path in tqdm(pairs[: config.limit or None], desc="measure", unit="volume"):
         measurement = measure(spoil(read_nifti(volume_path), config, rng))
         measurements.append(measurement)
-        comparisons.append(compare_with_truth(measurement, json.loads(truth_path.read_text())))
+        comparisons.append(compare_with_truth(measurement, json.loads(truth_path.read_text(encoding="utf-8"))))
     result = aggregate(comparisons)
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
-    (output / "anatomy-accuracy.json").write_text(json.dumps(result, indent=1) + "\n")
-    (output / "anatomy-accuracy.md").write_text(to_markdown(result))
+    (output / "anatomy-accuracy.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    (output / "anatomy-accuracy.md").write_text(to_markdown(result), encoding="utf-8")
     if config.ranges_file:
         save_ranges(lung_ranges(measurements), config.ranges_file)
     log.info("accuracy on %d phantoms: %s", len(comparisons), output / "anatomy-accuracy.md")

@@ -121,20 +121,19 @@ def _longest_chain(candidates: list[list[_Candidate]], grid: Grid) -> list[_Cand
 def _above_carina(
     chain: list[_Candidate], candidates: list[list[_Candidate]], grid: Grid
 ) -> list[_Candidate]:
-    """Cut a chain where it runs into one main bronchus: where another air spot of like size lies beside it.
+    """Cut a chain where it runs into one main bronchus.
 
-    The spot beside must itself begin there: it has no counterpart at the height of the chain's middle.
+    There another air spot of like size lies beside it, and the two stand on either side of where the trachea
+    came down; a bulla beside the trachea does not.
     """
     _, sy, sx = grid.spacing
     for position, spot in enumerate(chain):
         if position < len(chain) // 3:
             continue
+        above = float(np.median([earlier.column for earlier in chain[max(0, position - 8) : position]]))
         for other in candidates[spot.slice]:
             aside = abs(other.column - spot.column) * sx
-            if (
-                12.0 < aside < 60.0
-                and abs(other.row - spot.row) * sy < 16.0
-                and other.area_mm2 > 0.35 * spot.area_mm2
-            ):
+            level = abs(other.row - spot.row) * sy < 16.0 and other.area_mm2 > 0.35 * spot.area_mm2
+            if level and 12.0 < aside < 60.0 and abs((other.column + spot.column) / 2 - above) * sx < 9.0:
                 return chain[:position]
     return chain

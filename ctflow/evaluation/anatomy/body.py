@@ -28,9 +28,12 @@ SPINE_SCORE = 0.2
 def find_body(grid: Grid) -> Mask:
     """The body with everything inside it: largest soft-tissue object, table cut off, slices filled."""
     solid = grid.smooth > BODY_HU
-    opened = ndimage.binary_opening(solid, grid.disc(7.0))
-    core = largest_component(opened)
-    filled = fill_slices(core)
+    core = largest_component(ndimage.binary_opening(solid, grid.disc(7.0)))
+    # The opening cuts the table off, but thin chest walls too: they come back, what lies behind the core does not.
+    row = np.arange(solid.shape[1])
+    back = np.where(core, row[None, :, None], -1).max(axis=(1, 2))
+    whole = largest_component(solid & (row[None, :] <= back[:, None] + 1)[:, :, None])
+    filled = fill_slices(core | whole)
     # A wall broken by a ghost or a seam would open the chest to the outside: close it before filling again.
     n = max(1, round(12.0 / grid.pixel_mm))
     wide = np.pad(filled, ((0, 0), (2 * n, 2 * n), (2 * n, 2 * n))).view(np.uint8)

@@ -55,7 +55,7 @@ def phantom_ranges(file: Path | str | None = None) -> LungRanges:
     """
     source = Path(file) if file else resources.files("ctflow.evaluation.anatomy") / RESOURCE
     try:
-        stored = json.loads(source.read_text())
+        stored = json.loads(source.read_text(encoding="utf-8"))
         return LungRanges(int(stored["volumes"]), {side: tuple(stored["lung_ml"][side]) for side in SIDES})
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise CTFlowError(
@@ -68,4 +68,4 @@ def phantom_ranges(file: Path | str | None = None) -> LungRanges:
 def save_ranges(ranges: LungRanges, file: Path | str) -> None:
     """Write ranges as the JSON that ``phantom_ranges`` reads."""
     stored = {"volumes": ranges.volumes, "lung_ml": {side: list(ranges.lung_ml[side]) for side in SIDES}}
-    Path(file).write_text(json.dumps(stored, indent=1) + "\n")
+    Path(file).write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
