@@ -84,7 +84,7 @@ def test_each_part_comes_back_exactly(system, tmp_path):
         assert equal_states(loaded, saved)
         assert not loaded.training
     assert avae.fingerprint() == system.avae.fingerprint()
-    assert (tmp_path / "a/README.md").read_text() == "# Card\n"
+    assert (tmp_path / "a/README.md").read_text(encoding="utf-8") == "# Card\n"
     assert not (tmp_path / "f/README.md").exists()
     encoder = load_text_encoder(tmp_path / "c")
     assert torch.equal(encoder.encode(REPORTS).tokens, system.text_encoder.encode(REPORTS).tokens)
@@ -116,9 +116,9 @@ def test_a_system_comes_back(tmp_path, text_mode):
 def test_fingerprint_sees_any_weight_and_no_card(system, tmp_path):
     save_system(tmp_path / "s", system)
     before = folder_fingerprint(tmp_path / "s")
-    (tmp_path / "s/README.md").write_text("words")
+    (tmp_path / "s/README.md").write_text("words", encoding="utf-8")
     (tmp_path / "s/other").mkdir()
-    (tmp_path / "s/other/model.safetensors").write_text("of another system")
+    (tmp_path / "s/other/model.safetensors").write_text("of another system", encoding="utf-8")
     assert folder_fingerprint(tmp_path / "s") == before
     path = tmp_path / "s/fmvt/model.safetensors"
     state = read_safetensors(path)
@@ -152,7 +152,7 @@ def test_damaged_and_absent_files_are_named(system, tmp_path):
     with pytest.raises(WeightsError, match=r"model\.safetensors is not readable"):
         load_fmvt(folder)
     (folder / "model.safetensors").write_bytes(whole)
-    with (folder / "config.yaml").open("a") as file:
+    with (folder / "config.yaml").open("a", encoding="utf-8") as file:
         file.write("deptth: 3\n")
     with pytest.raises(ConfigError, match="did you mean 'depth'"):
         load_fmvt(folder)

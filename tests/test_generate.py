@@ -41,7 +41,7 @@ def test_one_report_becomes_a_volume_its_record_and_a_picture(tiny_checkpoint, t
     np.testing.assert_allclose(image.header.get_zooms(), (9.0, 9.0, 4.0))
     volume = read_nifti(out)
     assert volume.hu.min() >= -1000 and volume.hu.max() <= 1000
-    record = json.loads((tmp_path / "a" / "ct.json").read_text())
+    record = json.loads((tmp_path / "a" / "ct.json").read_text(encoding="utf-8"))
     assert record["request"]["report"] == REPORT and record["request"]["seed"] == 3
     assert record["slices"] == 20 and record["stop"] == "requested length reached"
     assert record["checkpoint_sha256"] and record["sampling"]["steps"] == 1
@@ -50,11 +50,11 @@ def test_one_report_becomes_a_volume_its_record_and_a_picture(tiny_checkpoint, t
 
 def test_report_from_a_file_and_steps_flag(tiny_checkpoint, tmp_path):
     text = tmp_path / "report.txt"
-    text.write_text(REPORT)
+    text.write_text(REPORT, encoding="utf-8")
     out = tmp_path / "ct.nii.gz"
     arguments = ["--checkpoint", str(tiny_checkpoint), "--report", f"@{text}", "--output", str(out)]
     assert main([*arguments, "--steps", "2", "--slices", "16", "device=cpu"]) == 0
-    assert json.loads((tmp_path / "ct.json").read_text())["sampling"]["steps"] == 2
+    assert json.loads((tmp_path / "ct.json").read_text(encoding="utf-8"))["sampling"]["steps"] == 2
 
 
 def test_table_goes_on_past_bad_rows_and_a_second_run_does_nothing(tiny_checkpoint, tmp_path, caplog):
@@ -66,7 +66,8 @@ def test_table_goes_on_past_bad_rows_and_a_second_run_does_nothing(tiny_checkpoi
         "a,twice,1,16\n"
         "c,Nodule.,1,-4\n"
         "../d,Nodule.,1,16\n"
-        "e,Nodule.,5,18\n"
+        "e,Nodule.,5,18\n",
+        encoding="utf-8",
     )
     out = tmp_path / "volumes"
     arguments = [
@@ -89,7 +90,9 @@ def test_table_goes_on_past_bad_rows_and_a_second_run_does_nothing(tiny_checkpoi
 
 def test_a_volume_without_its_record_is_made_again(tiny_checkpoint, tmp_path):
     table = tmp_path / "reports.csv"
-    table.write_text(f"VolumeName,Findings_EN,Impressions_EN,slices\nx.nii.gz,{REPORT},None.,16\n")
+    table.write_text(
+        f"VolumeName,Findings_EN,Impressions_EN,slices\nx.nii.gz,{REPORT},None.,16\n", encoding="utf-8"
+    )
     arguments = ["--checkpoint", str(tiny_checkpoint), "--reports", str(table), "--output", str(tmp_path)]
     assert main([*arguments, "device=cpu"]) == 0
     (tmp_path / "x.json").unlink()
@@ -111,9 +114,11 @@ def test_a_volume_that_is_only_an_end_is_listed_and_the_batch_goes_on(tiny_check
     checkpoint = tmp_path / "all_white"
     shutil.copytree(tiny_checkpoint, checkpoint)
     config = checkpoint / "config.yaml"
-    config.write_text(config.read_text().replace("threshold: 0.001", "threshold: 1000.0"))
+    config.write_text(
+        config.read_text(encoding="utf-8").replace("threshold: 0.001", "threshold: 1000.0"), encoding="utf-8"
+    )
     table = tmp_path / "reports.csv"
-    table.write_text(f"case_id,report\na,{REPORT}\nb,{REPORT}\n")
+    table.write_text(f"case_id,report\na,{REPORT}\nb,{REPORT}\n", encoding="utf-8")
     arguments = ["--checkpoint", str(checkpoint), "--reports", str(table), "--output", str(tmp_path / "out")]
     assert main([*arguments, "device=cpu"]) == 1
     assert sum("first slice generated was already an end slice" in r.message for r in caplog.records) == 2
@@ -151,7 +156,7 @@ def test_bad_input_is_an_error_that_says_what_was_found(arguments, words, tmp_pa
 
 def test_table_without_a_report_column_is_refused(tmp_path):
     table = tmp_path / "t.csv"
-    table.write_text("a,b\n1,2\n")
+    table.write_text("a,b\n1,2\n", encoding="utf-8")
     with pytest.raises(CTFlowError, match="Findings_EN"):
         main(["--reports", str(table)])
 

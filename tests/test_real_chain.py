@@ -24,7 +24,7 @@ def test_a_real_scan_goes_from_nifti_to_a_generated_volume_and_a_table(shared_di
     source.mkdir()
     (source / SCAN).symlink_to(shared_dir / "real_ct" / SCAN)
     reports = tmp_path / "reports.csv"
-    with reports.open("w", newline="") as file:
+    with reports.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["VolumeName", "Findings_EN", "Impressions_EN"])
         writer.writerow([SCAN, REPORT, "No metastases."])
@@ -58,7 +58,9 @@ def test_a_real_scan_goes_from_nifti_to_a_generated_volume_and_a_table(shared_di
     checkpoint = tmp_path / "flow" / "real" / "export"
     # After three steps the A-VAE's white latents spread over everything: only an exact one may end a volume.
     config = checkpoint / "config.yaml"
-    config.write_text(config.read_text().replace("threshold: null", "threshold: 0.001"))
+    config.write_text(
+        config.read_text(encoding="utf-8").replace("threshold: null", "threshold: 0.001"), encoding="utf-8"
+    )
     out = tmp_path / "generated.nii.gz"
     arguments = ["--checkpoint", str(checkpoint), "--report", REPORT, "--output", str(out), "--slices", "32"]
     assert ctflow.generate.main([*arguments, "--steps", "2", "device=cpu"]) == 0
@@ -69,5 +71,5 @@ def test_a_real_scan_goes_from_nifti_to_a_generated_volume_and_a_table(shared_di
     places = [f"output={tmp_path}/eval", f"cache={tmp_path}/cache", "floors=false", "sampling.steps=2"]
     assert ctflow.eval.main([*arguments, *places, "cases=1", "device=cpu"]) == 0
     (result,) = (tmp_path / "eval").glob("*/results.json")
-    rows = json.loads(result.read_text())["rows"]
+    rows = json.loads(result.read_text(encoding="utf-8"))["rows"]
     assert rows and all(row["value"] is None or np.isfinite(row["value"]) for row in rows)

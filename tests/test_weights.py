@@ -105,7 +105,7 @@ def test_import_export_import_is_bit_identical(fixtures, tmp_path, kind, source,
     assert all(
         torch.equal(before[key], after[key]) and before[key].dtype == after[key].dtype for key in before
     )
-    assert "sha256" in (first / part / "README.md").read_text()
+    assert "sha256" in (first / part / "README.md").read_text(encoding="utf-8")
 
 
 def test_flux_changes_layout_on_the_way(fixtures, tmp_path):
@@ -212,8 +212,8 @@ def test_wrong_kind_missing_config_and_ambiguity(fixtures, tmp_path):
 def test_a_foreign_topology_is_refused(fixtures, tmp_path):
     for name in ("config.json", "diffusion_pytorch_model.safetensors"):
         shutil.copy(fixtures / "vae/tiny" / name, tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"use_quant_conv": True}))
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "config.json").write_text(json.dumps(config | {"use_quant_conv": True}), encoding="utf-8")
     with pytest.raises(WeightsError, match="use_quant_conv=True"):
         load_avae(tmp_path)
 
@@ -221,7 +221,7 @@ def test_a_foreign_topology_is_refused(fixtures, tmp_path):
 def test_ema_keys_in_the_config_are_ignored(fixtures, tmp_path, denoiser):
     for name in ("config.json", "diffusion_pytorch_model.safetensors"):
         shutil.copy(fixtures / "stdit/A" / name, tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     extra = {
         "decay": 0.9999,
         "min_decay": 0.0,
@@ -229,7 +229,7 @@ def test_ema_keys_in_the_config_are_ignored(fixtures, tmp_path, denoiser):
         "inv_gamma": 1.0,
         "use_ema_warmup": False,
     }
-    (tmp_path / "config.json").write_text(json.dumps(config | extra))
+    (tmp_path / "config.json").write_text(json.dumps(config | extra), encoding="utf-8")
     assert load_fmvt(tmp_path).config == denoiser[0].config
 
 
@@ -248,8 +248,8 @@ def published_parts(tmp_path_factory, fixtures):
     (folder / "tokenizer").mkdir()
     tokens = list(train_wordpiece(["No nodule in the left lung."] * 3, 100).backend.get_vocab())
     tokens.sort(key=["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"].__contains__, reverse=True)
-    (folder / "tokenizer/vocab.txt").write_text("\n".join(tokens) + "\n")
-    (folder / "tokenizer/tokenizer_config.json").write_text('{"do_lower_case": true}')
+    (folder / "tokenizer/vocab.txt").write_text("\n".join(tokens) + "\n", encoding="utf-8")
+    (folder / "tokenizer/tokenizer_config.json").write_text('{"do_lower_case": true}', encoding="utf-8")
     return folder
 
 
@@ -291,7 +291,7 @@ def test_three_imports_make_a_system(fixtures, published_parts, tmp_path):
     volume = read_nifti(out)
     assert volume.hu.shape == (24, 64, 64)
     assert volume.spacing == pytest.approx((1.5, 1.5, 1.5))
-    recorded = json.loads((tmp_path / "out.json").read_text())
+    recorded = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
     assert recorded["sampling"]["stop"]["rule"] == "first_slice"
 
 

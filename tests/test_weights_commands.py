@@ -36,7 +36,7 @@ def imported(tmp_path_factory, shared_dir) -> Path:
     main(["export", "ctflow", str(folder / "own"), str(folder / "ctflow")])
     (folder / "tokenizer").mkdir()
     tokenizer = train_wordpiece(REPORTS, 100).to_json()
-    (folder / "tokenizer/tokenizer.json").write_text(tokenizer)
+    (folder / "tokenizer/tokenizer.json").write_text(tokenizer, encoding="utf-8")
     dest, fixtures = folder / "checkpoint", shared_dir / "fixtures"
     main(["import", "ctflow", str(folder / "ctflow"), str(dest)])
     main(["import", "flux", str(fixtures / "vae/tiny"), str(dest)])
@@ -72,7 +72,7 @@ def test_evaluation_runs_in_all_three_settings(imported, shards, tmp_path):
     arguments += [f"cache={tmp_path}/cache", "cases=4", "batch_size=4", "sampling.steps=1"]
     assert evaluate.main([*arguments, "sampling.max_slices=40", "clip_lengths=[16]"]) == 0
     (result,) = tmp_path.glob("*/results.json")
-    rows = json.loads(result.read_text())["rows"]
+    rows = json.loads(result.read_text(encoding="utf-8"))["rows"]
     values = {r["setting"] for r in rows if r["source"] == "model" and r["value"] is not None}
     assert values == {"full-body", "gt-head", "next-block"}
 

@@ -21,7 +21,7 @@ def layouts(shared_dir) -> Path:
 
 
 def listing(path: Path) -> dict[str, str]:
-    lines = [line.split("\t") for line in path.read_text().splitlines()]
+    lines = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
     return {line[0]: line[1] for line in lines}
 
 
@@ -35,7 +35,7 @@ def test_autoencoder_keys_in_both_layouts(layouts):
     assert sum(p.numel() for p in model.parameters()) == 83_819_683
     state = model.net.state_dict()
     single = to_single_file(state, levels=4)
-    with (layouts / "flux_vae_keys.tsv").open() as file:
+    with (layouts / "flux_vae_keys.tsv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     assert len(rows) == 244
     assert shapes(state) == {row["diffusers_key"]: row["diffusers_shape"] for row in rows}

@@ -12,7 +12,7 @@ CURVES = "curves.csv"
 def read_curves(path: Path) -> dict[str, list[tuple[int, float]]]:
     """``{name: [(step, value), …]}``; where a resumed run logged a step again, the later value counts."""
     curves: dict[str, dict[int, float]] = {}
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             curves.setdefault(row["name"], {})[int(row["step"])] = float(row["value"])
     return {name: sorted(points.items()) for name, points in curves.items()}

@@ -78,7 +78,7 @@ def file_sha256(path: Path | str) -> str:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    with (folder / _LOCK).open("w") as stream:
+    with (folder / _LOCK).open("w", encoding="utf-8") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield
 

@@ -101,7 +101,7 @@ class SliceShardWriter:
         self.volumes_per_shard = volumes_per_shard
         self.provenance = provenance or {}
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.folder / ".writer.lock").open("w")
+        self._lock = (self.folder / ".writer.lock").open("w", encoding="utf-8")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

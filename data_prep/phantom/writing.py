@@ -92,14 +92,16 @@ def _told(output: Path) -> int:
     tables = [_tables(output, split) for split in ("train", "valid")]
     if not all(path.is_file() for paths in tables for path in paths):
         return 0
-    return sum(len(path.read_text().splitlines()) - 1 for path in (paths[-1] for paths in tables))
+    return sum(
+        len(path.read_text(encoding="utf-8").splitlines()) - 1 for path in (paths[-1] for paths in tables)
+    )
 
 
 def _check_folder(output: Path, config: PhantomConfig) -> None:
     keys = {key: value for key, value in asdict(config).items() if key in _KEPT_KEYS}
     mark = output / _MARK
     if mark.is_file():
-        before = json.loads(mark.read_text())
+        before = json.loads(mark.read_text(encoding="utf-8"))
         changed = [f"{key}={before.get(key)}" for key in keys if before.get(key) != keys[key]]
         if changed:
             raise CTFlowError(
@@ -154,7 +156,7 @@ def to_nifti(volume: HUVolume) -> nib.Nifti1Image:
 
 def _write_text(path: Path, text: str) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    partial.write_text(text)
+    partial.write_text(text, encoding="utf-8")
     partial.replace(path)
 
 
@@ -218,7 +220,7 @@ def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     columns = list(rows[0]) if rows else ["VolumeName"]
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with partial.open("w", newline="") as file:
+    with partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)

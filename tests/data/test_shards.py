@@ -148,11 +148,11 @@ def test_wrong_kind_version_and_empty_folders_are_refused(make_slices, tmp_path)
 def test_a_damaged_manifest_names_the_line(make_slices):
     folder = make_slices([4, 4, 4])
     manifest = folder / "manifest.jsonl"
-    lines = manifest.read_text().splitlines()
-    manifest.write_text(lines[0] + "\n" + lines[1][:50] + "\n")
+    lines = manifest.read_text(encoding="utf-8").splitlines()
+    manifest.write_text(lines[0] + "\n" + lines[1][:50] + "\n", encoding="utf-8")
     with pytest.raises(ShardError, match="line 2"):
         SliceShards(folder)
-    manifest.write_text(lines[0] + "\n" + lines[0] + "\n")
+    manifest.write_text(lines[0] + "\n" + lines[0] + "\n", encoding="utf-8")
     with pytest.raises(ShardError, match="lists case 'case_0'"):
         SliceShards(folder)
 
@@ -250,6 +250,9 @@ def test_ranks_write_one_manifest_together(tmp_path, records):
         process.start()
     for process in processes:
         process.join(60)
-    files = [json.loads(line)["file"] for line in (tmp_path / "manifest.jsonl").read_text().splitlines()]
+    files = [
+        json.loads(line)["file"]
+        for line in (tmp_path / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert files == [f"shard-{i:05d}.h5" for i in range(12)]
     assert verify_folder(tmp_path) == []

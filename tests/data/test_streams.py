@@ -238,7 +238,7 @@ def test_two_real_processes_see_the_samples_of_one(make_latents, tmp_path):
     folder = make_latents(LENGTHS)
     whole = fit(folder, tmp_path / "whole", max_epochs=2, limit_val_batches=1.0, num_sanity_val_steps=0)
     script = tmp_path / "two_ranks.py"
-    script.write_text(TWO_RANKS)
+    script.write_text(TWO_RANKS, encoding="utf-8")
     command = [sys.executable, str(script), str(folder), str(tmp_path), str(Path(__file__).parent)]
     process = subprocess.Popen(command, start_new_session=True)
     try:
@@ -246,7 +246,7 @@ def test_two_real_processes_see_the_samples_of_one(make_latents, tmp_path):
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    ranks = [json.loads((tmp_path / f"{rank}.json").read_text(encoding="utf-8")) for rank in (0, 1)]
 
     def plain(batches):
         return [sorted((case, first) for case, first, _ in batch) for batch in batches]

@@ -77,7 +77,7 @@ def fuzz(tmp_path: Path, count: int, sources: list[Path], timeout: float) -> dic
         ]
     )
     assert status in (0, 1, 2)
-    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))
     told = summary["accepted"] + summary["flagged"] + summary["refused"] + summary["ignored"]
     assert told >= count  # a copy of a file may hold two things; none is forgotten
     assert set(summary["refused_by_reason"]) <= set(REFUSALS) and set(summary["flagged_by_reason"]) <= set(

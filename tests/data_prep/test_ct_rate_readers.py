@@ -168,7 +168,7 @@ def test_dicom_series_with_strays(tmp_path):
     paths = save_dicom(folder, HU)
     rename = [p.rename(p.with_suffix("")) for p in paths[:5]]  # DICOM files often have no ending
     assert rename
-    (folder / "README.txt").write_text("notes")
+    (folder / "README.txt").write_text("notes", encoding="utf-8")
     (folder / "DICOMDIR").write_bytes(b"x")
     (folder / "screen.png").write_bytes(b"\x89PNG")
     (folder / "unknown").write_bytes(b"no image at all")

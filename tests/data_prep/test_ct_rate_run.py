@@ -36,12 +36,16 @@ def tree(root, names=NAMES):
         split, number, scan, _ = name.split("_")
         folder = root / "dataset" / split / f"{split}_{number}" / f"{split}_{number}_{scan}"
         save_nifti(folder / f"{name}.nii.gz", chest(seed=seed))
-    (folder / f"{name}.truth.json").write_text("{}")
+    (folder / f"{name}.truth.json").write_text("{}", encoding="utf-8")
     for split in ("train", "valid"):
         rows = "".join(f"{n}.nii.gz,Findings of {n}.,Not given.\n" for n in names if n.startswith(split))
-        (root / f"{split}_reports.csv").write_text("VolumeName,Findings_EN,Impressions_EN\n" + rows)
+        (root / f"{split}_reports.csv").write_text(
+            "VolumeName,Findings_EN,Impressions_EN\n" + rows, encoding="utf-8"
+        )
         rows = "".join(f"{n}.nii.gz,1,0\n" for n in names if n.startswith(split))
-        (root / f"{split}_predicted_labels.csv").write_text("VolumeName,Lung nodule,Emphysema\n" + rows)
+        (root / f"{split}_predicted_labels.csv").write_text(
+            "VolumeName,Lung nodule,Emphysema\n" + rows, encoding="utf-8"
+        )
 
 
 def run(source, output, *keys) -> int:
@@ -104,7 +108,7 @@ def test_quarantine_names_file_and_reason(finished):
 
 def test_summary_volumes_and_contact_sheet(finished):
     out = finished[0] / "out"
-    summary = json.loads((out / "summary.json").read_text())
+    summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
     assert (summary["accepted"], summary["flagged"], summary["refused"]) == (4, 1, 1)
     assert summary["refused_by_reason"] == {"unreadable": 1}
     assert "short_coverage" in summary["flagged_by_reason"] and "no_report" in summary["flagged_by_reason"]
@@ -152,12 +156,14 @@ def test_new_files_are_added_flagged_ones_may_stay_out_and_generated_volumes_com
     save_nifti(tmp_path / "in" / "b.nii.gz", chest(seed=9))
     assert run(tmp_path / "in", out, "keep_flagged=false", "valid_fraction=0") == 0
     assert set(contents(out)) == {"a", "b"}
-    summary = json.loads((out / "summary.json").read_text())
+    summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
     assert summary["slices"] == 2 * len(hu) and summary["flagged"] == 1
     shutil.rmtree(out / ".ingest")  # without its journal a run reads again, but writes nothing twice
     before = contents(out)
     assert run(tmp_path / "in", out, "keep_flagged=false", "valid_fraction=0") == 0
-    assert contents(out) == before and json.loads((out / "summary.json").read_text()) == summary
+    assert (
+        contents(out) == before and json.loads((out / "summary.json").read_text(encoding="utf-8")) == summary
+    )
 
 
 def test_a_name_that_is_no_text_is_told_in_escapes(tmp_path):
@@ -213,7 +219,7 @@ def test_killed_in_the_middle_and_resumed_gives_the_same_shards(tmp_path):
         expected = np.where(chest(seed=seed) <= -1024, -1000, chest(seed=seed)).astype(np.int16)
         assert found[name][1] == expected.tobytes()
     assert not list(out.rglob("*.partial")) and not list((out / ".ingest").glob("staging/*"))
-    assert json.loads((out / "summary.json").read_text())["accepted"] == len(names)
+    assert json.loads((out / "summary.json").read_text(encoding="utf-8"))["accepted"] == len(names)
 
 
 @pytest.mark.parametrize(("task", "code"), [(hang, "timeout"), (crash, "crashed")])

@@ -31,7 +31,7 @@ def volumes_in(folder: Path) -> dict[str, Path]:
 
 
 def rows(path: Path) -> list[dict[str, str]]:
-    with path.open() as file:
+    with path.open(encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
@@ -69,7 +69,7 @@ def test_volume_truth_and_masks_agree(made):
         assert nib.aff2axcodes(image.affine) == ("L", "P", "S")
         data = np.asarray(image.dataobj)
         assert data.dtype == np.int16
-        truth = json.loads(Path(str(path).replace(".nii.gz", ".truth.json")).read_text())
+        truth = json.loads(Path(str(path).replace(".nii.gz", ".truth.json")).read_text(encoding="utf-8"))
         assert truth["case_id"] == path.name.removesuffix(".nii.gz")
         assert truth["shape"] == list(data.shape[::-1])
         np.testing.assert_allclose(image.header.get_zooms()[::-1], truth["spacing"], rtol=1e-4)
@@ -136,7 +136,9 @@ def test_set_grows_and_is_the_same_with_two_workers(made, tmp_path):
     for name, path in volumes_in(made).items():
         assert volumes_in(tmp_path)[name].read_bytes() == path.read_bytes()
     for table in made.rglob("*.csv"):
-        assert (tmp_path / table.relative_to(made)).read_text() == table.read_text()
+        assert (tmp_path / table.relative_to(made)).read_text(encoding="utf-8") == table.read_text(
+            encoding="utf-8"
+        )
 
 
 def test_other_keys_in_the_same_folder_are_refused(made):

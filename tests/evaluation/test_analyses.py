@@ -48,7 +48,7 @@ def test_registry_and_configuration_agree():
 def test_reconstruction_counts_its_slices_and_writes_everything(context):
     context = with_analysis(context, name="reconstruction", reconstructed_slices=30)
     run_analysis(context.config, context.system, context.ranks, context.output)
-    records = json.loads((context.output / "reconstruction.json").read_text())
+    records = json.loads((context.output / "reconstruction.json").read_text(encoding="utf-8"))
     values = {r["metric"]: r for r in records}
     assert values["psnr"]["slices"] == 30 and values["psnr"]["value"] > 0
     assert values["lpips (lung window)"]["value"] is None and "n/a" in values["lpips (lung window)"]["note"]
@@ -127,7 +127,7 @@ TRUTH = {
 
 
 def test_scorecard_by_hand(tmp_path):
-    (tmp_path / "truth.json").write_text(json.dumps(TRUTH))
+    (tmp_path / "truth.json").write_text(json.dumps(TRUTH), encoding="utf-8")
     case = RealCase("a", "p", "x", (10, 8, 8), (1.0, 1.0, 1.0), "d", truth_path=str(tmp_path / "truth.json"))
     assert true_slots("Lung nodule", TRUTH) == {"left": 10.0}
     found = {
@@ -174,12 +174,12 @@ def test_contrast_runs_from_a_csv(context, tmp_path):
         ["pair", "label", "slices", "report_a", "side_a", "report_b", "side_b"],
         ["1", "Pleural effusion", "20", "Right pleural effusion.", "right", "No pleural effusion.", "absent"],
     ]
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(rows)
     result = REGISTRY["contrast"](with_analysis(context, pairs=str(path), pair_seeds=1))
     assert result.records[0]["pairs"] == 1 and 0 <= result.records[0]["both right"] <= 1
     rows[1][4] = "upwards"
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(rows)
     with pytest.raises(CTFlowError, match="upwards"):
         read_pairs(path)
@@ -188,12 +188,12 @@ def test_contrast_runs_from_a_csv(context, tmp_path):
 def test_reading_pack_there_and_back(context):
     result = REGISTRY["reading"](with_analysis(context, read_reports=4))
     assert result.records == [{"items": 4, "real": 2, "synthetic": 2}]
-    page = (context.output / "reading.html").read_text()
-    key = json.loads((context.output / "key.json").read_text())
+    page = (context.output / "reading.html").read_text(encoding="utf-8")
+    key = json.loads((context.output / "key.json").read_text(encoding="utf-8"))
     assert "image/jpeg" in page and "case_0" not in page and "http" not in page
     assert not any(entry["case_id"] in page for entry in key)
     form = context.output / "readings.csv"
-    with form.open(newline="") as file:
+    with form.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     with pytest.raises(CTFlowError, match="no judgement"):
         REGISTRY["reading"](with_analysis(context, readings=str(form)))
@@ -202,7 +202,7 @@ def test_reading_pack_there_and_back(context):
         row["real_or_synthetic"] = entry["source"]
         row["Cardiomegaly"] = str(int(entry["automatic"]["Cardiomegaly"]))
     rows[0]["real_or_synthetic"] = "synthetic" if key[0]["source"] == "real" else "real"
-    with form.open("w", newline="") as file:
+    with form.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)

@@ -19,7 +19,7 @@ def run(checkpoint, shards, output, *extra) -> dict:
     ]
     assert command.main([*arguments, "cases=8", "batch_size=4", "sampling.steps=1", *extra]) == 0
     folders = sorted(p for p in output.iterdir() if (p / "results.json").is_file())
-    return json.loads((folders[-1] / "results.json").read_text()) | {"folder": folders[-1]}
+    return json.loads((folders[-1] / "results.json").read_text(encoding="utf-8")) | {"folder": folders[-1]}
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_whole_table(everything):
     }
     assert not names & {"fid", "fvd_f16", "clip"}  # no stand-in under a real metric's name
     for name in ("table.md", "table.csv", "monitors.csv"):
-        assert (everything["folder"] / name).read_text()
+        assert (everything["folder"] / name).read_text(encoding="utf-8")
 
 
 def test_missing_numbers_have_reasons(everything):

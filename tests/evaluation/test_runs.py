@@ -193,13 +193,13 @@ def test_volumes_of_another_system(tmp_path):
     arguments = ["--volumes", str(tmp_path / "made"), "--reference", str(tmp_path / "real")]
     keys = [f"output={output}", f"cache={tmp_path / 'cache'}", "clip_lengths=[16]"]
     assert command.main([*arguments, *keys]) == 0
-    result = json.loads(next(output.glob("*/results.json")).read_text())
+    result = json.loads(next(output.glob("*/results.json")).read_text(encoding="utf-8"))
     values = {(r["source"], r["metric"]): r for r in result["rows"]}
     assert values["model", "fid_rand2d"]["value"] > 0
     assert values["model", "fid_rand2d"]["samples"] == 60 and values["model", "fid_rand2d"]["reference"] == 80
     assert values["model", "fvd_rand3d_f16"]["empty"] == "n/a"  # 3 clips are too few
     assert values["model", "clip"]["empty"] == "n/a"  # no reports given
-    page = next(output.glob("*/report.html")).read_text()
+    page = next(output.glob("*/report.html")).read_text(encoding="utf-8")
     assert "data:image/png;base64" in page and "http" not in page.replace("http-equiv", "")
 
 
@@ -224,7 +224,7 @@ def test_report_tables(tmp_path):
     path = tmp_path / "reports.csv"
 
     def write(*rows):
-        with path.open("w", newline="") as file:
+        with path.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows(rows)
 
     write(["VolumeName", "Findings_EN", "Impressions_EN"], ["a.nii.gz", "Clear lungs.", "Normal."])

@@ -9,7 +9,7 @@ import pytest
 
 
 def results(folder) -> list[dict]:
-    rows = json.loads(next(folder.glob("*/results.json")).read_text())["rows"]
+    rows = json.loads(next(folder.glob("*/results.json")).read_text(encoding="utf-8"))["rows"]
     return [{k: v for k, v in row.items() if k != "reason"} for row in rows]
 
 

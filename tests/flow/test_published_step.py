@@ -52,7 +52,7 @@ def test_one_step(file, shared_dir: Path):
     assert relative(point.velocity, recorded["u"]) < TOLERANCE
 
     folder = shared_dir / "fixtures/stdit/A"
-    model = FMvT(fmvt_config_from_published(json.loads((folder / "config.json").read_text())))
+    model = FMvT(fmvt_config_from_published(json.loads((folder / "config.json").read_text(encoding="utf-8"))))
     model.load_state_dict(
         fmvt_state_from_published(load_file(folder / "diffusion_pytorch_model.safetensors"))
     )

@@ -26,7 +26,7 @@ def relative(found, expected):
 @pytest.fixture(scope="module")
 def denoiser(shared_dir: Path) -> FMvT:
     folder = shared_dir / "fixtures/stdit/A"
-    model = FMvT(fmvt_config_from_published(json.loads((folder / "config.json").read_text())))
+    model = FMvT(fmvt_config_from_published(json.loads((folder / "config.json").read_text(encoding="utf-8"))))
     state = load_file(folder / "diffusion_pytorch_model.safetensors")
     model.load_state_dict(fmvt_state_from_published(state))
     return model.eval()

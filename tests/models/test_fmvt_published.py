@@ -31,7 +31,7 @@ def relative(found, expected):
 
 
 def load(folder: Path, **changes) -> FMvT:
-    config = fmvt_config_from_published(json.loads((folder / "config.json").read_text()))
+    config = fmvt_config_from_published(json.loads((folder / "config.json").read_text(encoding="utf-8")))
     model = FMvT(replace(config, **changes))
     model.load_state_dict(
         fmvt_state_from_published(load_file(folder / "diffusion_pytorch_model.safetensors"))
@@ -97,7 +97,7 @@ def test_intermediate_activations(model, io):
 
 @torch.no_grad()
 def test_position_embeddings_are_computed_as_published(folder):
-    config = fmvt_config_from_published(json.loads((folder / "config.json").read_text()))
+    config = fmvt_config_from_published(json.loads((folder / "config.json").read_text(encoding="utf-8")))
     state = load_file(folder / "diffusion_pytorch_model.safetensors")
     fresh = FMvT(config)
     torch.testing.assert_close(fresh.pos_embed, state["model.pos_embed"], rtol=0, atol=1e-7)
@@ -144,23 +144,23 @@ def test_state_and_config_survive_the_round_trip(folder):
     back = fmvt_state_to_published(FMvT.state_dict(load(folder)))
     assert back.keys() == state.keys()
     assert all(torch.equal(back[key], state[key]) for key in state)
-    config = fmvt_config_from_published(json.loads((folder / "config.json").read_text()))
+    config = fmvt_config_from_published(json.loads((folder / "config.json").read_text(encoding="utf-8")))
     written = fmvt_config_to_published(config)
     assert fmvt_config_from_published(written) == config
-    published = json.loads((folder / "config.json").read_text())
+    published = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     assert {key: published[key] for key in written if key != "class_dropout_prob"} == {
         key: value for key, value in written.items() if key != "class_dropout_prob"
     }
 
 
 def test_ema_keys_of_a_released_config_are_ignored(folder):
-    published = json.loads((folder / "config.json").read_text())
+    published = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     released = published | {"decay": 0.9999, "min_decay": 0.0, "optimization_step": 7, "update_after_step": 0}
     assert fmvt_config_from_published(released) == fmvt_config_from_published(published)
 
 
 def test_impossible_configs_are_refused(folder):
-    published = json.loads((folder / "config.json").read_text())
+    published = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     with pytest.raises(WeightsError, match="num_heads"):
         fmvt_config_from_published({key: value for key, value in published.items() if key != "num_heads"})
     with pytest.raises(WeightsError, match="in_channels=31"):
@@ -199,5 +199,9 @@ def test_key_listings(shared_dir: Path, size, side):
         )
         for key, value in model.state_dict().items()
     }
-    listing = (shared_dir / f"fixtures/layouts/state_dict_{size}_{side}.txt").read_text().splitlines()
+    listing = (
+        (shared_dir / f"fixtures/layouts/state_dict_{size}_{side}.txt")
+        .read_text(encoding="utf-8")
+        .splitlines()
+    )
     assert found == set(listing)

@@ -33,7 +33,7 @@ def hang(seed_batch):
 
 
 if __name__ == "__main__":
-    mode, commands = sys.argv[1], json.loads(Path(sys.argv[2]).read_text())
+    mode, commands = sys.argv[1], json.loads(Path(sys.argv[2]).read_text(encoding="utf-8"))
     torch.set_num_threads(1)
     if mode == "rank":
         for command in commands:

@@ -137,7 +137,7 @@ def test_killed_runs_go_on_as_if_nothing_had_happened(
 ) -> None:
     """SIGKILL in mid-epoch, a batch after the last checkpoint: losses, weights, averages are then equal."""
     commands = [tiny.arguments(task, tmp_path, "name=killed", "loop.max_steps=1000") for task in TASKS]
-    (tmp_path / "commands.json").write_text(json.dumps(commands))
+    (tmp_path / "commands.json").write_text(json.dumps(commands), encoding="utf-8")
     _same_vocabulary(whole, tmp_path, "killed")
     driver = subprocess.Popen(
         [sys.executable, str(DRIVER), "kill", str(tmp_path / "commands.json")],
@@ -179,7 +179,7 @@ def ranks(whole: Path, tiny: TinyData, tmp_path_factory: pytest.TempPathFactory)
     ]
     sharded = ["name=fsdp", "loop.strategy=fsdp", "loop.devices=2", *halves["flow"]]
     commands += [tiny.arguments("flow", runs, *sharded, f"loop.max_steps={steps}") for steps in (5, STEPS)]
-    (runs / "commands.json").write_text(json.dumps(commands))
+    (runs / "commands.json").write_text(json.dumps(commands), encoding="utf-8")
     for name in ("ddp", "one"):
         _same_vocabulary(whole, runs, name)
     main(tiny.arguments("clip", runs, "name=one", f"loop.max_steps={STEPS}", *SPLITTABLE))
