@@ -81,7 +81,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for volume_path, truth_path in tqdm(pairs[: config.limit or None], desc="measure", unit="volume"):
         measurement = measure(spoil(read_nifti(volume_path), config, rng))
         measurements.append(measurement)
-        comparisons.append(compare_with_truth(measurement, json.loads(truth_path.read_text(encoding="utf-8"))))
+        comparisons.append(
+            compare_with_truth(measurement, json.loads(truth_path.read_text(encoding="utf-8")))
+        )
     result = aggregate(comparisons)
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
