@@ -70,6 +70,9 @@ class PerceptualTerm(nn.Module):
         WeightsError: The file is missing or is no such state dict.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, weights: Path | str) -> None:
         super().__init__()
         expected = "torchvision's vgg16 state dict, e.g. vgg16-397923af.pth"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 
 import lightning as L
@@ -15,6 +16,7 @@ from ctflow.config.training import FlowMonitor
 from ctflow.data import LatentDataModule, LatentShards
 from ctflow.generation import RolloutCase, StopRule, rollout
 from ctflow.metrics import FrechetClipMetric, FrechetSliceMetric
+from ctflow.metrics.monitors import VolumeMonitors, alarms
 from ctflow.models import AVAE
 from ctflow.training.flow import FlowModule, text_tokens
 from ctflow.training.images import add_image, axial_and_coronal
@@ -65,6 +67,7 @@ class RolloutMonitor(L.Callback):
                 both = [axial_and_coronal(v, shards.cases[case].spacing) for v in (volume, self._real[case])]
                 add_image(trainer, f"val/rollout_{case}", _stacked(both), step)
         self._measure(pl_module, generated)
+        self._watch(pl_module, generated)
 
     def _generate(self, module: FlowModule, shards: LatentShards, cases: list[int]) -> dict[int, Tensor]:
         """HU ``[S, H, W]`` on the CPU by case; empty where the very first slice is an end."""
@@ -110,6 +113,22 @@ class RolloutMonitor(L.Callback):
             value = metric.compute()
             if value.isfinite():
                 module.log(f"val/{metric.name}", value.float(), rank_zero_only=True)
+
+    def _watch(self, module: FlowModule, generated: dict[int, Tensor]) -> None:
+        """Seams, checkerboards, ends and drift; a line in the log where a monitor raises an alarm."""
+        made, reference = VolumeMonitors().to(module.device), VolumeMonitors().to(module.device)
+        for case, volume in generated.items():
+            real = self._real[case].to(module.device)
+            made.update(volume.to(module.device), requested=len(real))
+            made.update_real(real)
+            reference.update(real, requested=len(real))
+        values, own = made.compute(), reference.compute()
+        for name, value in values.items():
+            if math.isfinite(value):
+                module.log(f"val/{name}", value, rank_zero_only=True)
+        if module.trainer.is_global_zero:
+            for line in alarms(values, own):
+                log.warning("ALARM at update %d: %s", module.updates, line)
 
 
 def _decode(avae: AVAE, latents: Tensor) -> Tensor:
