@@ -1,0 +1,79 @@
+"""The measuring module on phantoms: findings on their side, the accuracy command."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from ctflow.config.measuring import MeasuringConfig
+from ctflow.errors import CTFlowError
+from ctflow.evaluation.anatomy import compare_with_truth, findings, measure
+from ctflow.evaluation.anatomy.__main__ import main, spoil
+from ctflow.types import HUVolume
+from data_prep.phantom import Finding, PhantomSpec, make_phantom, sample_spec
+
+
+def patient(*found: Finding) -> PhantomSpec:
+    return sample_spec(7, 3, 128, 5.0).with_findings(*found)
+
+
+@pytest.fixture(scope="module")
+def healthy():
+    phantom = make_phantom(patient())
+    return phantom, measure(phantom.volume)
+
+
+def test_healthy_anatomy_agrees_with_the_truth(healthy):
+    phantom, measurement = healthy
+    comparison = compare_with_truth(measurement, {"case_id": "healthy", **phantom.truth})
+    assert comparison.two_lungs
+    for side in ("left", "right"):
+        assert abs(comparison.lung_error_ml[side]) < 0.05 * comparison.lung_true_ml[side]
+    assert comparison.spine_error_mm < 10 and comparison.trachea_error_mm < 20
+    assert abs(comparison.heart_error_mm) < 15
+    assert {"Pleural effusion", "Consolidation", "Cardiomegaly"}.isdisjoint(findings(measurement))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_effusion_on_its_side_also_when_blurred_noisy_and_with_seams(side):
+    phantom = make_phantom(patient(Finding("Pleural effusion", side=side, volume_ml=400.0, seed=1)))
+    spoilt = MeasuringConfig(blur_voxels=1.0, noise_hu=30.0, seam_hu=20.0)
+    volumes: list[HUVolume] = [phantom.volume, spoil(phantom.volume, spoilt, np.random.default_rng(0))]
+    for volume in volumes:
+        found = findings(measure(volume))["Pleural effusion"]
+        assert [item.side for item in found] == [side]
+        assert found[0].size == pytest.approx(phantom.truth["findings"][0]["volume_ml"], rel=0.4)
+
+
+def test_solid_nodule_is_found_where_it_is():
+    phantom = make_phantom(
+        patient(Finding("Lung nodule", side="right", lobe="right upper lobe", size_mm=18.0, seed=5))
+    )
+    comparison = compare_with_truth(measure(phantom.volume), {"case_id": "nodule", **phantom.truth})
+    (match,) = comparison.nodules
+    assert match.found_mm == pytest.approx(18, abs=3)
+    assert match.same_side and match.distance_mm < 6
+
+
+def test_accuracy_command_writes_tables_and_ranges(tmp_path, healthy):
+    from ctflow.data.nifti import write_nifti
+
+    phantom, _ = healthy
+    write_nifti(tmp_path / "in" / "a.nii.gz", phantom.volume)
+    truth = {"case_id": "a", **phantom.truth}
+    (tmp_path / "in" / "a.truth.json").write_text(json.dumps(truth))
+    arguments = ["--volumes", str(tmp_path / "in"), "--output", str(tmp_path / "out")]
+    assert main([*arguments, f"ranges_file={tmp_path / 'ranges.json'}"]) == 0
+    result = json.loads((tmp_path / "out" / "anatomy-accuracy.json").read_text())
+    assert result["volumes"] == 1 and result["anatomy"]["two_lungs"] == 1.0
+    assert "| Pleural effusion | 0 |" in (tmp_path / "out" / "anatomy-accuracy.md").read_text()
+    assert json.loads((tmp_path / "ranges.json").read_text())["volumes"] == 1
+
+
+def test_accuracy_command_refuses_a_folder_without_phantoms(tmp_path):
+    with pytest.raises(CTFlowError, match="no phantoms"):
+        main(["--volumes", str(tmp_path)])
+    with pytest.raises(CTFlowError, match="no folder of volumes"):
+        main([])
