@@ -7,7 +7,9 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from tqdm import tqdm
@@ -16,6 +18,10 @@ from ctflow.config import Flag, parse_command, run_command
 from ctflow.config.commands import GenerateConfig
 from ctflow.errors import CTFlowError
 from ctflow.seeding import SINGLE_REPORT_CASE
+
+if TYPE_CHECKING:
+    from ctflow.generation import BlockProgress
+    from ctflow.pipeline import GeneratedVolume
 
 log = logging.getLogger("ctflow")
 
@@ -59,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise CTFlowError("neither or both of --report and --reports", "one of them")
     if report is not None:
         paths = {SINGLE_REPORT_CASE: _single_output(config.output or "generated.nii.gz")}
-        rows: list[dict[str, object]] = [{"report": _report_text(report), "case_id": SINGLE_REPORT_CASE}]
+        rows: list[dict[str, Any]] = [{"report": _report_text(report), "case_id": SINGLE_REPORT_CASE}]
         refused: list[str] = []
     else:
         rows, refused = _read_table(table)
@@ -72,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if refused else 0
 
 
-def _generate(config: GenerateConfig, rows: list[dict[str, object]], paths: dict[str, Path]) -> list[str]:
+def _generate(config: GenerateConfig, rows: list[dict[str, Any]], paths: dict[str, Path]) -> list[str]:
     """Make and write what is not there yet; returns what could not be made and why."""
     from ctflow.pipeline import CTFlow, EmptyVolume, GenerationRequest  # takes seconds: after the arguments
 
@@ -81,7 +87,11 @@ def _generate(config: GenerateConfig, rows: list[dict[str, object]], paths: dict
     sampling = asdict(config.sampling.applied_to(model.system.config.rollout))
     todo = []
     for request in requests:
-        made = {"request": asdict(request), "sampling": sampling, "checkpoint_sha256": model.fingerprint}
+        made: dict[str, Any] = {
+            "request": asdict(request),
+            "sampling": sampling,
+            "checkpoint_sha256": model.fingerprint,
+        }
         if _is_made(paths[request.case_id], made | {"precision": config.precision}):
             log.info("%s is already there", paths[request.case_id])
         else:
@@ -92,9 +102,8 @@ def _generate(config: GenerateConfig, rows: list[dict[str, object]], paths: dict
         name = f"volumes {start + 1}–{start + len(batch)} of {len(todo)}" if len(todo) > 1 else "blocks"
         began = time.perf_counter()
         with tqdm(desc=name, unit="block") as bar:
-            results = model.generate_many(
-                batch, config.sampling, lambda p, bar=bar: bar.update(len(p.generated)), config.precision
-            )
+            show = partial(_show_progress, bar)
+            results = model.generate_many(batch, config.sampling, show, config.precision)
         seconds = (time.perf_counter() - began) / len(batch)
         for result in results:
             if isinstance(result, EmptyVolume):
@@ -104,12 +113,10 @@ def _generate(config: GenerateConfig, rows: list[dict[str, object]], paths: dict
     return failed
 
 
-def _write(path: Path, result: object, seconds: float) -> None:
+def _write(path: Path, result: GeneratedVolume, seconds: float) -> None:
     from ctflow.data.montage import montage, save_png
     from ctflow.data.nifti import write_nifti
-    from ctflow.pipeline import GeneratedVolume
 
-    assert isinstance(result, GeneratedVolume)
     write_nifti(path, result.volume, f"ctflow {result.provenance['ctflow']} synthetic CT in HU")
     save_png(_beside(path, ".png"), montage(result.volume))
     # The JSON comes last: where it is, the volume is whole.
@@ -120,7 +127,11 @@ def _write(path: Path, result: object, seconds: float) -> None:
     log.info("%s: %d slices, %s, %.1f s", path, len(result.volume.hu), result.stop, seconds)
 
 
-def _is_made(path: Path, wanted: dict[str, object]) -> bool:
+def _show_progress(bar: tqdm, done: BlockProgress) -> None:
+    bar.update(len(done.generated))
+
+
+def _is_made(path: Path, wanted: dict[str, Any]) -> bool:
     record = _beside(path, ".json")
     if not (path.is_file() and record.is_file()):
         return False
@@ -152,7 +163,7 @@ def _report_text(report: str) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def _read_table(path: Path) -> tuple[list[dict[str, object]], list[str]]:
+def _read_table(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """Rows as arguments of ``GenerationRequest``, and what was refused and why."""
     if not path.is_file():
         raise CTFlowError(f"no file {path}", "a CSV of reports")
@@ -164,7 +175,7 @@ def _read_table(path: Path) -> tuple[list[dict[str, object]], list[str]]:
         raise CTFlowError(
             f"{path} has the columns {list(table)}", "a column report, or Findings_EN and Impressions_EN"
         )
-    rows: dict[str, dict[str, object]] = {}
+    rows: dict[str, dict[str, Any]] = {}
     refused = []
     for number, record in enumerate(table.to_dict("records"), 2):
         try:
@@ -180,7 +191,7 @@ def _read_table(path: Path) -> tuple[list[dict[str, object]], list[str]]:
     return list(rows.values()), refused
 
 
-def _row_values(record: dict[str, str], number: int) -> Iterator[tuple[str, object]]:
+def _row_values(record: dict[str, str], number: int) -> Iterator[tuple[str, Any]]:
     report = record.get("report") or f"{record.get('Findings_EN', '')} {record.get('Impressions_EN', '')}"
     if not report.strip():
         raise ValueError("the report is empty")

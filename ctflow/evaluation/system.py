@@ -141,7 +141,7 @@ def generate_batch(
                 case_id=case.case_id,
                 text=embedded.tokens[row],
                 text_mask=embedded.mask[row],
-                length=min(case.shape[0], config.max_slices),
+                length=case.shape[0],
                 given=real[:, : setting.given] if real is not None and setting.given else None,
                 real=real if setting.spliced else None,
             )

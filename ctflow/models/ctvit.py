@@ -113,6 +113,7 @@ class SpatialTransformer(nn.Module):
         """``[B, T, h, w, D]`` and a bias ``[heads, h·w, h·w]`` to ``[B, T, h, w, D]``."""
         batch, slabs, height, width, _ = grid.shape
         for layer in self.layers:
+            assert isinstance(layer, Layer)
             grid = grid + layer.position(grid)
             x = rearrange(grid, "b t h w d -> (b t) (h w) d")
             x = x + layer.attention(x, bias)
@@ -135,6 +136,7 @@ class TemporalTransformer(nn.Module):
         batch, slabs, height, width, _ = grid.shape
         x = rearrange(grid, "b t h w d -> (b h w) t d")
         for layer in self.layers:
+            assert isinstance(layer, Layer)
             if self.raw_reshape:  # axes are reinterpreted, not moved: the published weights know only this
                 x = x + layer.position(x.reshape(batch, slabs, height, width, -1)).reshape(x.shape)
             else:

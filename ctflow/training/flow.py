@@ -139,9 +139,10 @@ def draw_samples(config: FlowTask, batch: BlockBatch, random: SampleRandom) -> F
     """The batch's draw, each sample's from its own generator."""
     draws = [draw(config.flow, batch.target[i : i + 1], g) for i, g in enumerate(random.generators)]
     parts = {f.name: [getattr(d, f.name) for d in draws] for f in fields(FlowDraw)}
-    return FlowDraw(
-        **{name: None if values[0] is None else torch.cat(values) for name, values in parts.items()}
-    )
+    joined: dict[str, Any] = {
+        name: None if values[0] is None else torch.cat(values) for name, values in parts.items()
+    }
+    return FlowDraw(**joined)
 
 
 def fixed_draw(batch: BlockBatch, random: SampleRandom) -> FlowDraw:

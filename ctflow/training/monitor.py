@@ -73,14 +73,13 @@ class RolloutMonitor(L.Callback):
         """HU ``[S, H, W]`` on the CPU by case; empty where the very first slice is an end."""
         avae = self._decoder(module, shards)
         limit = self.settings.max_blocks * BLOCK_LENGTH
-        prepared = [
-            RolloutCase(
-                shards.cases[case].case_id,
-                *text_tokens(*map(torch.from_numpy, shards.text(case)), self.text_mode),
-                length=min(shards.cases[case].slices, limit),
-            )
-            for case in cases
-        ]
+        prepared = []
+        for case in cases:
+            stored, mask, pooled = (torch.from_numpy(part) for part in shards.text(case))
+            text, text_mask = text_tokens(stored, mask, pooled, self.text_mode)
+            entry = shards.cases[case]
+            # The true length is what the network was trained with; ``max_slices`` cuts longer volumes short.
+            prepared.append(RolloutCase(entry.case_id, text, text_mask, length=entry.slices))
         config = RolloutConfig(steps=self.settings.steps, max_slices=limit)
         assert self._rule is not None
         start = shards.air().to(module.device)

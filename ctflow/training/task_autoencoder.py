@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import cast
 
 import lightning as L
 import torch
@@ -60,7 +61,8 @@ class AutoencoderTraining:
         data = self.data(config)
         data.setup("fit")
         if config.autoencoder.whitening_batches:
-            batches = islice(data.train_dataloader(), config.autoencoder.whitening_batches)
+            slices = cast(Iterable[SliceBatch], data.train_dataloader())
+            batches = islice(slices, config.autoencoder.whitening_batches)
             avae.config.whitening = measure_whitening(avae, batches, config.seed)
         save_avae(run.export, avae, card=card("A-VAE", config, module.updates))
 
