@@ -127,7 +127,11 @@ def projected_moments(real: Moments, fake: Moments) -> tuple[Moments, Moments]:
 
 
 def projected_features(real: Tensor, *others: Tensor) -> list[Tensor]:
-    """Kept raw features ``[n, width]`` of the real set and of others through one projection, in float64."""
+    """Kept raw features ``[n, width]`` of the real set and of others through one projection, in float64.
+
+    The real set's mean is taken off: a Fréchet distance does not see it, a polynomial kernel drowns in it.
+    """
     kept = projection_width(min(len(x) for x in (real, *others)))
     matrix = projection(real.shape[1], real.double().std(0), kept)
-    return [x.double() @ matrix for x in (real, *others)]
+    centre = real.double().mean(0)
+    return [(x.double() - centre) @ matrix for x in (real, *others)]

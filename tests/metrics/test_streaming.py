@@ -7,6 +7,7 @@ from ctflow.metrics import FrechetClipMetric, FrechetSliceMetric, MetricError
 from ctflow.metrics.frechet import frechet_from_features
 from ctflow.metrics.images import slices_at, three_channels, to_uint8
 from ctflow.metrics.random_backbone import RandomBackbone, projected_features, projection, projection_width
+from ctflow.metrics.statistics import KernelStatistic
 
 
 def images(n: int, seed: int, size: int = 24) -> torch.Tensor:
@@ -25,6 +26,9 @@ def test_streamed_equals_kept_features():
     kept = projected_features(backbone(to_uint8(real)), backbone(to_uint8(fake)))
     assert float(metric.compute()) == pytest.approx(float(frechet_from_features(*kept)), rel=1e-6)
     assert kept[0].shape[1] == 16
+    assert kept[0].mean(0).abs().max() < 1e-9  # centred on the real set, for the kernel distance
+    kernel = KernelStatistic([kept[1]], [kept[0]])([0], [0])
+    assert 0 < kernel < 100
 
 
 def test_two_metrics_whose_sums_are_added_equal_one():
