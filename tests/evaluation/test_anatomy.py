@@ -26,7 +26,7 @@ def ellipsoid(center: tuple[float, float, float], radii: tuple[float, float, flo
 
 
 def chest(bridge: bool = False, fluid: str = "", table: bool = True) -> tuple[HUVolume, dict[str, float]]:
-    """A body with two unequal lungs, heart, spine, ribs' ring and trachea; and the true aerated millilitres."""
+    """A body with unequal lungs, heart, spine, ring of ribs, trachea; and the true aerated millilitres."""
     z, y, x = axes_mm()
     hu = np.full(SHAPE, -1000.0, np.float32)
     if table:

@@ -45,10 +45,10 @@ def aggregate(comparisons: Sequence[Comparison]) -> dict[str, Any]:
     """Accuracy over volumes.
 
     Returns:
-        ``volumes``; ``anatomy`` (shares found, error summaries); ``findings`` per label with ``n`` (volumes that
-        have it), ``recall`` (of true sides), ``false_positive_rate`` (of sides without it), ``side_accuracy``
-        (volumes found at all whose set of sides is exactly right) and ``relative_size_error``; ``nodules`` by
-        diameter and ``nodule_false_positives_per_volume``.
+        ``volumes``; ``anatomy`` (shares found, error summaries); ``findings`` per label with ``n``
+        (volumes that have it), ``recall`` (of true sides), ``false_positive_rate`` (of sides without it),
+        ``side_accuracy`` (volumes found at all whose set of sides is exactly right) and
+        ``size_error_percent``; ``nodules`` by diameter and ``nodule_false_positives_per_volume``.
     """
     sides = ("left", "right")
     anatomy = {
@@ -148,7 +148,8 @@ def to_markdown(result: dict[str, Any]) -> str:
         )
     lines += [
         "",
-        "| finding | volumes with it | recall | false positives | side right | size error, mean | median of absolute |",
+        "| finding | volumes with it | recall | false positives | side right | size error, mean "
+        "| median of absolute |",
         "|---|---|---|---|---|---|---|",
     ]
     for label, row in result["findings"].items():
@@ -156,18 +157,21 @@ def to_markdown(result: dict[str, Any]) -> str:
         size = f"{_number(e['bias'])} % | {_number(e['median_absolute'])} %" if e["n"] else "– | –"
         side = _percent(row["side_accuracy"]) if label in SIDED else "–"
         lines.append(
-            f"| {label} | {row['n']} | {_percent(row['recall'])} | {_percent(row['false_positive_rate'])} | {side} | {size} |"
+            f"| {label} | {row['n']} | {_percent(row['recall'])} | {_percent(row['false_positive_rate'])} "
+            f"| {side} | {size} |"
         )
     lines += [
         "",
-        "| nodule diameter | true | recall | diameter error, mean | median of absolute | false positives per volume |",
+        "| nodule diameter | true | recall | diameter error, mean | median of absolute "
+        "| false positives per volume |",
         "|---|---|---|---|---|---|",
     ]
     for row in result["nodules"]:
         e = row["diameter_error_mm"]
         lines.append(
             f"| {row['from_mm']:.0f}–{row['to_mm']:.0f} mm | {row['n']} | {_percent(row['recall'])} | "
-            f"{_number(e['bias'])} mm | {_number(e['median_absolute'])} mm | {row['false_positives_per_volume']:.2f} |"
+            f"{_number(e['bias'])} mm | {_number(e['median_absolute'])} mm "
+            f"| {row['false_positives_per_volume']:.2f} |"
         )
     lines += ["", f"Nodules given the right side: {_percent(result['nodule_side_accuracy'])}."]
     return "\n".join(lines) + "\n"

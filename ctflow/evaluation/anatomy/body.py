@@ -21,7 +21,7 @@ USUAL_DEPTH = 0.75
 
 HALF_VERTEBRA_MM = 13.5
 
-SPINE_SCORE = 0.2
+SPINE_SCORE = 0.13
 """Mean bone weight a box of SPINE_BOX_MM must reach to hold a vertebra."""
 
 
@@ -29,7 +29,7 @@ def find_body(grid: Grid) -> Mask:
     """The body with everything inside it: largest soft-tissue object, table cut off, slices filled."""
     solid = grid.smooth > BODY_HU
     core = largest_component(ndimage.binary_opening(solid, grid.disc(7.0)))
-    # The opening cuts the table off, but thin chest walls too: they come back, what lies behind the core does not.
+    # The opening cuts the table off, but thin chest walls too: they come back, what lies behind does not.
     row = np.arange(solid.shape[1])
     back = np.where(core, row[None, :, None], -1).max(axis=(1, 2))
     whole = largest_component(solid & (row[None, :] <= back[:, None] + 1)[:, :, None])
@@ -43,7 +43,7 @@ def find_body(grid: Grid) -> Mask:
 
 
 def body_extent(body: Mask) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """First and last body column of every slice, smoothed over slices; empty slices take their neighbours'."""
+    """First and last body column of every slice, empty slices take their neighbours'."""
     columns = body.any(axis=1)
     first = columns.argmax(axis=1).astype(np.float64)
     last = columns.shape[1] - 1.0 - columns[:, ::-1].argmax(axis=1)

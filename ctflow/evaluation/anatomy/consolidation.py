@@ -10,8 +10,8 @@ from ctflow.evaluation.anatomy.grid import Grid, Mask
 from ctflow.evaluation.anatomy.pleura import beside_spine
 from ctflow.evaluation.anatomy.thorax import Rays
 
-DENSE_HU = -25.0
-"""Airless lung and organs lie above, the fat between them below."""
+DENSE_BELOW_MUSCLE_HU = 77.0
+"""Airless lung and organs are brighter than muscle less this, the fat between them darker."""
 
 ORGAN_MM = 42.0
 """Heart, liver and spleen hold a cube of this size; a consolidation that touches them bulges out of it."""
@@ -32,7 +32,12 @@ MIN_BETWEEN_LUNG = 0.15
 
 
 def find_consolidation(
-    grid: Grid, lung: Mask, fluid: Mask, rays: Rays, spine: NDArray[np.float64]
+    grid: Grid,
+    lung: Mask,
+    fluid: Mask,
+    rays: Rays,
+    spine: NDArray[np.float64],
+    muscle: NDArray[np.float32],
 ) -> dict[str, Mask]:
     """Dense lung of either side.
 
@@ -42,6 +47,7 @@ def find_consolidation(
         fluid: Pleural fluid of both sides.
         rays: Distances to the wall by voxel.
         spine: ``[S, 2]`` row and column of the spine.
+        muscle: HU of muscle per slice.
 
     Returns:
         Masks of ``left`` and ``right``; air in the bronchi of a consolidation is part of it.
@@ -50,7 +56,7 @@ def find_consolidation(
     between = between_lung(lung)
     wet = ndimage.binary_dilation(fluid, iterations=2) if fluid.any() else fluid
     inside = (rays.radius < rays.wall - 1.0) & ~lung & ~wet
-    dense = inside & (grid.smooth > DENSE_HU)
+    dense = inside & (grid.smooth > muscle[:, None, None] - DENSE_BELOW_MUSCLE_HU)
     dense = open_box(grid, dense, MIN_THICKNESS_MM)
     bulge = open_box(grid, dense & ~open_box(grid, dense, ORGAN_MM), BULGE_THICKNESS_MM)
     found = _parts(grid, dense, between, aside, MIN_ASIDE_MM)

@@ -23,7 +23,7 @@ class Thresholds:
         metal_ml: Material denser than bone.
     """
 
-    effusion_ml: float = 50.0
+    effusion_ml: float = 70.0
     consolidation_ml: float = 8.0
     nodule_mm: float = 6.5
     cardiothoracic_ratio: float = 0.51
@@ -60,8 +60,8 @@ def findings(measurement: Measurement, thresholds: Thresholds = DEFAULT_THRESHOL
         thresholds: When a quantity counts as a finding.
 
     Returns:
-        CT-RATE's label → what was found under it; labels without a finding are absent. Sided findings have one
-        entry per side, nodules one entry each, largest first.
+        CT-RATE's label → what was found under it; labels without a finding are absent. Sided findings have
+        one entry per side, nodules one entry each, largest first.
     """
     found: dict[str, list[Found]] = {
         "Pleural effusion": _by_side(measurement.effusion_ml, thresholds.effusion_ml),

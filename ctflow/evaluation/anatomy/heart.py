@@ -13,8 +13,8 @@ from ctflow.evaluation.anatomy.pleura import beside_spine
 from ctflow.evaluation.anatomy.thorax import Polar
 from ctflow.evaluation.anatomy.types import Heart
 
-SOFT_HU = -35.0
-"""Blood and muscle lie above; the fat between heart and lung below."""
+SOFT_BELOW_MUSCLE_HU = 87.0
+"""Blood is brighter than muscle less this; the fat between heart and lung is darker."""
 
 MIN_HEART_ML = 120.0
 MIN_WIDTH_MM = 50.0
@@ -34,7 +34,12 @@ LOWER_SHARE = 0.72
 
 
 def measure_heart(
-    grid: Grid, lungs: dict[str, Mask], space: dict[str, Mask], spine: NDArray[np.float64], polar: Polar
+    grid: Grid,
+    lungs: dict[str, Mask],
+    space: dict[str, Mask],
+    spine: NDArray[np.float64],
+    polar: Polar,
+    muscle: NDArray[np.float32],
 ) -> tuple[Heart, Mask]:
     """Find the soft tissue between the lungs in front of the spine and take its widest slice.
 
@@ -44,12 +49,13 @@ def measure_heart(
         space: Lung, fluid and dense lung by side.
         spine: ``[S, 2]`` row and column of the spine.
         polar: Rays to the wall of the rib cage.
+        muscle: HU of muscle per slice.
 
     Returns:
         The heart, and the mask of its shadow.
     """
     thorax = _thorax_width(lungs, polar)
-    shadow = _shadow(grid, lungs, _heart_levels(grid, space, spine, polar), spine)
+    shadow = _shadow(grid, lungs, _heart_levels(grid, space, spine, polar), spine, muscle)
     volume = float(shadow.sum()) * grid.voxel_ml
     if volume < MIN_HEART_ML:
         return Heart(present=False, thorax_width_mm=thorax), np.zeros_like(shadow)
@@ -72,7 +78,9 @@ def _projected_mm(grid: Grid, shadow: Mask) -> float:
     return float((shadow.sum(axis=(0, 1)) * grid.voxel_ml > MIN_COLUMN_ML).sum()) * grid.spacing[2]
 
 
-def _shadow(grid: Grid, lungs: dict[str, Mask], levels: Mask, spine: NDArray[np.float64]) -> Mask:
+def _shadow(
+    grid: Grid, lungs: dict[str, Mask], levels: Mask, spine: NDArray[np.float64], muscle: NDArray[np.float32]
+) -> Mask:
     """Soft tissue between the inner borders of the two lungs, in front of the spine, rounded by an opening.
 
     Only slices above the dome count: below, liver and stomach lie beside the heart.
@@ -87,7 +95,7 @@ def _shadow(grid: Grid, lungs: dict[str, Mask], levels: Mask, spine: NDArray[np.
     flanked &= behind[:, :, 0] < -20.0
     between = (column > inner_left[:, :, None]) & (column < inner_right[:, :, None]) & flanked[:, :, None]
     between &= levels[:, None, None]
-    soft = between & (grid.smooth > SOFT_HU)
+    soft = between & (grid.smooth > muscle[:, None, None] - SOFT_BELOW_MUSCLE_HU)
     return ndimage.binary_opening(soft, grid.disc(CORE_MM / 2))
 
 
@@ -120,7 +128,12 @@ def _thorax_width(lungs: dict[str, Mask], polar: Polar) -> float:
 
 
 def pericardial_fluid(
-    grid: Grid, heart: Mask, lung: Mask, spine: NDArray[np.float64], darkness: NDArray[np.float32]
+    grid: Grid,
+    heart: Mask,
+    lung: Mask,
+    spine: NDArray[np.float64],
+    muscle: NDArray[np.float32],
+    darkness: NDArray[np.float32],
 ) -> float:
     """Millilitres of water density in and around the heart shadow.
 
@@ -129,6 +142,7 @@ def pericardial_fluid(
         heart: Heart shadow.
         lung: Aerated lung of both sides.
         spine: ``[S, 2]`` row and column of the spine.
+        muscle: HU of muscle per slice.
         darkness: HU below muscle of the soft tissue (see ``pleura.tissue_darkness``).
     """
     if not heart.any():
@@ -136,6 +150,9 @@ def pericardial_fluid(
     _, behind = beside_spine(grid, spine)
     near = ndimage.binary_dilation(heart, grid.disc(20.0)) & ~lung & (behind < -32.0)
     watery = (
-        near & (darkness > WATER_DARKNESS_HU[0]) & (darkness < WATER_DARKNESS_HU[1]) & (grid.smooth > -60.0)
+        near
+        & (darkness > WATER_DARKNESS_HU[0])
+        & (darkness < WATER_DARKNESS_HU[1])
+        & (grid.smooth > muscle[:, None, None] - 112.0)
     )
     return float(ndimage.binary_opening(watery, iterations=1).sum()) * grid.voxel_ml

@@ -13,8 +13,9 @@ from ctflow.evaluation.anatomy.types import SIDES
 LUNG_HU = -400.0
 """Half way between lung tissue and soft tissue: the border of the aerated lung."""
 
-GAS_HU = -905.0
-"""Gas in the gut is darker, lung at full inspiration brighter."""
+GAS_BELOW_LUNG_HU = 65.0
+GAS_HU = (-940.0, -880.0)
+"""Gas in the gut is darker than the right lung of the same slice by the former, within the latter."""
 
 MIN_PART_ML = 12.0
 """Pieces of aerated lung smaller than this are ghosts or gut gas."""
@@ -23,22 +24,23 @@ SPLIT_REACH_MM = 48.0
 """The border between the lungs is looked for this far to either side of the midline."""
 
 
-def find_air(grid: Grid, body: Mask, trachea: Mask) -> Mask:
+def find_air(grid: Grid, body: Mask, trachea: Mask, spine: NDArray[np.float64]) -> Mask:
     """Aerated lung of both sides: air inside the body without the trachea and without small pockets."""
     wall = ndimage.binary_dilation(trachea, grid.disc(3.0)) if trachea.any() else trachea
     # The outermost millimetres of the body are skin and partial volume, never lung.
     inner = ndimage.binary_erosion(body, grid.disc(6.0))
     air = (grid.smooth < LUNG_HU) & inner & ~wall
     air = ndimage.binary_opening(air, grid.disc(0.8 * grid.pixel_mm))
-    return keep_components(air & ~_gas(grid, air), MIN_PART_ML / grid.voxel_ml)
+    return keep_components(air & ~_gas(grid, air, spine), MIN_PART_ML / grid.voxel_ml)
 
 
-def _gas(grid: Grid, air: Mask) -> Mask:
+def _gas(grid: Grid, air: Mask, spine: NDArray[np.float64]) -> Mask:
     """Gas of stomach or gut in ``air``: pockets far below lung density with tissue all round.
 
     An emphysematous hole is as dark, but has lung around it; a whole lung as dark is too large.
     """
-    labels, count = ndimage.label((ndimage.gaussian_filter(grid.hu, 1.0) < GAS_HU) & air)
+    limit = _gas_limits(grid, air, spine)[:, None, None]
+    labels, count = ndimage.label((ndimage.gaussian_filter(grid.hu, 1.0) < limit) & air)
     gas = np.zeros_like(air)
     total = air.sum()
     sizes = np.bincount(labels.ravel(), minlength=count + 1)
@@ -48,11 +50,30 @@ def _gas(grid: Grid, air: Mask) -> Mask:
             continue
         wide = tuple(slice(max(0, part.start - reach), part.stop + reach) for part in box)
         part = labels[wide] == label
-        core = ndimage.binary_dilation(part, iterations=2)
-        shell = ndimage.binary_dilation(core, grid.disc(6.0)) & ~core
-        if (grid.smooth[wide][shell] > LUNG_HU).mean() > 0.6:
-            gas[wide] |= ndimage.binary_dilation(part, iterations=3)
+        tissue = grid.smooth[wide] > LUNG_HU
+        # How far the pocket's rim reaches depends on how blurred the volume is.
+        for rim in (2, 3, 4):
+            core = ndimage.binary_dilation(part, iterations=rim)
+            shell = ndimage.binary_dilation(core, grid.disc(6.0)) & ~core
+            if tissue[shell].mean() > 0.6:
+                gas[wide] |= ndimage.binary_dilation(core)
+                break
     return gas
+
+
+def _gas_limits(grid: Grid, air: Mask, spine: NDArray[np.float64]) -> NDArray[np.float64]:
+    """HU below which air is gas, per slice: the stomach lies on the left, the right lung is the yardstick."""
+    values = np.full(len(air), np.nan)
+    for s in range(len(air)):
+        column = round(spine[s, 1])
+        right = grid.smooth[s, :, column:][air[s, :, column:]]
+        if right.size > 60:
+            values[s] = np.median(right)
+    known = ~np.isnan(values)
+    if not known.any():
+        return np.full(len(air), GAS_HU[1])
+    index = np.arange(len(values))
+    return np.clip(np.interp(index, index[known], values[known]) - GAS_BELOW_LUNG_HU, *GAS_HU)
 
 
 def midline(grid: Grid, body: Mask, spine: NDArray[np.float64]) -> NDArray[np.float64]:

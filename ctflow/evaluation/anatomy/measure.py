@@ -23,16 +23,16 @@ from ctflow.evaluation.anatomy.thorax import Polar, blood_hu, to_voxels, trace_w
 from ctflow.evaluation.anatomy.types import SIDES, Calcification, Heart, Lungs, Measurement, Nodule
 from ctflow.types import HUVolume
 
-EMPHYSEMA_HU = -920.0
+EMPHYSEMA_HU = -900.0
 MUCH_PERICARDIAL_ML = 100.0
-BELOW_USUAL_LUNG_HU = 70.0
-"""Emphysema is darker than EMPHYSEMA_HU and than the patient's own lung by this much."""
+BELOW_USUAL_LUNG_HU = 75.0
+"""Emphysema is darker than EMPHYSEMA_HU and than the lung of its slice by this much."""
 
 
 WALL_ROOM_MM = 32.0
 BACK_ROOM_MM = 14.0
 BELOW_ROOM_MM = 28.0
-"""Beyond the lungs' box: the chest wall, the depth of fluid behind the spine's centre, fluid below the lungs."""
+"""Beyond the lungs' box: the chest wall, fluid behind the spine's centre, fluid below the lungs."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def segment(volume: HUVolume) -> tuple[Measurement, Segmentation]:
     body = find_body(whole)
     spine, line = find_spine(whole, body)
     trachea, lumen = find_trachea(whole, body, line)
-    lungs = split_lungs(whole, find_air(whole, body, lumen), body, line)
+    lungs = split_lungs(whole, find_air(whole, body, lumen, line), body, line)
     box = _chest_box(whole, body, lungs, line)
     chest = Chest(
         grid=whole.crop(box),
@@ -157,10 +157,12 @@ def _inside_chest(chest: Chest, carina: float | None) -> _Inside:
     darkness = tissue_darkness(grid, lung, rays, muscle)
     fluid = find_fluid(grid, lung, rays, spine, muscle, darkness)
     wet = fluid["left"] | fluid["right"]
-    dense = find_consolidation(grid, lung, wet, rays, spine)
+    dense = find_consolidation(grid, lung, wet, rays, spine, muscle)
     space = {side: lungs[side] | fluid[side] | dense[side] for side in SIDES}
-    heart, shadow = measure_heart(grid, lungs, space, spine, polar)
-    heart = replace(heart, pericardial_fluid_ml=pericardial_fluid(grid, shadow, lung, spine, darkness))
+    heart, shadow = measure_heart(grid, lungs, space, spine, polar, muscle)
+    heart = replace(
+        heart, pericardial_fluid_ml=pericardial_fluid(grid, shadow, lung, spine, muscle, darkness)
+    )
     if heart.pericardial_fluid_ml >= MUCH_PERICARDIAL_ML:
         heart = without_fluid(grid, heart, shadow, darkness)
     exclude = wet | dense["left"] | dense["right"]
@@ -198,8 +200,14 @@ def _describe_lungs(chest: Chest, fluid: dict[str, Mask], dense: dict[str, Mask]
         aerated[side] = float(filled.sum()) * grid.voxel_ml
         hull[side] = aerated[side] + float((fluid[side] | dense[side]).sum()) * grid.voxel_ml
         mean[side] = float(grid.hu[lungs[side]].mean()) if lungs[side].any() else 0.0
-    values = grid.smooth[ndimage.binary_erosion(chest.lung)]
-    if values.size == 0:
-        return Lungs(aerated, hull, mean)
-    limit = min(EMPHYSEMA_HU, float(np.median(values)) - BELOW_USUAL_LUNG_HU)
-    return Lungs(aerated, hull, mean, float((values < limit).mean()))
+    return Lungs(aerated, hull, mean, _dark_share(grid, chest.lung))
+
+
+def _dark_share(grid: Grid, lung: Mask) -> float:
+    """Share of the lung far darker than the rest of its slice, so that a shifted block counts for nothing."""
+    core = ndimage.binary_erosion(lung)
+    dark = 0
+    for s in np.flatnonzero(core.any(axis=(1, 2))):
+        values = grid.smooth[s][core[s]]
+        dark += int((values < min(EMPHYSEMA_HU, float(np.median(values)) - BELOW_USUAL_LUNG_HU)).sum())
+    return dark / max(int(core.sum()), 1)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from ctflow.evaluation.anatomy.consolidation import DENSE_HU, between_lung, open_box
+from ctflow.evaluation.anatomy.consolidation import between_lung, open_box
 from ctflow.evaluation.anatomy.grid import Array, Grid, Mask
 from ctflow.evaluation.anatomy.pleura import beside_spine
 from ctflow.evaluation.anatomy.thorax import Rays
@@ -21,6 +21,7 @@ MIN_ANSWER_HU = 55.0
 """Scale-normalised answer a spot must reach."""
 
 MOST_SPOTS = 120
+ORGAN_HU = -25.0
 ORGAN_MM = 38.0
 MEDIASTINUM_ASIDE_MM = 34.0
 HILUM_ASIDE_MM = 58.0
@@ -97,7 +98,7 @@ def find_nodules(
 
 def _space(grid: Grid, lung: Mask, rays: Rays) -> Mask:
     """Voxels inside the rib cage between lung above and below that are no organ."""
-    dense = (grid.smooth > DENSE_HU) & (rays.radius < rays.wall) & ~lung
+    dense = (grid.smooth > ORGAN_HU) & (rays.radius < rays.wall) & ~lung
     organ = open_box(grid, dense, ORGAN_MM)
     organ = ndimage.maximum_filter(organ.view(np.uint8), grid.size(15.0)).astype(bool)
     return (rays.radius < rays.wall) & between_lung(lung) & ~organ
@@ -183,7 +184,7 @@ def _measure(
         return None
     if part.sum() < MIN_FILL * np.prod(np.ptp(np.argwhere(part), axis=0) + 1):
         return None
-    # A small spot's peak is lowered by partial volume, its mass is not; a calcified one is brighter than solid.
+    # A small spot's peak is lowered by partial volume, its mass is not; a calcified one is brighter.
     solid = mass / (SOLID_HU - background)
     diameter = float(np.cbrt(6.0 * (solid if peak < SOLID_HU + 50.0 else volume) / np.pi))
     at_half = float(np.cbrt(6.0 * volume / np.pi))

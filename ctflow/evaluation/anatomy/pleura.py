@@ -1,7 +1,7 @@
 """Pleural fluid by side.
 
-Fluid lies between the aerated lung and the wall of the rib cage, behind and beside, and is darker than muscle. The
-chest wall of the same slice is the yardstick of darkness, so that a shifted block of slices shifts both.
+Fluid lies between the aerated lung and the wall of the rib cage, behind and beside, and is darker than
+muscle. The chest wall of the same slice is the yardstick of darkness, so that a shifted block of slices shifts both.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def muscle_hu(grid: Grid, body: Mask, wall: Mask) -> NDArray[np.float32]:
 
 
 def beside_spine(grid: Grid, spine: NDArray[np.float64]) -> tuple[Array, Array]:
-    """Millimetres to the patient's right of and behind the spine's centre line, broadcastable ``[S, R, C]``."""
+    """Millimetres right of and behind the spine's centre line, broadcastable to ``[S, R, C]``."""
     _, rows, columns = grid.hu.shape
     aside = (np.arange(columns)[None, None, :] - spine[:, 1, None, None]) * grid.spacing[2]
     behind = (np.arange(rows)[None, :, None] - spine[:, 0, None, None]) * grid.spacing[1]
@@ -69,13 +69,14 @@ def beside_spine(grid: Grid, spine: NDArray[np.float64]) -> tuple[Array, Array]:
 
 
 def tissue_darkness(grid: Grid, lung: Mask, rays: Rays, muscle: NDArray[np.float32]) -> Array:
-    """HU by which the soft tissue inside the rib cage is darker than the muscle of its slice, ``[S, R, C]``."""
-    return muscle[:, None, None] - tissue_hu(grid, _soft(grid, lung, rays), 3.0)
+    """HU by which soft tissue inside the rib cage is darker than its slice's muscle, ``[S, R, C]``."""
+    return muscle[:, None, None] - tissue_hu(grid, _soft(grid, lung, rays, muscle), 3.0)
 
 
-def _soft(grid: Grid, lung: Mask, rays: Rays) -> Mask:
+def _soft(grid: Grid, lung: Mask, rays: Rays, muscle: NDArray[np.float32]) -> Mask:
     """Neither air nor fat nor bone, inside the rib cage."""
-    return (grid.smooth > -60.0) & (grid.smooth < 230.0) & (rays.radius < rays.wall + 1.0) & ~lung
+    over = grid.smooth - muscle[:, None, None]
+    return (over > -112.0) & (over < 180.0) & (rays.radius < rays.wall + 1.0) & ~lung
 
 
 def find_fluid(
@@ -102,14 +103,24 @@ def find_fluid(
     aside, behind = beside_spine(grid, spine)
     reference = muscle[:, None, None]
     low, high = FLUID_BELOW_MUSCLE_HU
-    watery = _soft(grid, lung, rays) & (darkness > low) & (darkness < high) & (grid.smooth < reference - 8.0)
+    watery = (
+        _soft(grid, lung, rays, muscle)
+        & (darkness > low)
+        & (darkness < high)
+        & (grid.smooth < reference - 8.0)
+    )
     watery &= ~((np.abs(aside) < 22.0) & (behind > -17.0)) & (behind > FRONT_MM) & (np.abs(aside) > 15.0)
     watery &= _levels(grid, lung)[:, None, None]
     gap = (rays.lung > 25.0) & (rays.radius > rays.lung) & (rays.wall - rays.lung > MIN_GAP_MM)
     pool = ndimage.binary_opening(watery, grid.disc(1.3 * grid.pixel_mm))
     fluid = _plausible(grid, (watery & gap) | pool, rays, aside, behind)
     # The voxels at the border to fat and collapsed lung are part fluid.
-    edge = ndimage.binary_dilation(fluid) & ~lung & (grid.smooth > -175.0) & (grid.smooth < reference - 7.0)
+    edge = (
+        ndimage.binary_dilation(fluid)
+        & ~lung
+        & (grid.smooth > reference - 227.0)
+        & (grid.smooth < reference - 7.0)
+    )
     fluid |= edge
     return {"left": fluid & (aside < 0), "right": fluid & (aside >= 0)}
 

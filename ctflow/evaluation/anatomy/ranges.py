@@ -48,7 +48,7 @@ def lung_ranges(measurements: Sequence[Measurement]) -> LungRanges:
 
 
 def phantom_ranges(file: Path | str | None = None) -> LungRanges:
-    """The range shipped with the module (docs/measuring.md has the command that measured it), or one in a file.
+    """The range shipped with the module (its command is in docs/measuring.md), or one in a file.
 
     Raises:
         CTFlowError: The file is missing or holds no ranges.

@@ -82,7 +82,7 @@ def trace_wall(grid: Grid, body: Mask, lungs: Mask, spine: NDArray[np.float64]) 
 
 
 def sample_rays(grid: Grid, values: Array, polar: Polar, radii: NDArray[np.float64]) -> Array:
-    """Nearest-voxel ``values`` at ``radii`` mm ``[S, A, K]`` along every ray; points outside take the edge's."""
+    """Nearest-voxel ``values`` at ``radii`` mm ``[S, A, K]`` along every ray, clamped to the grid."""
     slices, rows, columns = values.shape
     theta = 2 * np.pi * np.arange(ANGLES) / ANGLES
     row = polar.origin[:, 0, None, None] + np.sin(theta)[:, None] * radii / grid.spacing[1]

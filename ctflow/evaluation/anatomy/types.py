@@ -71,7 +71,7 @@ class Lungs:
         volume_ml: Per side, air-containing lung.
         hull_ml: Per side, the space the lung would fill: aerated lung, consolidation and pleural fluid.
         mean_hu: Per side, mean HU of the aerated lung.
-        emphysema_fraction: Share of the aerated lung below -920 HU and 70 HU below its median.
+        emphysema_fraction: Share of the aerated lung below -900 HU and 75 HU below its slice's median.
     """
 
     volume_ml: dict[str, float]
