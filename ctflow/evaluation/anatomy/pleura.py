@@ -1,7 +1,8 @@
 """Pleural fluid by side.
 
 Fluid lies between the aerated lung and the wall of the rib cage, behind and beside, and is darker than
-muscle. The chest wall of the same slice is the yardstick of darkness, so that a shifted block of slices shifts both.
+muscle. The chest wall of the same slice is the yardstick of darkness, so that a shifted block of slices
+shifts both.
 """
 
 from __future__ import annotations
