@@ -64,7 +64,9 @@ def evaluate(config: EvalConfig, system: EvalSystem, ranks: Ranks) -> Evaluation
     reader = CaseReader(Path(config.slices))
     sets = choose_cases(reader.cases(), config.cases, config.floors)
     backbones = backbones_of(config, system)
-    plan = plan_of(config, system, measured=any(case.truth_path for case in sets.evaluated))
+    # Only full-body makes whole volumes to hold against the ground truth.
+    measured = "full-body" in config.settings and any(case.truth_path for case in sets.evaluated)
+    plan = plan_of(config, system, measured)
     collector = Collector(config, system, reader, FeatureExtractor(plan, backbones, system.device), ranks)
     collected = collector.collect(sets, config.settings)
     scoring = Scoring(config, plan, backbones, sets, collected)
