@@ -21,6 +21,9 @@ from ctflow.metrics.monitors.thresholds import limit, tripped
 from ctflow.metrics.monitors.white import volume_end
 from ctflow.types import BLOCK_LENGTH
 
+LEAST_FLOOR = 1e-3
+"""Smallest real-against-real distance of a window that a ratio is taken over."""
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -61,7 +64,7 @@ def readings(
         source: The model, or which floor.
         cases: The scored volumes.
         real: The reference set, restricted to the setting.
-        others: Other real cases, restricted to the setting; the floor of the windows' distances.
+        others: Other real cases, restricted to the setting; the floor of the windows' distances. None: no ratio.
         backbone: Slice backbone of the windows' distances.
         side: Resolution of its features.
     """
@@ -128,7 +131,8 @@ def _windows(
         numbers = list(range(number))
         own = statistic_of(backbone, fake[:number], ref[:number], frechet=True)(numbers, numbers)
         base = statistic_of(backbone, floor[:number], ref[:number], frechet=True)(numbers, numbers)
-        ratios.append(own / base if base > 0 else math.nan)
+        # A floor of nothing (a set against itself) says nothing about drift.
+        ratios.append(own / base if base > LEAST_FLOOR else math.nan)
     return {"drift_last_over_first": last_over_first(ratios), "drift_slope": theil_sen(ratios)}
 
 

@@ -91,7 +91,7 @@ class Scoring:
         others = self._restricted(REAL_SET, self.sets.others, setting)
         backbone, side = self.backbones.slices[0], self.plan.resolutions[0]
         found = readings(setting, MODEL, compared.fake, compared.real, others, backbone, side)
-        return found + readings(setting, "real", compared.real, compared.real, others, backbone, side)
+        return found + readings(setting, "real", compared.real, compared.real, [], backbone, side)
 
     def pictures(self, setting: Setting) -> list[Picture]:
         """Montages of the scored volumes, nearest to the reference first."""

@@ -35,6 +35,7 @@ def severity(context: Context) -> AnalysisResult:
     backbones = replace(backbones, scorer=None)  # reports say nothing about damage
     collector = context.collector(reader, backbones, plan)
     reference = collector.real(sets.evaluated)
+    half = len(reference) // 2
     extractor = collector.extractor
     identity = {"plan": asdict(plan), "backbones": backbones.hashes, "damage": 1}
     cache = FeatureCache(collector.cache.folder, identity)
@@ -50,7 +51,13 @@ def severity(context: Context) -> AnalysisResult:
         for frames in plan.clip_lengths:
             rows += clip_rows(compared, backbones.clips[0], frames, plan.resolutions[0])
         found = readings(
-            REAL, OTHER_REAL, fake, reference, reference, backbones.slices[0], plan.resolutions[0]
+            REAL,
+            OTHER_REAL,
+            fake,
+            reference[:half],
+            reference[half:],
+            backbones.slices[0],
+            plan.resolutions[0],
         )
         values = {row.metric: row.value for row in rows} | {r.monitor: r.value for r in found}
         numbers = {key: value if math.isfinite(value) else None for key, value in values.items()}
