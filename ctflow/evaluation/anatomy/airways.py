@@ -110,11 +110,11 @@ def _longest_chain(candidates: list[list[_Candidate]], grid: Grid) -> list[_Cand
             best_score[spot], came_from[spot] = score, origin
     if not best_score:
         return []
-    spot: _Candidate | None = max(best_score, key=best_score.__getitem__)
+    last: _Candidate | None = max(best_score, key=best_score.__getitem__)
     chain = []
-    while spot is not None:
-        chain.append(spot)
-        spot = came_from[spot]
+    while last is not None:
+        chain.append(last)
+        last = came_from[last]
     return chain[::-1]
 
 

@@ -44,10 +44,10 @@ def find_body(grid: Grid) -> Mask:
 
 def body_extent(body: Mask) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """First and last body column of every slice, empty slices take their neighbours'."""
-    columns = body.any(axis=1)
+    columns = np.asarray(body.any(axis=1))
     first = columns.argmax(axis=1).astype(np.float64)
     last = columns.shape[1] - 1.0 - columns[:, ::-1].argmax(axis=1)
-    empty = ~columns.any(axis=1)
+    empty = ~np.asarray(columns.any(axis=1))
     if empty.any() and not empty.all():
         index = np.arange(len(empty))
         first[empty] = np.interp(index[empty], index[~empty], first[~empty])
@@ -57,11 +57,11 @@ def body_extent(body: Mask) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
 def describe_body(grid: Grid, body: Mask) -> Body:
     """Volume and extents of the body mask."""
-    per_slice = body.any(axis=(1, 2))
+    per_slice = np.asarray(body.any(axis=(1, 2)))
     if not per_slice.any():
         return Body(present=False)
-    columns = body.any(axis=1)[per_slice].sum(axis=1) * grid.spacing[2]
-    rows = body.any(axis=2)[per_slice].sum(axis=1) * grid.spacing[1]
+    columns = np.asarray(body.any(axis=1))[per_slice].sum(axis=1) * grid.spacing[2]
+    rows = np.asarray(body.any(axis=2))[per_slice].sum(axis=1) * grid.spacing[1]
     volume = float(body.sum()) * grid.voxel_ml
     return Body(
         present=volume > 1000.0,
@@ -86,8 +86,9 @@ def find_spine(grid: Grid, body: Mask) -> tuple[Spine, NDArray[np.float64]]:
     slices, rows, columns = grid.hu.shape
     first, last = body_extent(body)
     middle = (first + last) / 2
-    front = body.any(axis=2).argmax(axis=1).astype(np.float64)
-    depth = np.maximum(rows - 1.0 - body.any(axis=2)[:, ::-1].argmax(axis=1) - front, 1.0)
+    occupied = np.asarray(body.any(axis=2))
+    front = occupied.argmax(axis=1).astype(np.float64)
+    depth = np.maximum(rows - 1.0 - occupied[:, ::-1].argmax(axis=1) - front, 1.0)
     weight = bone_weight(grid.hu) * body
     box = ndimage.uniform_filter(weight, (1, *grid.size(SPINE_BOX_MM)[1:]), mode="constant")
     score = ndimage.gaussian_filter1d(box, 14.0 / grid.spacing[0], axis=0)

@@ -23,11 +23,11 @@ class Thresholds:
         metal_ml: Material denser than bone.
     """
 
-    effusion_ml: float = 70.0
+    effusion_ml: float = 100.0
     consolidation_ml: float = 8.0
     nodule_mm: float = 6.5
     cardiothoracic_ratio: float = 0.51
-    pericardial_ml: float = 90.0
+    pericardial_ml: float = 110.0
     emphysema_fraction: float = 0.008
     aortic_calcium_ml: float = 0.25
     coronary_calcium_ml: float = 0.15

@@ -25,6 +25,9 @@ WATER_DARKNESS_HU = (26.0, 75.0)
 CORE_MM = 26.0
 """Vessels and the anterior junction are thinner than this, the heart is not."""
 
+LEAST_OWN_SHARE = 0.7
+"""Fluid takes no more than the rest of the shadow's width."""
+
 STRIP_SHARE = (0.45, 0.75)
 STRIP_MM = (-125.0, -60.0)
 """Between midline and wall, and behind the spine's centre: where the right dome rises."""
@@ -68,7 +71,7 @@ def without_fluid(grid: Grid, heart: Heart, shadow: Mask, darkness: NDArray[np.f
     """The heart with its own width where fluid around it widens the shadow."""
     own = ndimage.binary_opening(shadow & (darkness < WATER_DARKNESS_HU[0]), grid.disc(CORE_MM / 2))
     width = _projected_mm(grid, own)
-    if width < MIN_WIDTH_MM:
+    if width < max(MIN_WIDTH_MM, LEAST_OWN_SHARE * heart.width_mm):
         return heart
     return replace(heart, width_mm=width, cardiothoracic_ratio=width / heart.thorax_width_mm)
 

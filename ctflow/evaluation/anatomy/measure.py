@@ -24,7 +24,7 @@ from ctflow.evaluation.anatomy.types import SIDES, Calcification, Heart, Lungs, 
 from ctflow.types import HUVolume
 
 EMPHYSEMA_HU = -900.0
-MUCH_PERICARDIAL_ML = 100.0
+MUCH_PERICARDIAL_ML = 200.0
 BELOW_USUAL_LUNG_HU = 75.0
 """Emphysema is darker than EMPHYSEMA_HU and than the lung of its slice by this much."""
 

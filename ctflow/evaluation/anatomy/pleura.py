@@ -119,7 +119,7 @@ def find_fluid(
     edge = (
         ndimage.binary_dilation(fluid)
         & ~lung
-        & (grid.smooth > reference - 227.0)
+        & (grid.smooth > reference - 150.0)
         & (grid.smooth < reference - 7.0)
     )
     fluid |= edge

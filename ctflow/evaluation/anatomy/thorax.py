@@ -94,8 +94,8 @@ def sample_rays(grid: Grid, values: Array, polar: Polar, radii: NDArray[np.float
 
 def _origins(grid: Grid, lungs: Mask, spine: NDArray[np.float64]) -> NDArray[np.float64]:
     """Middle of the chest: the spine's column, and half way through the lungs from front to back."""
-    occupied = lungs.any(axis=2)
-    present = occupied.any(axis=1)
+    occupied = np.asarray(lungs.any(axis=2))
+    present = np.asarray(occupied.any(axis=1))
     origin = np.stack([spine[:, 0] - 60.0 / grid.spacing[1], spine[:, 1]], axis=1)
     if present.any():
         index = np.arange(len(present))
