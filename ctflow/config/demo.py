@@ -17,14 +17,15 @@ class ContrastPair:
     """
 
     with_finding: str = (
-        "There is a large right pleural effusion. No left pleural effusion. The heart is of normal size. "
-        "No consolidation is seen. No nodule is seen in the lungs. The trachea and main bronchi are patent. "
+        "The size of the heart is within normal limits. Trachea is in the midline and both main bronchi are "
+        "open. There is no consolidation. No nodule or mass is seen in the lungs. There is a large right "
+        "pleural effusion of about 900 ml. No pleural effusion is seen on the left. "
         "Large right pleural effusion."
     )
     without_finding: str = (
-        "There is no pleural effusion. No left pleural effusion. The heart is of normal size. "
-        "No consolidation is seen. No nodule is seen in the lungs. The trachea and main bronchi are patent. "
-        "Findings within normal limits."
+        "The size of the heart is within normal limits. Trachea is in the midline and both main bronchi are "
+        "open. There is no consolidation. No nodule or mass is seen in the lungs. No pleural effusion is "
+        "seen. Normal chest CT."
     )
     label: str = "Pleural effusion"
     side: str = "right"
