@@ -64,7 +64,8 @@ def readings(
         source: The model, or which floor.
         cases: The scored volumes.
         real: The reference set, restricted to the setting.
-        others: Other real cases, restricted to the setting; the floor of the windows' distances. None: no ratio.
+        others: Other real cases, restricted to the setting; the floor of the windows' distances. Empty: no
+            such ratio.
         backbone: Slice backbone of the windows' distances.
         side: Resolution of its features.
     """

@@ -116,6 +116,18 @@ def test_rises_needs_every_step_above_the_one_before():
     assert rises(records, "m", "blur") and not rises(records, "m", "noise")
 
 
+def test_severity_sweep_rises_above_the_floor(context, monkeypatch):
+    some = {name: (DAMAGES[name][0], (60.0, 250.0)) for name in ("noise", "seam", "shift", "checkerboard")}
+    some["blur"] = (DAMAGES["blur"][0], (1.0, 4.0))
+    monkeypatch.setattr("ctflow.evaluation.analyses.severity.DAMAGES", some)
+    records = REGISTRY["severity"](context).records
+    assert records[0]["damage"] == "none" and len(records) == 1 + 2 * len(some)
+    for name in some:
+        assert rises(records, "fid_rand2d", name), name
+    assert rises(records, "seam_ratio", "seam") and not rises(records, "seam_ratio", "shift")
+    assert rises(records, "checkerboard_2", "checkerboard") and not rises(records, "checkerboard_2", "seam")
+
+
 TRUTH = {
     "findings": [
         {"label": "Pleural effusion", "side": "right", "volume_ml": 100.0, "size_mm": None},

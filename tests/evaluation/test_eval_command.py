@@ -17,7 +17,7 @@ def run(checkpoint, shards, output, *extra) -> dict:
         f"output={output}",
         f"cache={output}/cache",
     ]
-    assert command.main([*arguments, "cases=8", "batch_size=4", "sampling.steps=1", *extra]) == 0
+    assert command.main([*arguments, "cases=6", "batch_size=3", "sampling.steps=1", *extra]) == 0
     folders = sorted(p for p in output.iterdir() if (p / "results.json").is_file())
     return json.loads((folders[-1] / "results.json").read_text(encoding="utf-8")) | {"folder": folders[-1]}
 
@@ -75,7 +75,7 @@ def test_model_of_noise_stands_far_above_the_real_floor(everything):
 
 def test_provenance(everything):
     block = everything["provenance"]
-    assert len(block["case_set_sha256"]) == 64 and block["cases"] == 8 and block["floor_cases"] == 8
+    assert len(block["case_set_sha256"]) == 64 and block["cases"] == 6 and block["floor_cases"] == 6
     assert set(block["backbones_sha256"]) == {"rand2d", "rand3d", "clip_phantom"}
 
 

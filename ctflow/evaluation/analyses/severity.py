@@ -89,8 +89,10 @@ def plot(records: Sequence[dict[str, Any]]) -> Figure:
             values = [floor, *(r[name] for r in records if r["damage"] == damage)]
             axes.plot(range(len(values)), [math.nan if v is None else v for v in values], ".-", label=damage)
         axes.set_title(name, fontsize=9)
-        if "rand" in name:
+        if name.startswith("kid"):  # unbiased, so it may be negative
             axes.set_yscale("symlog", linthresh=max(abs(floor or 0.01), 1e-4))
+        else:
+            axes.set_yscale("log")
         axes.axhline(floor or 0, color="grey", linestyle=":", linewidth=1)
     figure.axes[0].legend(fontsize=6)
     figure.tight_layout()
