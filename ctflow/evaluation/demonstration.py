@@ -134,9 +134,9 @@ def _scores(page: Page, root: Path) -> None:
         if record["value"] or record["source"] == "model"
     ]
     page.text(
-        "Setting next-block: every block is generated from the real one before it. The floors say what other real "
-        "phantoms, and their A-VAE reconstructions, score. So few cases show that the command works, no more; "
-        "metrics named rand2d and rand3d use frozen random convolutions."
+        "Setting next-block: every block is generated from the real one before it. The floors say what other "
+        "real phantoms, and their A-VAE reconstructions, score. So few cases show that the command works, no "
+        "more; metrics named rand2d and rand3d use frozen random convolutions."
     )
     page.table(["source", "metric", "value", "at infinite N", "cases", "note"], rows)
     page.text(f"All of it, with intervals, monitors and provenance: {tables[-1].parent / 'report.html'}")
