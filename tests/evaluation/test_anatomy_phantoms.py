@@ -63,13 +63,13 @@ def test_accuracy_command_writes_tables_and_ranges(tmp_path, healthy):
     phantom, _ = healthy
     write_nifti(tmp_path / "in" / "a.nii.gz", phantom.volume)
     truth = {"case_id": "a", **phantom.truth}
-    (tmp_path / "in" / "a.truth.json").write_text(json.dumps(truth))
+    (tmp_path / "in" / "a.truth.json").write_text(json.dumps(truth), encoding="utf-8")
     arguments = ["--volumes", str(tmp_path / "in"), "--output", str(tmp_path / "out")]
     assert main([*arguments, f"ranges_file={tmp_path / 'ranges.json'}"]) == 0
-    result = json.loads((tmp_path / "out" / "anatomy-accuracy.json").read_text())
+    result = json.loads((tmp_path / "out" / "anatomy-accuracy.json").read_text(encoding="utf-8"))
     assert result["volumes"] == 1 and result["anatomy"]["two_lungs"] == 1.0
-    assert "| Pleural effusion | 0 |" in (tmp_path / "out" / "anatomy-accuracy.md").read_text()
-    assert json.loads((tmp_path / "ranges.json").read_text())["volumes"] == 1
+    assert "| Pleural effusion | 0 |" in (tmp_path / "out" / "anatomy-accuracy.md").read_text(encoding="utf-8")
+    assert json.loads((tmp_path / "ranges.json").read_text(encoding="utf-8"))["volumes"] == 1
 
 
 def test_accuracy_command_refuses_a_folder_without_phantoms(tmp_path):
