@@ -68,7 +68,8 @@ def test_accuracy_command_writes_tables_and_ranges(tmp_path, healthy):
     assert main([*arguments, f"ranges_file={tmp_path / 'ranges.json'}"]) == 0
     result = json.loads((tmp_path / "out" / "anatomy-accuracy.json").read_text(encoding="utf-8"))
     assert result["volumes"] == 1 and result["anatomy"]["two_lungs"] == 1.0
-    assert "| Pleural effusion | 0 |" in (tmp_path / "out" / "anatomy-accuracy.md").read_text(encoding="utf-8")
+    table = (tmp_path / "out" / "anatomy-accuracy.md").read_text(encoding="utf-8")
+    assert "| Pleural effusion | 0 |" in table
     assert json.loads((tmp_path / "ranges.json").read_text(encoding="utf-8"))["volumes"] == 1
 
 
