@@ -223,3 +223,9 @@ def test_reading_pack_there_and_back(context):
     assert values["real or synthetic, accuracy"]["value"] == 0.75
     assert values["measuring module, all items"]["value"] == 1.0
     assert values["measuring module, all items"]["number"] == 4
+
+
+def test_shipped_contrast_pairs_are_readable(repo_root):
+    pairs = read_pairs(repo_root / AnalysisConfig().pairs)
+    assert len(pairs) == 48 and {p.kind for p in pairs} == {"present or absent", "left or right"}
+    assert all(p.reports[0] != p.reports[1] for p in pairs)
