@@ -7,7 +7,8 @@ shards, so one process and several ranks write the same bytes; a killed run goes
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -111,10 +112,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     loader = EncodeLoader(source, shards, complete, config.batch_slices, rank, world_size)
     log.info("%d of %d shards are complete in %s", len(complete), len(shards), config.output)
     if len(complete) < len(shards):
-        trainer.predict(Encoder(avae, text_encoder), loader, return_predictions=False)
+        with _one_thread():
+            trainer.predict(Encoder(avae, text_encoder), loader, return_predictions=False)
     if rank == 0:
         log.info("encoded %d cases to %s", len(source), config.output)
     return 0
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One thread per process on a CPU: sums split over threads round otherwise, and the bytes would change.
+
+    A machine's cores are used by processes instead (``devices``).
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _avae(config: EncodeConfig, source: SliceShards) -> AVAE:

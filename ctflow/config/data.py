@@ -69,7 +69,7 @@ class EncodeConfig:
             number of processes does not.
         precision: ``fp32`` or ``bf16``.
         accelerator: Lightning's name: ``auto``, ``cpu``, ``gpu``.
-        devices: Processes (CPU) or devices (GPU).
+        devices: Processes (CPU; one thread each, so that any number writes equal bytes) or devices (GPU).
         whitening: ``model`` takes the A-VAE's own; ``measured`` measures it on ``source`` and writes an A-VAE
             with it to ``avae_output``, to be decoded with. One already there is used as it is.
         avae_output: Folder for ``whitening=measured``.
