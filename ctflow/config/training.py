@@ -70,6 +70,10 @@ class AutoencoderTask:
     Attributes:
         network: The A-VAE; its whitening is measured when training ends.
         init_from: Sharing folder or published weights to start from (weights only); empty: from scratch.
+        train_encoder: False trains the decoder alone: latents and their whitening stay what they are, so that
+            shards already encoded and transformers trained on them stay valid.
+        flat_fraction: Share of training slices replaced by flat ones, half air and half at the top of the
+            window: start and end slices are none that scans contain, and a rollout decodes them.
         l1_weight: Weight of the mean absolute error in the network's intensity range.
         kl_weight: Weight of the KL divergence, averaged over latent values.
         perceptual_weight: Weight of the VGG-16 feature distance; 0 switches it off.
@@ -84,6 +88,8 @@ class AutoencoderTask:
 
     network: AVAEConfig = field(default_factory=AVAEConfig)
     init_from: str = ""
+    train_encoder: bool = True
+    flat_fraction: float = 0.0
     l1_weight: float = 1.0
     kl_weight: float = 1e-6
     perceptual_weight: float = 0.0
@@ -95,6 +101,13 @@ class AutoencoderTask:
     whitening_batches: int = 32
 
     def __post_init__(self) -> None:
+        if not 0 <= self.flat_fraction < 1:
+            raise ValueError(f"flat_fraction lies in [0, 1), found {self.flat_fraction}")
+        if not self.train_encoder and (not self.init_from or self.whitening_batches):
+            raise ValueError(
+                "train_encoder=false needs init_from=FOLDER, whose encoder stays, and whitening_batches=0, "
+                f"found init_from={self.init_from!r}, whitening_batches={self.whitening_batches}"
+            )
         if self.perceptual_weight > 0 and not self.perceptual_weights_path:
             raise ValueError(
                 f"perceptual_weight={self.perceptual_weight} needs perceptual_weights_path, "

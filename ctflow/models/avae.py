@@ -161,9 +161,9 @@ class AVAE(nn.Module):
         return self.encode_hu(torch.full((1, height, width), hu, device=weight.device, dtype=weight.dtype))
 
     def fingerprint(self) -> str:
-        """SHA-256 of everything a stored posterior depends on: weights (as float32) and intensity window."""
+        """SHA-256 of all a stored posterior depends on: encoder weights (as float32) and intensity window."""
         digest = hashlib.sha256(json.dumps(asdict(self.config.intensity), sort_keys=True).encode())
-        for name, value in sorted(self.net.state_dict().items()):
+        for name, value in sorted(self.net.encoder.state_dict().items()):
             digest.update(f"{name}{list(value.shape)}".encode())
             digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()

@@ -16,6 +16,7 @@ from ctflow.training.ema import averaged_copy
 from ctflow.training.losses import Adversary, PerceptualTerm, adaptive_weight, gradient_at
 from ctflow.training.optim import build_optimizer
 from ctflow.training.plain import from_plain, to_plain
+from ctflow.training.randomness import SampleRandom
 
 HU_RANGE = 2000.0
 """Peak of PSNR and SSIM: [-1000, 1000] HU whatever the network's own window."""
@@ -37,6 +38,7 @@ class AutoencoderModule(CountingModule):
         self.automatic_optimization = False
         # Channels last: convolutions in bfloat16 take half the time on CPUs.
         self.network: AVAE = AVAE(self.config.network).to(memory_format=torch.channels_last)
+        self.network.net.encoder.requires_grad_(self.config.train_encoder)
         self.averaged = averaged_copy(self.network)
         self.adversary: Adversary | None = None
         if self.config.adversary.start_step >= 0:
@@ -64,9 +66,10 @@ class AutoencoderModule(CountingModule):
 
     def training_step(self, batch: SliceBatch, batch_idx: int) -> None:
         """One step of the A-VAE, then, from ``adversary.start_step`` on, one of the discriminator."""
-        images = self._images(batch)
+        random = self.random(sample_keys(batch))
+        images = self._images(batch, random)
         posterior = self.network.encode(images)
-        output = self.network.decode(self._sample(posterior, batch)).float()
+        output = self.network.decode(self._sample(posterior, random)).float()
         terms = {"l1": (output - images).abs().mean(), "perceptual": self._perceptual(output, images)}
         terms["kl"] = posterior.kl().mean() / posterior.mean[0].numel()
         loss = self.config.l1_weight * terms["l1"] + self.config.perceptual_weight * terms["perceptual"]
@@ -81,15 +84,20 @@ class AutoencoderModule(CountingModule):
         self.batches += 1
         self.log_terms(terms, len(images))
 
-    def _images(self, batch: SliceBatch) -> Tensor:
-        images = self.network.config.intensity.to_model(batch.images)
+    def _images(self, batch: SliceBatch, random: SampleRandom) -> Tensor:
+        """Training images ``[N, C, H, W]``; a share of them flat."""
+        window = self.network.config.intensity
+        images = window.to_model(batch.images)
+        if self.config.flat_fraction > 0:
+            chance = random.uniform()[:, None, None, None] / self.config.flat_fraction
+            images = torch.where(chance < 0.5, window.low, torch.where(chance < 1.0, window.high, images))
         images = images.expand(-1, self.network.config.in_channels, -1, -1)
         return images.contiguous(memory_format=torch.channels_last)
 
-    def _sample(self, posterior: Posterior, batch: SliceBatch) -> Tensor:
+    def _sample(self, posterior: Posterior, random: SampleRandom) -> Tensor:
         """A latent per slice, its noise a function of (seed, batch number, slice)."""
         mean, std = posterior.mean.float(), torch.exp(0.5 * posterior.logvar.float())
-        return mean + std * self.random(sample_keys(batch)).normal(*mean.shape[1:])
+        return mean + std * random.normal(*mean.shape[1:])
 
     def _perceptual(self, output: Tensor, images: Tensor) -> Tensor:
         window = self.network.config.intensity
@@ -148,7 +156,8 @@ class AutoencoderModule(CountingModule):
 
     def configure_optimizers(self) -> tuple[list[torch.optim.Optimizer], list[Any]]:
         """One AdamW with schedule for the A-VAE, one for the discriminator."""
-        pairs = [build_optimizer(self.network.parameters(), self.config.optimizer)]
+        trained = (p for p in self.network.parameters() if p.requires_grad)
+        pairs = [build_optimizer(trained, self.config.optimizer)]
         if self.adversary is not None:
             pairs.append(build_optimizer(self.adversary.parameters(), self.config.adversary.optimizer))
         return [p[0] for p in pairs], [p[1] for p in pairs]

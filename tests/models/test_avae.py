@@ -154,7 +154,7 @@ def test_training_reaches_every_parameter(tiny):
     assert [name for name in silent if not name.endswith("to_k.bias")] == []
 
 
-def test_fingerprint_sees_weights_and_window_but_not_whitening(tiny):
+def test_fingerprint_sees_encoder_and_window_but_neither_whitening_nor_decoder(tiny):
     config = tiny.config
     copies = [
         AVAE(AVAEConfig(**{**vars(config), **changed}))
@@ -166,6 +166,8 @@ def test_fingerprint_sees_weights_and_window_but_not_whitening(tiny):
     assert same == whitened == tiny.fingerprint() != windowed
     with torch.no_grad():
         copies[0].last_layer[0, 0, 0, 0] += 1e-3
+        assert copies[0].fingerprint() == same
+        copies[0].net.encoder.conv_in.weight[0, 0, 0, 0] += 1e-3
     assert copies[0].fingerprint() != same
 
 

@@ -11,11 +11,13 @@ from torch import nn
 from ctflow.config import load_config
 from ctflow.config.encoders import AVAEConfig
 from ctflow.config.models import FMvTConfig
-from ctflow.config.training import AdversaryConfig, FlowTask, TrainConfig
+from ctflow.config.training import AdversaryConfig, AutoencoderTask, FlowTask, TrainConfig
+from ctflow.data import SliceBatch
 from ctflow.data.curves import read_curves
 from ctflow.errors import ConfigError, CTFlowError, WeightsError
 from ctflow.models import AVAE
 from ctflow.training import precision
+from ctflow.training.autoencoder import AutoencoderModule
 from ctflow.training.base import unique_keys
 from ctflow.training.callbacks import check_finite
 from ctflow.training.contrastive import label_loss, mean_auroc, retrieval_accuracy
@@ -204,6 +206,8 @@ def test_missing_checkpoints_are_errors(tmp_path: Path) -> None:
         "loop.max_steps=0",
         "flow.text=both",
         "autoencoder.perceptual_weight=1.0",
+        "autoencoder.flat_fraction=1.0",
+        "autoencoder.train_encoder=false",
         "loop.accumulate=2",
         "autoencoder.optimizer.betas=[0.9]",
     ],
@@ -220,3 +224,16 @@ def test_diverged_weights_never_reach_a_checkpoint(tmp_path: Path) -> None:
         next(module.network.parameters()).view(-1)[0] = torch.nan
     with pytest.raises(CTFlowError, match="not finite after step 7"):
         check_finite(module, 7, tmp_path)
+
+
+def test_a_share_of_the_slices_is_flat_air_or_white() -> None:
+    network = AVAEConfig(latent_channels=4, block_out_channels=[8, 8], layers_per_block=1, norm_num_groups=4)
+    module = AutoencoderModule(AutoencoderTask(network=network, flat_fraction=0.5))
+    hu = torch.linspace(-900.0, 900.0, 64).expand(400, 1, 1, 64).repeat(1, 1, 64, 1)
+    batch = SliceBatch(hu, ["a"] * 400, torch.arange(400), torch.ones(400, 3))
+    images = module._images(batch, SampleRandom(0, 0, [f"a/{i}" for i in range(400)], CPU))
+    flat = images.flatten(1).std(dim=1) == 0
+    levels = images[flat][:, 0, 0, 0]
+    assert 0.4 < flat.float().mean() < 0.6
+    assert set(levels.tolist()) == {-1.0, 1.0} and 0.3 < (levels > 0).float().mean() < 0.7
+    assert torch.equal(images[~flat], network.intensity.to_model(hu[~flat]))

@@ -246,6 +246,20 @@ def test_fine_tuning_starts_from_exported_weights(whole: Path, tiny: TinyData, t
     assert torch.equal(tuned.last_layer, load_avae(start).last_layer)
 
 
+def test_the_decoder_alone_is_trained_and_latents_stay_valid(
+    whole: Path, tiny: TinyData, tmp_path: Path
+) -> None:
+    start = whole / "autoencoder" / "whole" / "export"
+    options = ["train_encoder=false", "whitening_batches=0", f"init_from={start}", "adversary.start_step=1"]
+    more = [f"autoencoder.{option}" for option in options]
+    main(tiny.arguments("autoencoder", tmp_path, *more, "loop.max_steps=4", "name=decoder"))
+    before, after = load_avae(start), load_avae(tmp_path / "autoencoder" / "decoder" / "export")
+    assert after.fingerprint() == before.fingerprint() and after.config == before.config
+    for name, value in before.net.encoder.state_dict().items():
+        assert torch.equal(value, after.net.encoder.state_dict()[name]), name
+    assert not torch.equal(after.last_layer, before.last_layer)
+
+
 def test_rollouts_are_shown_and_measured(tiny: TinyData, tmp_path: Path, curves_of: ReadCurves) -> None:
     monitor = ["rollout_every=1", "cases=2", "max_blocks=2", "steps=2"]
     more = [f"flow.monitor.{setting}" for setting in monitor]
