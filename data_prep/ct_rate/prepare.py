@@ -153,7 +153,7 @@ def _sort(item: Item, outcome: Outcome) -> None:
 def _prepare_volume(job: Job, outcome: Outcome) -> None:
     scan = _read(job.item, job.config.memory_gb * 2**30)
     check_affine(scan.affine)
-    flags: list[list[str]] = []
+    flags = list(scan.flags)
     rescale, facts = decide_rescale(scan.stored, (scan.slope, scan.intercept), job.row.rescale)
     if rescale.conflict:
         flags.append(["rescale_conflict", f"slope {scan.slope:g}, intercept {scan.intercept:g} left out"])
@@ -163,7 +163,7 @@ def _prepare_volume(job: Job, outcome: Outcome) -> None:
         flags.append(["not_finite_filled", f"{facts['not_finite_share']:.2%} of the voxels"])
     view, spacing, used, geometry = _place(scan, rescale)
     view, blank = trim_blank(view)
-    if blank:
+    if blank and geometry["oblique_degrees"] <= OBLIQUE_DEGREES:  # straightening makes some of its own
         flags.append(["blank_ends", f"{blank} slices"])
     if view.shape[0] < MIN_SLICES:
         raise ScanRefused(
