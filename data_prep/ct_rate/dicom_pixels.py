@@ -36,8 +36,10 @@ def read_pixels(headers: list[DicomHeader]) -> NDArray[Any]:
     stored = np.empty((len(headers), first.rows, first.columns), np.int16 if whole else np.float32)
     frames: NDArray[Any] | None = None
     for k, header in enumerate(headers):
-        if frames is None or header.frames == 1:
+        if header.frames == 1:
             frames = _read_frames(header)
+        elif frames is None:
+            frames = _own_rescale(_read_frames(header), headers)
         stored[k] = np.clip(_without_padding(frames[header.frame], header), *_INT16)
     return stored.transpose(2, 1, 0)
 
@@ -67,6 +69,24 @@ def _read_frames(header: DicomHeader) -> NDArray[Any]:
     if pixels.size != np.prod(expected) or pixels.shape[-2:] != expected[1:]:
         raise ScanRefused("unreadable", f"{header.path.name} holds {pixels.shape} pixels, not {expected}")
     return pixels.reshape(expected)
+
+
+def _own_rescale(frames: NDArray[Any], headers: list[DicomHeader]) -> NDArray[Any]:
+    """Frames with slope and intercept of their own, where GDCM has applied the first frame's to all.
+
+    Raises:
+        ScanRefused: Only some frames have them.
+    """
+    rescales = {header.frame: header.rescale for header in headers}
+    if len(set(rescales.values())) == 1:
+        return frames
+    if None in rescales.values():
+        raise ScanRefused("unreadable", "only some of the frames have a slope and intercept")
+    frames = frames.astype(np.float64)
+    slope, intercept = rescales[0] or (1.0, 0.0)
+    for frame, (own_slope, own_intercept) in ((f, r) for f, r in rescales.items() if r):
+        frames[frame] = (frames[frame] - intercept) / slope * own_slope + own_intercept
+    return frames
 
 
 def _execute(path: Path) -> NDArray[Any]:

@@ -126,8 +126,8 @@ def why_not_hu(values: NDArray[np.float64]) -> str | None:
 
 def _without_padding(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Values less those outside the field of view: single ones far below air, or one that is very common."""
-    lowest, common = np.unique(values[values <= PADDING_HU], return_counts=True)
-    common = common > MIN_PADDING * values.size
+    lowest, counts = np.unique(values[values <= PADDING_HU], return_counts=True)
+    common = counts > MIN_PADDING * values.size
     common[:1] = True
     values = values[~np.isin(values, lowest[common])]
     floor = values.min(initial=np.inf)
@@ -170,5 +170,5 @@ def _why(sample: NDArray[np.float64], candidates: list[Rescale], csv: tuple[floa
     text = f"values {finite.min():g} to {finite.max():g}: {reason}; tried {'; '.join(tried)}"
     for offset in (1000.0, 1024.0):
         if csv is None and why_not_hu(sample - offset) is None:
-            return f"{text}. They look like HU + {offset:.0f}, stored: give --metadata with RescaleIntercept"
+            return f"{text}. They look like stored values (HU + 1000 or so): --metadata with RescaleIntercept"
     return text

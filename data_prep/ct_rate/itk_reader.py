@@ -49,7 +49,9 @@ def read_itk_scan(path: Path, memory_bytes: float) -> RawScan:
         image = reader.Execute()
     except RuntimeError as error:
         text, missing = last_line(error), _missing_voxels(path)
-        short = any(word in text.lower() for word in ("bytes", "eof", "end of", "truncat", "premature", "fread"))
+        short = any(
+            word in text.lower() for word in ("bytes", "eof", "end of", "truncat", "premature", "fread")
+        )
         raise ScanRefused("truncated" if short or missing else "unreadable", missing or text) from error
     while image.GetDimension() > 3:
         image = image[..., 0]
@@ -75,7 +77,9 @@ def _nrrd_has_space(path: Path) -> bool:
     """Whether the axes are tied to the patient; ``scanner-xyz`` and ``space dimension: 3`` are not."""
     with path.open("rb") as stream:
         head = stream.read(2**16).replace(b"\r\n", b"\n").split(b"\n\n")[0].decode("ascii", "replace")
-    spaces = [line.partition(":")[2].strip().lower() for line in head.splitlines() if line.startswith("space:")]
+    spaces = [
+        line.partition(":")[2].strip().lower() for line in head.splitlines() if line.startswith("space:")
+    ]
     return any(space in _NRRD_SHORT or {*space.split("-")} >= {"superior"} for space in spaces)
 
 

@@ -105,9 +105,7 @@ def _scan(header: nib.Nifti1Header, sizes: tuple[int, ...], data: bytes) -> RawS
     slope, intercept = header.get_slope_inter()
     affine, conflict = _affine(header), _conflict(header)
     flags = [["header_conflict", conflict]] if conflict else []
-    return RawScan(
-        stored, affine, slope or 1.0, intercept or 0.0, "NIfTI", facts=_facts(header), flags=flags
-    )
+    return RawScan(stored, affine, slope or 1.0, intercept or 0.0, "NIfTI", facts=_facts(header), flags=flags)
 
 
 def _header(head: bytes, magics: tuple[bytes, ...]) -> nib.Nifti1Header:
@@ -146,10 +144,11 @@ def _conflict(header: nib.Nifti1Header) -> str | None:
     except (HeaderDataError, ValueError, TypeError, np.linalg.LinAlgError) as error:
         return f"qform unusable ({error})"
     spacing = [np.linalg.norm(place[:3, :3], axis=0) for place in places]
-    if axes[0] == axes[1] and np.allclose(*spacing, rtol=0.01):
+    if axes[0] == axes[1] and np.allclose(spacing[0], spacing[1], rtol=0.01):
         return None
     told = [
-        f"{a} of {' x '.join(f'{v:g}' for v in np.round(s, 4))} mm" for a, s in zip(axes, spacing, strict=True)
+        f"{a} of {' x '.join(f'{v:g}' for v in np.round(s, 4))} mm"
+        for a, s in zip(axes, spacing, strict=True)
     ]
     return f"sform {told[0]}, qform {told[1]}"
 

@@ -77,6 +77,7 @@ class Outcome:
         report: Its report.
         labels: Its labels.
         source_sha256: Hash of its files.
+        voxels_sha256: Hash of the prepared voxels.
         truth_path: Ground truth beside it.
         facts: Decisions and findings of the ingest, for the record.
         items: Series found in a folder (``expanded``).
@@ -96,6 +97,7 @@ class Outcome:
     report: str = ""
     labels: dict[str, int] = field(default_factory=dict)
     source_sha256: str = ""
+    voxels_sha256: str = ""
     truth_path: str | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     items: list[dict[str, Any]] = field(default_factory=list)
@@ -183,6 +185,7 @@ def _prepare_volume(job: Job, outcome: Outcome) -> None:
     outcome.spacing, outcome.slices = [round(s, 6) for s in prepared], hu.shape[0]
     outcome.report, outcome.labels = job.row.report or "", job.row.labels
     outcome.source_sha256, outcome.truth_path = _sha256(job.item.files), _truth(job.item)
+    outcome.voxels_sha256 = hashlib.sha256(hu.tobytes()).hexdigest()
     outcome.facts = {
         "source": job.item.key,
         "format": scan.format,

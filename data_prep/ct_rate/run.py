@@ -48,6 +48,9 @@ class IngestRun:
         self._numbers = itertools.count()
         self.seen: dict[str, Outcome] = {}
         self._cases = completed_cases(self.output)
+        self._contents = {
+            o.voxels_sha256: o for o in journal.outcomes.values() if o.usable and o.case_id in self._cases
+        }
         self._unclaimed = self._cases - {o.case_id for o in journal.outcomes.values() if o.usable}
         self._pending: list[tuple[str, Item]] = []
         self._waiting: list[tuple[str, Outcome, Path]] = []
@@ -156,9 +159,10 @@ class IngestRun:
         if there and outcome.case_id not in self._unclaimed:
             outcome.status = REFUSED
             outcome.reasons = [["duplicate", f"a case {outcome.case_id} is already there"]]
-        self._unclaimed.discard(
-            outcome.case_id
-        )  # in a shard, but the journal was lost: now it is known again
+        # In a shard, but the journal was lost: now it is known again.
+        self._unclaimed.discard(outcome.case_id)
+        if outcome.usable:
+            self._compare(outcome)
         self.journal.add(outcome)
         self.seen[outcome.key] = outcome
         if outcome.reasons:
@@ -167,6 +171,13 @@ class IngestRun:
             self._cases.add(outcome.case_id)
             writers[outcome.split].append(_record(outcome, path))
         path.unlink(missing_ok=True)
+
+    def _compare(self, outcome: Outcome) -> None:
+        """A copy of an earlier volume is the same patient's: never on the other side of the split."""
+        first = self._contents.setdefault(outcome.voxels_sha256, outcome)
+        if first.key != outcome.key:
+            outcome.status, outcome.patient_id, outcome.split = FLAGGED, first.patient_id, first.split
+            outcome.reasons = [*outcome.reasons, ["duplicate_content", f"equals {first.case_id}"]]
 
 
 def _tell(outcome: Outcome) -> None:
