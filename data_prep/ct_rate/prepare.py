@@ -31,6 +31,7 @@ from data_prep.ct_rate.geometry import (
 )
 from data_prep.ct_rate.hounsfield import Rescale, decide_rescale, is_coarse
 from data_prep.ct_rate.itk_reader import read_itk_scan
+from data_prep.ct_rate.likeness import coarse_picture
 from data_prep.ct_rate.nifti_reader import read_nifti_scan
 from data_prep.ct_rate.reasons import ScanRefused, printable
 from data_prep.ct_rate.scan import MIN_SLICES, RawScan, check_affine
@@ -78,6 +79,7 @@ class Outcome:
         labels: Its labels.
         source_sha256: Hash of its files.
         voxels_sha256: Hash of the prepared voxels.
+        coarse: Coarse picture of the prepared volume, where nothing tells the patient.
         truth_path: Ground truth beside it.
         facts: Decisions and findings of the ingest, for the record.
         items: Series found in a folder (``expanded``).
@@ -98,6 +100,7 @@ class Outcome:
     labels: dict[str, int] = field(default_factory=dict)
     source_sha256: str = ""
     voxels_sha256: str = ""
+    coarse: list[int] = field(default_factory=list)
     truth_path: str | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     items: list[dict[str, Any]] = field(default_factory=list)
@@ -186,6 +189,8 @@ def _prepare_volume(job: Job, outcome: Outcome) -> None:
     outcome.report, outcome.labels = job.row.report or "", job.row.labels
     outcome.source_sha256, outcome.truth_path = _sha256(job.item.files), _truth(job.item)
     outcome.voxels_sha256 = hashlib.sha256(hu.tobytes()).hexdigest()
+    if outcome.patient_id == outcome.case_id:
+        outcome.coarse = coarse_picture(hu, prepared[0])
     outcome.facts = {
         "source": job.item.key,
         "format": scan.format,
