@@ -188,7 +188,7 @@ def _prepare_volume(job: Job, outcome: Outcome) -> None:
     outcome.spacing, outcome.slices = [round(s, 6) for s in prepared], hu.shape[0]
     outcome.report, outcome.labels = job.row.report or "", job.row.labels
     outcome.source_sha256, outcome.truth_path = _sha256(job.item.files), _truth(job.item)
-    outcome.voxels_sha256 = hashlib.sha256(hu.tobytes()).hexdigest()
+    outcome.voxels_sha256 = hashlib.sha256(hu.data).hexdigest()
     if outcome.patient_id == outcome.case_id:
         outcome.coarse = coarse_picture(hu, prepared[0])
     outcome.facts = {

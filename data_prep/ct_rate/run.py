@@ -49,10 +49,12 @@ class IngestRun:
         self._numbers = itertools.count()
         self.seen: dict[str, Outcome] = {}
         self._cases = completed_cases(self.output)
-        self._contents = {
-            o.voxels_sha256: o for o in journal.outcomes.values() if o.usable and o.case_id in self._cases
-        }
-        self._looks = [(np.array(o.coarse), o) for o in self._contents.values() if o.coarse]
+        done = [o for o in journal.outcomes.values() if o.usable and o.case_id in self._cases]
+        done.sort(key=lambda o: o.key)
+        self._contents = {o.voxels_sha256: o for o in reversed(done)}  # the first of equal ones, as in one go
+        self._looks = [
+            (np.array(o.coarse), o) for o in done if self._contents[o.voxels_sha256] is o and o.coarse
+        ]
         self._unclaimed = self._cases - {o.case_id for o in journal.outcomes.values() if o.usable}
         self._pending: list[tuple[str, Item]] = []
         self._waiting: list[tuple[str, Outcome, Path]] = []

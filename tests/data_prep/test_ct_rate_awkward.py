@@ -267,6 +267,10 @@ def test_copies_and_reconstructions_of_a_scan_stay_on_its_side_of_the_split(tmp_
         rows = list(csv.DictReader(stream))
     assert len(rows) == 8 and len({(row["patient_id"], row["split"]) for row in rows}) == 1
     assert [row["flags"] for row in rows] == ["", *["duplicate_content"] * 3, *[""] * 4]
+    save_nifti(tmp_path / "in" / "z.nii.gz", HU)  # a later run names the same first one
+    assert main(["--source", str(tmp_path / "in"), "--output", str(tmp_path / "out"), *keys]) == 0
+    quarantine = (tmp_path / "out" / "quarantine.csv").read_text(encoding="utf-8")
+    assert quarantine.count("equals a") == 4
 
 
 def test_likeness_needs_length_and_equal_anatomy():
