@@ -16,6 +16,7 @@ ANALYSES = (
     "contrast",
     "severity",
     "reading",
+    "seams",
 )
 PROTOCOLS = ("matched", "stylegan-v")
 

@@ -30,7 +30,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from ctflow.data.records import LatentHeader, LatentRecord, SliceRecord
+from ctflow.data.records import CaseEntry, LatentHeader, LatentRecord, SliceRecord
 from ctflow.errors import ShardError
 from ctflow.whitening import Whitening
 
@@ -185,6 +185,22 @@ def read_text(
 def read_metadata(file: h5py.File, index: int) -> dict[str, Any]:
     """Everything of a case that is no array (the fields of its record)."""
     return _read_metadata(_case(file, index))
+
+
+def read_case_entry(file: h5py.File, kind: str, index: int) -> CaseEntry:
+    """What the manifest must say of a case, from the shard itself."""
+    group, text = _case(file, index), read_metadata(file, index)
+    array = group["hu" if kind == SLICES else "mean"]
+    z, y, x = (float(s) for s in text["spacing"])
+    return CaseEntry(
+        case_id=text["case_id"],
+        patient_id=text["patient_id"],
+        slices=int(array.shape[0]),
+        spacing=(z, y, x),
+        split=text["split"],
+        tokens=0 if kind == SLICES else int(group["text"].shape[0]),
+        size=(int(array.shape[-2]), int(array.shape[-1])),
+    )
 
 
 def verify_chunks(file: h5py.File, kind: str) -> None:

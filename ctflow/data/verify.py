@@ -54,10 +54,15 @@ def _verify_shard(folder: Path, entry: ShardEntry) -> None:
         raise ShardError(f"{entry.file} is in the manifest, not in the folder")
     with schema.open_shard(path, entry.kind) as file:
         schema.verify_chunks(file, entry.kind)
-        found = [schema.read_metadata(file, i)["case_id"] for i in range(schema.case_count(file))]
-    expected = [case.case_id for case in entry.cases]
-    if found != expected:
-        raise ShardError(f"{entry.file} holds the cases {found}, the manifest lists {expected}")
+        found = [schema.read_case_entry(file, entry.kind, i) for i in range(schema.case_count(file))]
+    names = [[case.case_id for case in cases] for cases in (found, entry.cases)]
+    if names[0] != names[1]:
+        raise ShardError(f"{entry.file} holds the cases {names[0]}, the manifest lists {names[1]}")
+    for there, listed in zip(found, entry.cases, strict=True):
+        if there != listed:
+            raise ShardError(f"{entry.file} holds {there}, the manifest lists {listed}")
+    if entry.version != schema.VERSION:
+        raise ShardError(f"{entry.file} has version {schema.VERSION}, the manifest says {entry.version}")
     if path.stat().st_size != entry.size or file_sha256(path) != entry.sha256:
         raise ShardError(f"{entry.file} is not the file that was written: its SHA-256 or size differs")
 

@@ -16,7 +16,6 @@ from torchmetrics.functional.image import structural_similarity_index_measure as
 from ctflow.metrics.frechet import MetricError
 from ctflow.metrics.images import SCORE_WINDOW
 
-RANGE_HU = SCORE_WINDOW[1] - SCORE_WINDOW[0]
 FIVE_SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 THREE_SCALES = tuple(b / sum(FIVE_SCALES[:3]) for b in FIVE_SCALES[:3])
 FIVE_SCALES_ABOVE = 160
@@ -32,8 +31,12 @@ def multiscale_name(side: int) -> str:
 class ReconstructionMetric(Metric):
     """PSNR (pooled MSE), SSIM and MS-SSIM of slices in HU, streamed in float64.
 
-    PSNR is ``10 log10(2000² / MSE)``; HU are clipped to -1000 … 1000 on both sides. MS-SSIM is called
-    ``ms_ssim_s3`` with three scales (renormalised weights) for sides up to 160, and is left out up to 40.
+    PSNR is ``10 log10(range² / MSE)``; HU are clipped to the range, -1000 … 1000 unless told, on both sides.
+    MS-SSIM is called ``ms_ssim_s3`` with three scales (renormalised weights) for sides up to 160, and is
+    left out up to 40.
+
+    Args:
+        limits: Lowest and highest HU, for example of a display window.
     """
 
     full_state_update = False
@@ -43,8 +46,9 @@ class ReconstructionMetric(Metric):
     multiscale_total: Tensor
     slices: Tensor
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, limits: tuple[float, float] = SCORE_WINDOW, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.limits, self.range = limits, limits[1] - limits[0]
         for name in ("squared", "voxels", "ssim_total", "multiscale_total", "slices"):
             self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.side = 0
@@ -67,16 +71,18 @@ class ReconstructionMetric(Metric):
                 f"slices of side {side}", f"one side above {SSIM_ABOVE} for all (so far {self.side})"
             )
         self.side = side
-        x, y = (v.float().clamp(*SCORE_WINDOW) for v in (reconstructed, original))
+        x, y = (v.float().clamp(*self.limits) for v in (reconstructed, original))
         count = len(x)
         self.squared += (x - y).double().square().sum()
         self.voxels += x.numel()
-        similarity = ssim(x, y, data_range=RANGE_HU)
+        similarity = ssim(x, y, data_range=self.range)
         assert isinstance(similarity, Tensor)  # a tuple only where the full image is asked for
         self.ssim_total += similarity.double() * count
         if side > THREE_SCALES_ABOVE:
             betas = FIVE_SCALES if side > FIVE_SCALES_ABOVE else THREE_SCALES
-            self.multiscale_total += multiscale_ssim(x, y, data_range=RANGE_HU, betas=betas).double() * count
+            self.multiscale_total += (
+                multiscale_ssim(x, y, data_range=self.range, betas=betas).double() * count
+            )
         self.slices += count
 
     def compute(self) -> dict[str, float]:
@@ -85,7 +91,7 @@ class ReconstructionMetric(Metric):
             return {"psnr": math.nan, "ssim": math.nan}
         mse = float(self.squared / self.voxels)
         result = {
-            "psnr": 10 * math.log10(RANGE_HU**2 / mse) if mse > 0 else math.inf,
+            "psnr": 10 * math.log10(self.range**2 / mse) if mse > 0 else math.inf,
             "ssim": float(self.ssim_total / self.slices),
         }
         if self.side > THREE_SCALES_ABOVE:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pydicom
-from pydicom.uid import UID
+from pydicom.uid import UID, CTImageStorage, EnhancedCTImageStorage
 
 from data_prep.ct_rate.reasons import ScanRefused, printable
 
@@ -24,10 +24,10 @@ _TAGS = [
     *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "GantryDetectorTilt"),
     *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "BitsAllocated"),
     *("RescaleSlope", "RescaleIntercept", "ConvolutionKernel"),
+    *("PhotometricInterpretation", "PixelRepresentation", "PixelPaddingValue", "PixelPaddingRangeLimit"),
 ]
 _SCOUTS = ("localizer", "localiser", "scout", "topogram", "surview", "scanogram")
-_PIXEL_HEADER = 12
-"""Most bytes between the start of the pixel data element and its first value."""
+_CT_CLASSES = (CTImageStorage, EnhancedCTImageStorage)
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,8 @@ class DicomHeader:
         acquisition: Acquisition number; -1 where it has none.
         tilt: Gantry tilt in degrees as the header tells it.
         rescale: Slope and intercept; None where there are none.
+        padding: Lowest and highest stored value that mean "no pixel here"; None where the header names none.
+        inverted: Whether it is to be shown white for low values (MONOCHROME1).
         syntax: Transfer syntax, by name.
         complete: Whether the file is as long as its pixels need (always True for compressed ones).
         facts: For the record.
@@ -77,6 +79,8 @@ class DicomHeader:
     acquisition: int
     tilt: float
     rescale: tuple[float, float] | None
+    padding: tuple[int, int] | None
+    inverted: bool
     syntax: str
     complete: bool
     facts: dict[str, str]
@@ -131,7 +135,7 @@ def _header(path: Path, data: pydicom.Dataset, pixels_at: int) -> DicomHeader:
         series=_text(data, "SeriesInstanceUID"),
         series_number=_integer(data.get("SeriesNumber")),
         description=_text(data, "SeriesDescription"),
-        modality=_text(data, "Modality"),
+        modality=_text(data, "Modality") or ("CT" if data.get("SOPClassUID") in _CT_CLASSES else ""),
         scout=any(word in words for word in _SCOUTS),
         patient_id=_text(data, "PatientID").strip(),
         position=numbers(data.get("ImagePositionPatient"), 3),
@@ -146,6 +150,8 @@ def _header(path: Path, data: pydicom.Dataset, pixels_at: int) -> DicomHeader:
         rescale=None
         if intercept in (None, "")
         else (float(data.get("RescaleSlope") or 1.0), float(intercept)),
+        padding=_padding(data),
+        inverted=_text(data, "PhotometricInterpretation") == "MONOCHROME1",
         syntax=syntax.name,
         complete=not raw or path.stat().st_size - pixels_at >= need + 8,
         facts={
@@ -154,6 +160,19 @@ def _header(path: Path, data: pydicom.Dataset, pixels_at: int) -> DicomHeader:
             if _text(data, k)
         },
     )
+
+
+def _padding(data: pydicom.Dataset) -> tuple[int, int] | None:
+    """PixelPaddingValue and PixelPaddingRangeLimit, in order and signed as the pixels are."""
+    signed = data.get("PixelRepresentation") == 1
+    ends = []
+    for name in ("PixelPaddingValue", "PixelPaddingRangeLimit"):
+        value = data.get(name)
+        if isinstance(value, bytes) and len(value) == 2:  # VR unknown in implicit files
+            value = int.from_bytes(value, "little")
+        if isinstance(value, int):
+            ends.append(value - 2**16 if signed and value >= 2**15 else value)
+    return (min(ends), max(ends)) if ends else None
 
 
 def _text(data: pydicom.Dataset, name: str) -> str:

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from data_prep.ct_rate.dicom_headers import DicomHeader, read_header
 from data_prep.ct_rate.dicom_multiframe import frame_headers
-from data_prep.ct_rate.itk_reader import last_line
+from data_prep.ct_rate.dicom_pixels import read_pixels, same_pixels
 from data_prep.ct_rate.reasons import ScanRefused
 from data_prep.ct_rate.scan import LPS_TO_RAS, MIN_SLICES, RawScan, check_shape
 
@@ -39,7 +38,7 @@ def read_dicom_series(paths: list[Path], memory_bytes: float) -> RawScan:
     for header in headers:
         if not header.complete:
             raise ScanRefused("truncated", f"{header.path.name} is shorter than its pixels")
-    stored = _read_pixels(headers)
+    stored = read_pixels(headers)
     step = float((offsets[-1] - offsets[0]) / (len(headers) - 1))
     assert first.orientation is not None and first.pixel_spacing is not None and first.position is not None
     affine = np.eye(4)
@@ -72,6 +71,11 @@ def _in_order(
     headers: list[DicomHeader],
 ) -> tuple[list[DicomHeader], NDArray[np.float64], NDArray[np.float64]]:
     """Slices along their normal, each once; offsets in mm, and the normal."""
+    for header in headers:
+        if header.position is None or header.orientation is None or header.pixel_spacing is None:
+            raise ScanRefused(
+                "no_geometry", f"{header.path.name} has no position, orientation or pixel spacing"
+            )
     turned = np.array(headers[0].orientation)
     normal = np.cross(turned[:3], turned[3:])
     length = float(np.linalg.norm(normal))
@@ -89,8 +93,8 @@ def _in_order(
         before, same = kept[-1]
         if offset - before > _SAME_PLACE_MM:
             kept.append((offset, header))
-        elif not (same.sop_uid and same.sop_uid == header.sop_uid and header.frames == 1) and (
-            header.frames > 1 or same.path.read_bytes() != header.path.read_bytes()
+        elif header.frames > 1 or not (
+            (same.sop_uid and same.sop_uid == header.sop_uid) or same_pixels(same, header)
         ):
             raise ScanRefused(
                 "repeated_positions", f"{same.path.name} and {header.path.name} both lie at {offset:.2f} mm"
@@ -148,35 +152,3 @@ def _gaps(headers: list[DicomHeader], offsets: NDArray[np.float64]) -> list[str]
 
 def _z(header: DicomHeader) -> float:
     return header.position[2] if header.position else float("nan")
-
-
-def _read_pixels(headers: list[DicomHeader]) -> NDArray[Any]:
-    """HU ``[columns, rows, slices]``, int16 where every slope and intercept is whole."""
-    whole = all(h.rescale is None or all(float(v).is_integer() for v in h.rescale) for h in headers)
-    first = headers[0]
-    stored = np.empty((len(headers), first.rows, first.columns), np.int16 if whole else np.float32)
-    frames: NDArray[Any] | None = None
-    for k, header in enumerate(headers):
-        if frames is None or header.frames == 1:
-            frames = _read_frames(header)
-        stored[k] = np.clip(frames[header.frame], -32768, 32767)
-    return stored.transpose(2, 1, 0)
-
-
-def _read_frames(header: DicomHeader) -> NDArray[Any]:
-    """Pixels of one file ``[frames, rows, columns]``, slope and intercept applied by GDCM.
-
-    Raises:
-        ScanRefused: GDCM cannot decode it, or to another size.
-    """
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO("GDCMImageIO")
-    reader.SetFileName(str(header.path))
-    try:
-        pixels = sitk.GetArrayFromImage(reader.Execute())
-    except RuntimeError as error:
-        raise ScanRefused("unreadable", f"{header.path.name}: {last_line(error)}") from error
-    expected = (header.frames, header.rows, header.columns)
-    if pixels.size != np.prod(expected) or pixels.shape[-2:] != expected[1:]:
-        raise ScanRefused("unreadable", f"{header.path.name} holds {pixels.shape} pixels, not {expected}")
-    return pixels.reshape(expected)

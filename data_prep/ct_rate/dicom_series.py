@@ -7,6 +7,7 @@ from pathlib import Path
 
 from data_prep.ct_rate.dicom_headers import DicomHeader, is_dicom, read_header
 from data_prep.ct_rate.discovery import DICOM, Item, fingerprint
+from data_prep.ct_rate.nifti_reader import is_nifti
 from data_prep.ct_rate.reasons import ScanRefused, printable
 from data_prep.ct_rate.scan import MIN_SLICES
 
@@ -23,7 +24,7 @@ def sort_folder(item: Item) -> tuple[list[Item], list[Told]]:
     Returns:
         One ``series`` item per volume, and what is to be told of the rest.
     """
-    headers, told = _read_headers(item)
+    headers, told, items = _read_headers(item)
     groups: dict[tuple[object, ...], list[DicomHeader]] = defaultdict(list)
     for header in headers:
         groups[_group(header)].append(header)
@@ -38,7 +39,6 @@ def sort_folder(item: Item) -> tuple[list[Item], list[Told]]:
                     (f"{item.key}#{_label(part[0])}", "refused", why.code, f"{len(part)} files: {why.detail}")
                 )
     good.sort(key=lambda part: (part[0].series_number, part[0].series, part[0].path.name))
-    items: list[Item] = []
     for number, part in enumerate(good, start=1):
         key = item.key.rstrip("/") if len(good) == 1 else f"{item.key}#{number}-{_label(part[0])}"
         paths = sorted(header.path for header in part)
@@ -46,11 +46,23 @@ def sort_folder(item: Item) -> tuple[list[Item], list[Told]]:
     return items, told
 
 
-def _read_headers(item: Item) -> tuple[list[DicomHeader], list[Told]]:
-    paths = [Path(name) for name in item.files]
-    dicom = [path for path in paths if is_dicom(path)]
+def _read_headers(item: Item) -> tuple[list[DicomHeader], list[Told], list[Item]]:
+    """Tags of every DICOM file, what is to be told of the others, and volumes of another format."""
     told: list[Told] = []
-    headers = []
+    items, headers, paths = [], [], []
+    dicom = set()
+    for path in map(Path, item.files):
+        key = item.key + printable(path.name)
+        try:
+            if is_dicom(path):
+                dicom.add(path)
+            elif is_nifti(path):
+                items.append(Item(key, "nifti", (str(path),), fingerprint([path])))
+                continue
+        except OSError as error:
+            told.append((key, "refused", "unreadable", printable(str(error))))
+            continue
+        paths.append(path)
     for path in paths:
         key = item.key + printable(path.name)
         if path not in dicom and path.suffix.lower() not in DICOM:
@@ -68,7 +80,7 @@ def _read_headers(item: Item) -> tuple[list[DicomHeader], list[Told]]:
             told.append((key, "ignored", "no_pixels", "a DICOM object without rows and columns"))
         else:
             headers.append(header)
-    return headers, told
+    return headers, told, items
 
 
 def _group(header: DicomHeader) -> tuple[object, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,12 +13,13 @@ from ctflow.config.prep import IngestConfig
 from ctflow.errors import ScanError
 from data_prep.ct_rate.reasons import printable
 
-NIFTI = (".nii.gz", ".nii", ".hdr")
+NIFTI = (".nii.gz", ".nii", ".hdr.gz", ".hdr")
 ITK = (".mha", ".mhd", ".nrrd", ".nhdr")
 DICOM = (".dcm", ".dicom", ".ima")
 TRUTH = ".truth.json"
 """Ending of the ground truth beside a phantom, after the volume's stem."""
 _RAW_PARTS = (".raw", ".zraw", ".raw.gz")
+_PAIR_PARTS = (".img", ".img.gz")
 _STRAY = (
     *(
         [
@@ -104,7 +105,7 @@ class Item:
     Attributes:
         key: Path under the source, unique; a DICOM series adds ``#`` and its number.
         kind: ``nifti``, ``itk``, ``folder`` (loose DICOM files, to be sorted into series) or ``series``.
-        files: Its files, absolute.
+        files: Its files, absolute; a header comes before the voxels beside it.
         fingerprint: Names, sizes and times of the files.
     """
 
@@ -154,7 +155,8 @@ def find_items(root: Path, output: Path | None = None) -> Source:
             kind = _kind(path)
             key = printable(path.relative_to(base).as_posix())
             if kind in ("nifti", "itk"):
-                source.items.append(Item(key, kind, (str(path),), fingerprint([path])))
+                paths = [path, *_parts_of(path)]
+                source.items.append(Item(key, kind, tuple(map(str, paths)), fingerprint(paths)))
             elif kind == "dicom":
                 loose.append(path)
             elif kind == "csv":
@@ -175,6 +177,19 @@ def fingerprint(files: list[Path]) -> str:
         status = path.stat() if path.exists() else path.lstat()
         digest.update(os.fsencode(path.name) + f"|{status.st_size}|{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:16]
+
+
+def sibling(path: Path, endings: Sequence[str]) -> Path | None:
+    """The file beside another that has its name and one of some endings, in small or capital letters.
+
+    Args:
+        path: A file; its own ending, with a ``.gz`` after it, is left out.
+        endings: Endings to try, in this order.
+    """
+    name = path.name[:-3] if path.name.lower().endswith(".gz") else path.name
+    stem = Path(name).stem
+    candidates = (path.with_name(stem + e) for ending in endings for e in (ending, ending.upper()))
+    return next((candidate for candidate in candidates if candidate.is_file()), None)
 
 
 def case_id_of(key: str) -> str:
@@ -226,12 +241,24 @@ def _walk(root: Path, output: Path | None) -> Iterator[tuple[Path, list[str]]]:
         yield here, sorted(n for n in names if not n.startswith("."))
 
 
+def _parts_of(path: Path) -> list[Path]:
+    """Files that hold the voxels of a header, as far as their names tell."""
+    name = path.name.lower()
+    if name.endswith((".hdr", ".hdr.gz")):
+        part = sibling(path, _PAIR_PARTS)
+    elif name.endswith((".mhd", ".nhdr")):
+        part = sibling(path, _RAW_PARTS)
+    else:
+        part = None
+    return [part] if part else []
+
+
 def _kind(path: Path) -> str:
     """By name first; a name that says nothing is looked into, for DICOM's magic."""
     name = path.name.lower()
     if path.exists() and not path.is_file():  # pipes and devices; a link to nothing is told as unreadable
         return "part"
-    if name.endswith(".img") and path.with_suffix(".hdr").exists():
+    if name.endswith(_PAIR_PARTS) and sibling(path, (".hdr", ".hdr.gz")):
         return "part"
     if name.endswith(NIFTI):
         return "nifti"

@@ -139,7 +139,7 @@ def trim_blank(view: NDArray[Any]) -> tuple[NDArray[Any], int]:
     Raises:
         ScanRefused: ``blank_slices``, with their numbers.
     """
-    blank = np.array([bool((plane == plane.flat[0]).all()) for plane in view])
+    blank = np.array([_is_blank(plane) for plane in view])
     kept = np.flatnonzero(~blank)
     if not kept.size:
         raise ScanRefused("constant", "every slice is constant")
@@ -150,6 +150,12 @@ def trim_blank(view: NDArray[Any]) -> tuple[NDArray[Any], int]:
             f"{inside.size} constant slices between others, from slice {inside[0]} (from below)",
         )
     return view[kept[0] : kept[-1] + 1], int(blank.sum())
+
+
+def _is_blank(plane: NDArray[Any]) -> bool:
+    """Whether a slice holds one value only, or no number at all."""
+    first = plane.flat[0]
+    return bool((plane == first).all()) if np.isfinite(first) else not np.isfinite(plane).any()
 
 
 def resample(

@@ -27,6 +27,8 @@ TISSUE_PEAK = 150.0
 BETWEEN = (-450.0, -250.0)
 MAX_BETWEEN = 0.5
 """Most values per HU between air and tissue, as a share of those at the tissue peak."""
+MIN_PADDING = 0.002
+"""Share of the voxels that one value at or below ``PADDING_HU`` has where it is padding, not noise."""
 _SAMPLE = 200_000
 _COARSE_VALUES = 300
 
@@ -53,7 +55,7 @@ class Rescale:
         if (self.slope, self.intercept) != (1.0, 0.0):
             hu *= np.float32(self.slope)
             hu += np.float32(self.intercept)
-        hu[~(hu > PADDING_HU)] = AIR_HU
+        hu[~((hu > PADDING_HU) & (hu < np.inf))] = AIR_HU
         return hu
 
 
@@ -97,10 +99,7 @@ def why_not_hu(values: NDArray[np.float64]) -> str | None:
     Args:
         values: Candidates for HU, any shape.
     """
-    values = values[np.isfinite(values)]
-    lowest = values.min(initial=np.inf)
-    if lowest <= PADDING_HU or (lowest > AIR_RANGE[1] and np.mean(values == lowest) > 0.3):
-        values = values[values > lowest]  # one value of padding, whichever it is
+    values = _without_padding(values[np.isfinite(values)])
     if not values.size:
         return "nothing but one value"
     air = float(np.mean((values >= AIR_RANGE[0]) & (values < AIR_RANGE[1])))
@@ -123,6 +122,18 @@ def why_not_hu(values: NDArray[np.float64]) -> str | None:
     if between > MAX_BETWEEN * height:
         return "air and tissue are not two peaks with a valley between them"
     return None
+
+
+def _without_padding(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Values less those outside the field of view: single ones far below air, or one that is very common."""
+    lowest, counts = np.unique(values[values <= PADDING_HU], return_counts=True)
+    common = counts > MIN_PADDING * values.size
+    common[:1] = True
+    values = values[~np.isin(values, lowest[common])]
+    floor = values.min(initial=np.inf)
+    if not lowest.size and floor > AIR_RANGE[1] and np.mean(values == floor) > 0.3:
+        values = values[values > floor]
+    return values
 
 
 def _sample(stored: NDArray[Any]) -> NDArray[np.float64]:
@@ -159,5 +170,5 @@ def _why(sample: NDArray[np.float64], candidates: list[Rescale], csv: tuple[floa
     text = f"values {finite.min():g} to {finite.max():g}: {reason}; tried {'; '.join(tried)}"
     for offset in (1000.0, 1024.0):
         if csv is None and why_not_hu(sample - offset) is None:
-            return f"{text}. They look like HU + {offset:.0f}, stored: give --metadata with RescaleIntercept"
+            return f"{text}. They look like stored values (HU + 1000 or so): --metadata with RescaleIntercept"
     return text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,13 @@ from data_prep.ct_rate.scan import LPS_TO_RAS, RawScan, check_shape
 
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
 
+_NRRD_SHORT = ("ras", "las", "lps", "rast", "last", "lpst")
+_META_BYTES = {
+    **dict.fromkeys(("MET_SHORT", "MET_USHORT"), 2),
+    **dict.fromkeys(("MET_INT", "MET_UINT", "MET_LONG", "MET_ULONG", "MET_FLOAT"), 4),
+    **dict.fromkeys(("MET_LONG_LONG", "MET_ULONG_LONG", "MET_DOUBLE"), 8),
+}
+"""Bytes per voxel as MetaIO writes them; types not named here have one or more."""
 _FORMATS = {".nrrd": "NRRD", ".nhdr": "NRRD", ".mha": "MetaImage", ".mhd": "MetaImage"}
 
 
@@ -36,13 +44,15 @@ def read_itk_scan(path: Path, memory_bytes: float) -> RawScan:
         raise ScanRefused("not_3d", f"{reader.GetNumberOfComponents()} values per voxel")
     check_shape(tuple(reader.GetSize()), 4, memory_bytes)
     if path.suffix.lower() in (".nrrd", ".nhdr") and not _nrrd_has_space(path):
-        raise ScanRefused("no_orientation", "the NRRD header has no space")
+        raise ScanRefused("no_orientation", "the NRRD header has no anatomical space (left, posterior …)")
     try:
         image = reader.Execute()
     except RuntimeError as error:
-        text = last_line(error)
-        short = any(word in text.lower() for word in ("bytes", "eof", "end of", "truncat", "premature"))
-        raise ScanRefused("truncated" if short else "unreadable", text) from error
+        text, missing = last_line(error), _missing_voxels(path)
+        short = any(
+            word in text.lower() for word in ("bytes", "eof", "end of", "truncat", "premature", "fread")
+        )
+        raise ScanRefused("truncated" if short or missing else "unreadable", missing or text) from error
     while image.GetDimension() > 3:
         image = image[..., 0]
     stored = sitk.GetArrayFromImage(image).transpose(2, 1, 0)
@@ -64,6 +74,37 @@ def last_line(error: Exception) -> str:
 
 
 def _nrrd_has_space(path: Path) -> bool:
+    """Whether the axes are tied to the patient; ``scanner-xyz`` and ``space dimension: 3`` are not."""
     with path.open("rb") as stream:
-        head = stream.read(2**16).split(b"\n\n")[0]
-    return any(line.startswith((b"space:", b"space dimension:")) for line in head.splitlines())
+        head = stream.read(2**16).replace(b"\r\n", b"\n").split(b"\n\n")[0].decode("ascii", "replace")
+    spaces = [
+        line.partition(":")[2].strip().lower() for line in head.splitlines() if line.startswith("space:")
+    ]
+    return any(space in _NRRD_SHORT or {*space.split("-")} >= {"superior"} for space in spaces)
+
+
+def _missing_voxels(path: Path) -> str | None:
+    """What a MetaImage lacks, which MetaIO does not tell; None where nothing, and for other formats."""
+    if path.suffix.lower() not in (".mha", ".mhd"):
+        return None
+    with path.open("rb") as stream:
+        head = stream.read(2**16)
+        size = stream.seek(0, 2)
+    text, _, rest = head.partition(b"ElementDataFile")
+    line = rest.split(b"\n")[0]
+    pairs = (part.split("=", 1) for part in text.decode("latin-1").splitlines() if "=" in part)
+    fields = {key.strip(): value.strip() for key, value in pairs}
+    name = line.partition(b"=")[2].decode("utf-8", "replace").strip()
+    if not name:
+        return "the header ends without ElementDataFile"
+    if name.upper() == "LOCAL":
+        there = size - (len(head) - len(rest)) - len(line) - 1
+    elif path.with_name(name).is_file():
+        there = path.with_name(name).stat().st_size
+    else:
+        return None if "%" in name or name == "LIST" else f"{name} with the voxels is not beside the header"
+    if fields.get("CompressedData", "").lower() == "true":
+        return f"the compressed voxels, {there:,} bytes, end early or are damaged"
+    sizes = [int(size) for size in fields.get("DimSize", "").split() if size.isdigit()]
+    need = math.prod(sizes) * _META_BYTES.get(fields.get("ElementType", ""), 1)
+    return f"{there:,} of {need:,} bytes of voxels are there" if there < need else None

@@ -13,12 +13,26 @@ import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
+from data_prep.ct_rate.discovery import sibling
 from data_prep.ct_rate.reasons import ScanRefused
 from data_prep.ct_rate.scan import RawScan, check_shape
 
 _UNITS = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}
 _TAIL_BYTES = 2**20
 """Most bytes read behind the voxels; more is a damaged header, not a NIfTI."""
+
+
+def is_nifti(path: Path) -> bool:
+    """Whether a file holds a NIfTI in one piece, compressed or not, by its content."""
+    with path.open("rb") as raw:
+        head = raw.read(348)
+        if head[:2] == b"\x1f\x8b":
+            raw.seek(0)
+            try:
+                head = gzip.GzipFile(fileobj=raw).read(348)
+            except (OSError, EOFError, zlib.error):
+                return False
+    return head[344:347] == b"n+1" or head[4:7] == b"n+2"
 
 
 def read_nifti_scan(path: Path, memory_bytes: float) -> RawScan:
@@ -36,8 +50,8 @@ def read_nifti_scan(path: Path, memory_bytes: float) -> RawScan:
         raw.seek(0)
         stream = gzip.GzipFile(fileobj=raw) if compressed else raw
         try:
-            if path.suffix.lower() == ".hdr":
-                return _read_pair(stream, path.with_suffix(".img"), memory_bytes)
+            if path.name.lower().endswith((".hdr", ".hdr.gz")):
+                return _read_pair(stream, path, memory_bytes)
             return _read(stream, compressed, memory_bytes)
         except EOFError as error:
             raise ScanRefused("truncated", f"the compressed stream ends early ({error})") from error
@@ -62,12 +76,14 @@ def _read(stream: BinaryIO | gzip.GzipFile, compressed: bool, memory_bytes: floa
     return _scan(header, sizes, data)
 
 
-def _read_pair(stream: BinaryIO | gzip.GzipFile, image: Path, memory_bytes: float) -> RawScan:
+def _read_pair(stream: BinaryIO | gzip.GzipFile, path: Path, memory_bytes: float) -> RawScan:
     header = _header(stream.read(544), (b"ni1", b"ni2"))
     sizes, need = _sizes(header, memory_bytes)
-    if not image.is_file():
-        raise ScanRefused("truncated", f"{image.name} is missing beside its header")
-    with image.open("rb") as data:
+    image = sibling(path, (".img", ".img.gz"))
+    if image is None:
+        raise ScanRefused("truncated", f"no .img with the voxels beside {path.name}")
+    with image.open("rb") as raw:
+        data = gzip.GzipFile(fileobj=raw) if image.name.lower().endswith(".gz") else raw
         data.seek(max(0, int(header.get_data_offset())))
         voxels = data.read(need)
     if len(voxels) < need:
@@ -87,7 +103,9 @@ def _sizes(header: nib.Nifti1Header, memory_bytes: float) -> tuple[tuple[int, ..
 def _scan(header: nib.Nifti1Header, sizes: tuple[int, ...], data: bytes) -> RawScan:
     stored = np.frombuffer(data, header.get_data_dtype()).reshape(sizes, order="F")
     slope, intercept = header.get_slope_inter()
-    return RawScan(stored, _affine(header), slope or 1.0, intercept or 0.0, "NIfTI", facts=_facts(header))
+    affine, conflict = _affine(header), _conflict(header)
+    flags = [["header_conflict", conflict]] if conflict else []
+    return RawScan(stored, affine, slope or 1.0, intercept or 0.0, "NIfTI", facts=_facts(header), flags=flags)
 
 
 def _header(head: bytes, magics: tuple[bytes, ...]) -> nib.Nifti1Header:
@@ -114,6 +132,25 @@ def _affine(header: nib.Nifti1Header) -> np.ndarray:
         unit = "unknown"
     scale = _UNITS[unit]
     return np.diag([scale, scale, scale, 1.0]) @ affine
+
+
+def _conflict(header: nib.Nifti1Header) -> str | None:
+    """Where sform and qform are both set and place the voxels differently; None where they agree."""
+    if int(header["sform_code"]) <= 0 or int(header["qform_code"]) <= 0:
+        return None
+    try:
+        places = header.get_sform(), header.get_qform()
+        axes = ["".join(nib.aff2axcodes(place)) for place in places]
+    except (HeaderDataError, ValueError, TypeError, np.linalg.LinAlgError) as error:
+        return f"qform unusable ({error})"
+    spacing = [np.linalg.norm(place[:3, :3], axis=0) for place in places]
+    if axes[0] == axes[1] and np.allclose(spacing[0], spacing[1], rtol=0.01):
+        return None
+    told = [
+        f"{a} of {' x '.join(f'{v:g}' for v in np.round(s, 4))} mm"
+        for a, s in zip(axes, spacing, strict=True)
+    ]
+    return f"sform {told[0]}, qform {told[1]}"
 
 
 def _facts(header: nib.Nifti1Header) -> dict[str, str]:

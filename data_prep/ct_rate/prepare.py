@@ -31,6 +31,7 @@ from data_prep.ct_rate.geometry import (
 )
 from data_prep.ct_rate.hounsfield import Rescale, decide_rescale, is_coarse
 from data_prep.ct_rate.itk_reader import read_itk_scan
+from data_prep.ct_rate.likeness import coarse_picture
 from data_prep.ct_rate.nifti_reader import read_nifti_scan
 from data_prep.ct_rate.reasons import ScanRefused, printable
 from data_prep.ct_rate.scan import MIN_SLICES, RawScan, check_affine
@@ -77,6 +78,8 @@ class Outcome:
         report: Its report.
         labels: Its labels.
         source_sha256: Hash of its files.
+        voxels_sha256: Hash of the prepared voxels.
+        coarse: Coarse picture of the prepared volume, where nothing tells the patient.
         truth_path: Ground truth beside it.
         facts: Decisions and findings of the ingest, for the record.
         items: Series found in a folder (``expanded``).
@@ -96,6 +99,8 @@ class Outcome:
     report: str = ""
     labels: dict[str, int] = field(default_factory=dict)
     source_sha256: str = ""
+    voxels_sha256: str = ""
+    coarse: list[int] = field(default_factory=list)
     truth_path: str | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     items: list[dict[str, Any]] = field(default_factory=list)
@@ -153,7 +158,7 @@ def _sort(item: Item, outcome: Outcome) -> None:
 def _prepare_volume(job: Job, outcome: Outcome) -> None:
     scan = _read(job.item, job.config.memory_gb * 2**30)
     check_affine(scan.affine)
-    flags: list[list[str]] = []
+    flags = list(scan.flags)
     rescale, facts = decide_rescale(scan.stored, (scan.slope, scan.intercept), job.row.rescale)
     if rescale.conflict:
         flags.append(["rescale_conflict", f"slope {scan.slope:g}, intercept {scan.intercept:g} left out"])
@@ -163,7 +168,7 @@ def _prepare_volume(job: Job, outcome: Outcome) -> None:
         flags.append(["not_finite_filled", f"{facts['not_finite_share']:.2%} of the voxels"])
     view, spacing, used, geometry = _place(scan, rescale)
     view, blank = trim_blank(view)
-    if blank:
+    if blank and geometry["oblique_degrees"] <= OBLIQUE_DEGREES:  # straightening makes some of its own
         flags.append(["blank_ends", f"{blank} slices"])
     if view.shape[0] < MIN_SLICES:
         raise ScanRefused(
@@ -183,6 +188,9 @@ def _prepare_volume(job: Job, outcome: Outcome) -> None:
     outcome.spacing, outcome.slices = [round(s, 6) for s in prepared], hu.shape[0]
     outcome.report, outcome.labels = job.row.report or "", job.row.labels
     outcome.source_sha256, outcome.truth_path = _sha256(job.item.files), _truth(job.item)
+    outcome.voxels_sha256 = hashlib.sha256(hu.data).hexdigest()
+    if outcome.patient_id == outcome.case_id:
+        outcome.coarse = coarse_picture(hu, prepared[0])
     outcome.facts = {
         "source": job.item.key,
         "format": scan.format,

@@ -42,6 +42,8 @@ FLAGS = {
     "not_finite_filled": "voxels that are no numbers became air",
     "rescale_conflict": "slope and intercept stand in the header, but the values are HU without them",
     "spacing_conflict": "metadata CSV and header disagree on spacing, and the CSV's is implausible",
+    "header_conflict": "the NIfTI header's sform and qform disagree on axes or spacing; the sform was taken",
+    "duplicate_content": "voxel for voxel another volume of this output; both count as one patient",
     "no_report": "report CSVs are there, but not this volume",
 }
 """Code to meaning; a flagged scan is kept unless ``keep_flagged=false``."""

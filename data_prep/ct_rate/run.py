@@ -21,6 +21,7 @@ from ctflow.data.records import SliceRecord
 from ctflow.data.writer import SliceShardWriter
 from data_prep.ct_rate.discovery import Item, Source
 from data_prep.ct_rate.journal import FOLDER, Journal
+from data_prep.ct_rate.likeness import alike
 from data_prep.ct_rate.pool import GuardedPool
 from data_prep.ct_rate.prepare import EXPANDED, FLAGGED, REFUSED, Job, Outcome, outcome_fingerprint
 from data_prep.ct_rate.tables import CsvRow, Tables
@@ -48,6 +49,12 @@ class IngestRun:
         self._numbers = itertools.count()
         self.seen: dict[str, Outcome] = {}
         self._cases = completed_cases(self.output)
+        done = [o for o in journal.outcomes.values() if o.usable and o.case_id in self._cases]
+        done.sort(key=lambda o: o.key)
+        self._contents = {o.voxels_sha256: o for o in reversed(done)}  # the first of equal ones, as in one go
+        self._looks = [
+            (np.array(o.coarse), o) for o in done if self._contents[o.voxels_sha256] is o and o.coarse
+        ]
         self._unclaimed = self._cases - {o.case_id for o in journal.outcomes.values() if o.usable}
         self._pending: list[tuple[str, Item]] = []
         self._waiting: list[tuple[str, Outcome, Path]] = []
@@ -156,9 +163,10 @@ class IngestRun:
         if there and outcome.case_id not in self._unclaimed:
             outcome.status = REFUSED
             outcome.reasons = [["duplicate", f"a case {outcome.case_id} is already there"]]
-        self._unclaimed.discard(
-            outcome.case_id
-        )  # in a shard, but the journal was lost: now it is known again
+        # In a shard, but the journal was lost: now it is known again.
+        self._unclaimed.discard(outcome.case_id)
+        if outcome.usable:
+            self._compare(outcome)
         self.journal.add(outcome)
         self.seen[outcome.key] = outcome
         if outcome.reasons:
@@ -167,6 +175,21 @@ class IngestRun:
             self._cases.add(outcome.case_id)
             writers[outcome.split].append(_record(outcome, path))
         path.unlink(missing_ok=True)
+
+    def _compare(self, outcome: Outcome) -> None:
+        """A copy of an earlier volume is the same patient's: never on the other side of the split."""
+        first = self._contents.setdefault(outcome.voxels_sha256, outcome)
+        if first.key == outcome.key and outcome.coarse:
+            look = np.array(outcome.coarse)
+            like = next((other for seen, other in self._looks if alike(seen, look)), outcome)
+            self._looks.append((look, outcome))
+            if like.key != outcome.key:
+                outcome.patient_id, outcome.split = like.patient_id, like.split
+                outcome.facts["patient_from"] = f"likeness to {like.case_id}"
+                log.info("%s looks like %s and counts as the same patient", outcome.key, like.case_id)
+        elif first.key != outcome.key:
+            outcome.status, outcome.patient_id, outcome.split = FLAGGED, first.patient_id, first.split
+            outcome.reasons = [*outcome.reasons, ["duplicate_content", f"equals {first.case_id}"]]
 
 
 def _tell(outcome: Outcome) -> None:

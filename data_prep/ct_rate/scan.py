@@ -27,6 +27,7 @@ class RawScan:
         format: Name of the format.
         patient_id: Patient in the header; empty where there is none.
         facts: What else the header tells, for the record (JSON values).
+        flags: Code and detail of what the header makes doubtful.
     """
 
     stored: NDArray[Any]
@@ -36,6 +37,7 @@ class RawScan:
     format: str = ""
     patient_id: str = ""
     facts: dict[str, Any] = field(default_factory=dict)
+    flags: list[list[str]] = field(default_factory=list)
 
 
 def check_shape(shape: tuple[int, ...], itemsize: int, memory_bytes: float) -> tuple[int, ...]:

@@ -13,6 +13,8 @@ from data_prep.ct_rate.geometry import Spacing
 LUNG_HU = -500.0
 OUTSIDE_HU = -930.0
 """Mean below which air at the border of a crop lies outside the body."""
+GAS_HU = -975.0
+"""Median at or below which a pocket of air is gas (bowel, stomach, a pneumothorax), no lung."""
 COARSE_MM = 3.0
 MIN_LUNG_ML, MIN_LUNG_SHARE = 250.0, 0.03
 MIN_SIDE_ML, MIN_SIDE_RATIO = 100.0, 0.15
@@ -115,7 +117,9 @@ def _lung_and_body(
     labels, count = ndimage.label(inside)
     sizes = np.bincount(labels.ravel(), minlength=count + 1) * voxel_ml
     sizes[0] = 0.0
-    return (sizes >= MIN_AIR_POCKET_ML)[labels], body
+    lung = sizes >= MIN_AIR_POCKET_ML
+    lung[lung] = ndimage.median(coarse, labels, np.flatnonzero(lung)) > GAS_HU
+    return lung[labels], body
 
 
 def _border_tissue(coarse: NDArray[np.int16]) -> dict[str, float]:

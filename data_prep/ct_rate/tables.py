@@ -17,7 +17,7 @@ from ctflow.errors import ScanError
 
 log = logging.getLogger(__name__)
 NAME_COLUMN = "VolumeName"
-_ENDINGS = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd", ".nhdr", ".dcm")
+_ENDINGS = (".nii.gz", ".nii", ".hdr.gz", ".hdr", ".img.gz", ".img", ".mha", ".mhd", ".nrrd", ".nhdr", ".dcm")
 _NOT_GIVEN = ("not given.", "not given", "nan", "")
 _FINDINGS = ("findings_en", "findings")
 _IMPRESSIONS = ("impressions_en", "impression_en", "impressions", "impression")

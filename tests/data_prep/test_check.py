@@ -86,6 +86,17 @@ def test_damage_gives_status_one_and_names_the_file(slices, caplog):
     assert "shard-00001.h5" in caplog.text and "1 problems" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [('"split": "', '"split": "x'), ('"size": [', '"size": [1'), ('"slices": ', '"slices": 1')],
+)
+def test_a_manifest_that_says_something_else_than_the_shard(slices, caplog, old, new):
+    path = slices / "train" / "manifest.jsonl"
+    path.write_text(path.read_text(encoding="utf-8").replace(old, new, 1), encoding="utf-8")
+    assert check.main([str(slices / "train")]) == 1
+    assert "the manifest lists" in caplog.text
+
+
 def test_a_folder_without_shards_is_an_error(tmp_path):
     with pytest.raises(ShardError, match="no manifest"):
         check.main([str(tmp_path)])

@@ -7,6 +7,7 @@ import pytest
 from ct_rate_scans import codes, ingest_one
 
 from ctflow.config.prep import IngestConfig
+from data_prep.ct_rate.likeness import alike
 from data_prep.ct_rate.tables import Tables
 
 pytestmark = pytest.mark.timeout(600)
@@ -46,6 +47,7 @@ def test_hu_are_equal_from_both_files(lidc, scans, tmp_path):
     assert outcome.status == "accepted" and outcome.facts["rescale"]["source"] == "csv"
     difference = volume.astype(int) - lidc[1][::5].astype(int)
     assert np.abs(difference).max() <= 1
+    assert alike(outcome.coarse, lidc[0].coarse)  # and so they are on one side of the split
 
 
 def test_both_files_agree_where_their_slices_meet_after_resampling(scans, tmp_path):
@@ -115,6 +117,7 @@ def test_crops_are_flagged_as_no_whole_chest(scans, tmp_path):
     assert crop.status == "flagged" and "cropped_field" in codes(crop)
     ((half, volume),) = ingest_one(scans / "ct_right_hemithorax_aniso.mha", tmp_path, resolution=128)
     assert half.status == "flagged" and {"one_lung", "cropped_field"} <= set(codes(half))
+    assert not alike(crop.coarse, half.coarse)
     assert half.facts["lung_ml"] > 1000 and half.facts["lung_left_ml"] is None
     assert half.facts["native_spacing"] == pytest.approx([2.5, 1.366, 1.366], abs=1e-3)
     assert volume.min() > -1024

@@ -2,10 +2,12 @@
 
 import csv
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from page_text import without_payloads
 
 from ctflow.config.commands import SamplingChoice
@@ -21,6 +23,7 @@ from ctflow.evaluation.cache import CaseFeatures
 from ctflow.evaluation.cases import RealCase
 from ctflow.evaluation.ranks import Ranks
 from ctflow.evaluation.scorecard import ALL, scorecard, true_slots
+from ctflow.metrics.reconstruction import ReconstructionMetric
 
 from .conftest import soft_volume, write_shards
 
@@ -75,6 +78,29 @@ def test_length_asks_for_lengths(context):
     result = REGISTRY["length"](with_analysis(context, lengths=[20, 40], seeds=1, reports=2))
     assert [(r["requested"], r["mean slices"]) for r in result.records] == [(20, 20), (40, 40)]
     assert all(r["length_error"] == 0 for r in result.records)
+
+
+def test_reconstruction_by_window_sees_what_the_window_shows(context):
+    result = REGISTRY["reconstruction"](with_analysis(context, reconstructed_slices=4))
+    names = {r["metric"] for r in result.records}
+    assert {"psnr", "psnr (lung window)", "psnr (soft tissue window)", "ssim (lung window)"} <= names
+    original = torch.full((2, 1, 32, 32), 40.0)
+    metric = ReconstructionMetric((-160.0, 240.0))
+    metric.update(original + 20.0, original)
+    assert metric.compute()["psnr"] == pytest.approx(20 * math.log10(400 / 20))  # the window is 400 HU wide
+    clipped = ReconstructionMetric((-160.0, 240.0))
+    clipped.update(torch.full((2, 1, 32, 32), -1000.0), torch.full((2, 1, 32, 32), -300.0))
+    assert clipped.compute()["psnr"] == math.inf  # both are black in it
+
+
+def test_seams_stand_beside_the_real_scans_own(context):
+    context = with_analysis(context, name="seams")
+    result = REGISTRY["seams"](context)
+    lines = {r["volume"]: r for r in result.records}
+    assert list(lines) == ["real scan", "A-VAE", "gt-head", "next-block"]
+    assert lines["gt-head"]["scored slices"] == lines["gt-head"]["slices"] - 16
+    assert lines["real scan"]["psnr to the scan"] is None and lines["A-VAE"]["psnr to the scan"] > 0
+    assert {p.name for p in context.output.iterdir()} == {"seams-volumes.png", "seams-profile.png"}
 
 
 def test_capacity_has_a_line_per_block(context, tiny_shards):

@@ -13,6 +13,7 @@ from ctflow.errors import WeightsError
 from ctflow.evaluation.analyses.base import AnalysisResult, Context
 from ctflow.evaluation.features import at_side
 from ctflow.metrics.files import checked_file
+from ctflow.metrics.images import SCORE_WINDOW
 from ctflow.metrics.reconstruction import Lpips, ReconstructionMetric, lpips_input
 from ctflow.types import HUVolume
 
@@ -20,11 +21,13 @@ WINDOWS = {"lung": LUNG, "soft tissue": SOFT_TISSUE}
 
 
 def reconstruction(context: Context) -> AnalysisResult:
-    """PSNR, SSIM, MS-SSIM in HU and LPIPS of ``analysis.reconstructed_slices`` slices."""
+    """PSNR, SSIM, MS-SSIM in HU, by window too, and LPIPS of ``analysis.reconstructed_slices`` slices."""
     reader = context.reader()
     cases = reader.cases()
     wanted = context.config.analysis.reconstructed_slices
-    metric, lpips = ReconstructionMetric(), _lpips(context)
+    metrics = {"": ReconstructionMetric()}
+    metrics |= {f" ({name} window)": ReconstructionMetric(_limits(w)) for name, w in WINDOWS.items()}
+    lpips = _lpips(context)
     distances: dict[str, list[float]] = {name: [] for name in WINDOWS}
     for case, indices in zip(cases, spread([c.shape[0] for c in cases], wanted), strict=True):
         if not indices:
@@ -33,13 +36,15 @@ def reconstruction(context: Context) -> AnalysisResult:
         chosen = HUVolume(real.hu[indices], real.spacing)
         made = torch.from_numpy(context.system.decode(context.system.encode(chosen))).unsqueeze(1)
         original = at_side(torch.from_numpy(chosen.hu), made.shape[-1]).unsqueeze(1)
-        metric.update(made, original)
+        for metric in metrics.values():
+            metric.update(made, original)
         for name, window in WINDOWS.items() if lpips is not None else ():
             assert lpips is not None
             distances[name] += lpips(lpips_input(made, window), lpips_input(original, window)).tolist()
-    slices = int(metric.slices)
+    slices = int(metrics[""].slices)
     records: list[dict[str, Any]] = [
-        {"metric": name, "value": value, "slices": slices, "note": ""}
+        {"metric": name + words, "value": value, "slices": slices, "note": ""}
+        for words, metric in metrics.items()
         for name, value in metric.compute().items()
     ]
     for name, values in distances.items():
@@ -61,6 +66,12 @@ def spread(lengths: list[int], wanted: int) -> list[list[int]]:
         [int(i - start) for i in chosen if start <= i < start + n]
         for start, n in zip(starts, lengths, strict=True)
     ]
+
+
+def _limits(window: tuple[float, float]) -> tuple[float, float]:
+    """Lowest and highest HU of a window, no further than what the metrics compare."""
+    centre, width = window
+    return max(centre - width / 2, SCORE_WINDOW[0]), min(centre + width / 2, SCORE_WINDOW[1])
 
 
 def _lpips(context: Context) -> Lpips | None:

@@ -17,6 +17,7 @@ from ctflow.evaluation.analyses.length import length
 from ctflow.evaluation.analyses.memorisation import memorisation
 from ctflow.evaluation.analyses.reading import reading
 from ctflow.evaluation.analyses.reconstruction import reconstruction
+from ctflow.evaluation.analyses.seams import seams
 from ctflow.evaluation.analyses.severity import severity
 from ctflow.evaluation.analyses.steps import steps
 from ctflow.evaluation.ranks import Ranks
@@ -35,6 +36,7 @@ REGISTRY: dict[str, Callable[[Context], AnalysisResult]] = {
     "contrast": contrast,
     "severity": severity,
     "reading": reading,
+    "seams": seams,
 }
 assert tuple(REGISTRY) == ANALYSES
 

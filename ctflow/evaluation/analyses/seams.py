@@ -1,0 +1,114 @@
+"""``seams``: the step from slice to slice in gt-head and next-block rollouts, beside the real scan's own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from ctflow.data.montage import LUNG, SOFT_TISSUE, axial, coronal
+from ctflow.evaluation.analyses.base import AnalysisResult, Context
+from ctflow.evaluation.cases import EvaluationError
+from ctflow.evaluation.features import at_side
+from ctflow.evaluation.settings import REGISTRY
+from ctflow.evaluation.system import generate_batch, usable_in
+from ctflow.metrics.monitors.seam import SeamMonitor, step_sizes
+from ctflow.metrics.reconstruction import ReconstructionMetric
+from ctflow.types import BLOCK_LENGTH, HUVolume
+
+REAL, LIMIT = "real scan", "A-VAE"
+ROLLOUTS = ("gt-head", "next-block")
+_TILE = 256
+
+
+def seams(context: Context) -> AnalysisResult:
+    """Seam ratios and PSNR of two rollouts of the first case that has more than one block; a picture too.
+
+    Raises:
+        EvaluationError: No such case.
+    """
+    config, system, reader = context.config, context.system, context.reader()
+    case = next((c for c in reader.cases() if usable_in(REGISTRY["gt-head"], c)), None)
+    if case is None:
+        raise EvaluationError(
+            f"no case of more than {BLOCK_LENGTH} slices in {reader.folder}",
+            "a scan longer than one block",
+            "give slices=FOLDER",
+        )
+    real = reader.volume(case)
+    rollout = config.sampling.applied_to(system.config.rollout)
+    limit = min(len(real.hu), rollout.max_slices)
+    through = system.decode(system.encode(real))[:limit]
+    side = through.shape[1]
+    volumes = {REAL: at_side(torch.from_numpy(real.hu[:limit]), side).numpy(), LIMIT: through}
+    for name in ROLLOUTS:
+        made = generate_batch(
+            system, REGISTRY[name], [case], reader.volume, rollout, config.seed, config.precision
+        )
+        volumes[name] = next(made).hu
+    zoom = real.hu.shape[1] / side
+    spacing = (real.spacing[0], real.spacing[1] * zoom, real.spacing[2] * zoom)
+    records = [_record(name, hu, volumes[REAL]) for name, hu in volumes.items()]
+    text = (
+        f"Case {case.case_id}, {limit} slices of {spacing[0]:g} mm, blocks of {BLOCK_LENGTH}. The given "
+        "first block of gt-head is not scored. A seam ratio near 1: the step over a boundary of blocks is "
+        "like the steps beside it."
+    )
+    picture, profile = _picture(volumes, spacing), _profile(volumes)
+    context.output.mkdir(parents=True, exist_ok=True)
+    for name, figure in (("volumes", picture), ("profile", profile)):
+        figure.savefig(context.output / f"seams-{name}.png", dpi=100)
+    figures = [(picture, "The middle slice and a coronal cut"), (profile, "Step from slice to slice")]
+    return AnalysisResult("Seams of rollouts from real blocks", text, records, figures)
+
+
+def _record(name: str, hu: np.ndarray, real: np.ndarray) -> dict[str, Any]:
+    """A line of the table; what is NaN (given) counts nowhere."""
+    monitor, quality = SeamMonitor(), ReconstructionMetric()
+    monitor.update(torch.from_numpy(hu))
+    scored = np.flatnonzero(np.isfinite(hu).all(axis=(1, 2)))
+    scored = scored[scored < len(real)]
+    if name != REAL and len(scored):
+        quality.update(*(torch.from_numpy(v[scored]).unsqueeze(1) for v in (hu, real)))
+    scores = quality.compute()
+    return {
+        "volume": name,
+        "slices": len(hu),
+        "scored slices": len(scored),
+        **{key: round(value, 3) for key, value in monitor.compute().items()},
+        "psnr to the scan": None if name == REAL else round(scores["psnr"], 2),
+        "ssim to the scan": None if name == REAL else round(scores["ssim"], 3),
+    }
+
+
+def _picture(volumes: dict[str, np.ndarray], spacing: tuple[float, float, float]) -> Figure:
+    """A column per volume: middle slice in two windows, coronal cut; given slices are black."""
+    figure = Figure(figsize=(2.3 * len(volumes), 6.2), layout="tight")
+    axes = figure.subplots(3, len(volumes))
+    for column, (name, hu) in enumerate(volumes.items()):
+        volume = HUVolume(np.nan_to_num(hu, nan=-3000.0), spacing)
+        middle = len(hu) // 2
+        tiles = [axial(volume, middle, window, _TILE) for window in (LUNG, SOFT_TISSUE)]
+        for row, tile in enumerate([*tiles, coronal(volume, LUNG, _TILE)]):
+            axes[row, column].imshow(tile, cmap="gray", vmin=0, vmax=255)
+            axes[row, column].axis("off")
+        axes[0, column].set_title(name, fontsize=9)
+    return figure
+
+
+def _profile(volumes: dict[str, np.ndarray]) -> Figure:
+    """Mean absolute difference of neighbouring slices inside the body, block boundaries marked."""
+    figure = Figure(figsize=(9, 3), layout="tight")
+    axes = figure.add_subplot()
+    for name, hu in volumes.items():
+        steps = step_sizes(torch.from_numpy(hu)).numpy()
+        axes.plot(np.arange(len(steps)) + 0.5, steps, ".-", label=name, linewidth=1)
+    longest = max(len(hu) for hu in volumes.values())
+    for boundary in range(BLOCK_LENGTH, longest, BLOCK_LENGTH):
+        axes.axvline(boundary - 0.5, color="grey", linestyle=":", linewidth=1)
+    axes.set_xlabel("slice (dotted: block boundaries)")
+    axes.set_ylabel("step in HU")
+    axes.legend(fontsize=8)
+    return figure
