@@ -16,7 +16,11 @@ from ctflow.evaluation.anatomy.thorax import Rays
 from ctflow.evaluation.anatomy.types import SIDES
 
 MUSCLE_HU = 52.0
-"""Where no chest wall is seen."""
+"""Where no chest wall is seen, and where the search for its muscle begins."""
+
+MODE_REACH_HU = 50.0
+MODE_STEPS = 5
+MODE_SLICES = 5
 
 FLUID_BELOW_MUSCLE_HU = (20.0, 85.0)
 """Fluid is darker than the muscle of its slice by a value between these; beyond lies fat."""
@@ -56,17 +60,28 @@ def tissue_hu(grid: Grid, mask: Mask, sigma_mm: float) -> Array:
 
 
 def muscle_hu(grid: Grid, body: Mask, wall: Mask) -> NDArray[np.float32]:
-    """Median HU of the soft tissue of the chest wall per slice."""
-    shell = body & ~wall & (grid.smooth > 0.0) & (grid.smooth < 110.0)
+    """HU of the muscle of the chest wall per slice: the mode of its soft tissue, found by mean shift.
+
+    A median between fixed bounds would follow a shifted block of slices by a part of the shift only.
+    """
+    shell = body & ~wall & (grid.smooth > -120.0) & (grid.smooth < 250.0)
     values = np.full(len(shell), np.nan)
     for s in range(len(shell)):
-        if shell[s].sum() > 100:
-            values[s] = np.median(grid.smooth[s][shell[s]])
+        tissue = grid.smooth[s][shell[s]]
+        if tissue.size < 100:
+            continue
+        mode = MUSCLE_HU
+        for _ in range(MODE_STEPS):
+            near = tissue[np.abs(tissue - mode) < MODE_REACH_HU]
+            mode = float(np.median(near)) if near.size else np.nan
+        values[s] = mode
     known = ~np.isnan(values)
     if not known.any():
         return np.full(len(shell), MUSCLE_HU, np.float32)
     index = np.arange(len(values))
-    return np.interp(index, index[known], values[known]).astype(np.float32)
+    line = np.interp(index, index[known], values[known])
+    # Ribs disturb single slices; a median leaves the steps between blocks.
+    return ndimage.median_filter(line, MODE_SLICES, mode="nearest").astype(np.float32)
 
 
 def beside_spine(grid: Grid, spine: NDArray[np.float64]) -> tuple[Array, Array]:
