@@ -34,7 +34,11 @@ MIN_ROUNDNESS = 0.45
 
 SOLID_HU = 30.0
 MIN_DIAMETER_MM, MAX_DIAMETER_MM = 4.5, 33.0
-MIN_CONTRAST_HU = 420.0
+CONTRAST_AT_MM = (10.0, 13.0)
+MIN_CONTRAST_HU = (420.0, 560.0)
+"""The least contrast rises between these diameters: partial volume lowers that of small nodules only, and a
+large spot with less is ground glass."""
+
 MAX_ELONGATION = 1.9
 MIN_BALL_SCORE = 0.44
 """A ball scores near 0.9 in ``_ball_score``, forks and bends of vessels mostly below this."""
@@ -173,7 +177,7 @@ def _measure(
         * 1000.0
     )
     elongation = _elongation(grid, part)
-    if peak - background < MIN_CONTRAST_HU or elongation > MAX_ELONGATION:
+    if elongation > MAX_ELONGATION:
         return None
     if part.sum() < MIN_FILL * np.prod(np.ptp(np.argwhere(part), axis=0) + 1):
         return None
@@ -181,6 +185,8 @@ def _measure(
     solid = mass / (SOLID_HU - background)
     diameter = float(np.cbrt(6.0 * (solid if peak < SOLID_HU + 50.0 else volume) / np.pi))
     at_half = float(np.cbrt(6.0 * volume / np.pi))
+    if peak - background < np.interp(diameter, CONTRAST_AT_MM, MIN_CONTRAST_HU):
+        return None
     if not MIN_DIAMETER_MM <= diameter <= MAX_DIAMETER_MM or not 0.65 < diameter / at_half < 1.5:
         return None
     middle = np.argwhere(part).mean(axis=0)
