@@ -35,6 +35,9 @@ MIN_AIRY, MIN_BULGE_AIRY, MOST_AIRY = 0.35, 0.4, 0.5
 """Share of air in the shell two voxels off a part: high for lung's own, low for a corner of heart or hilum.
 With the last, lung above and below is not asked for: a consolidation may fill the lung to its edge."""
 
+MIN_AIRY_BENEATH = 0.25
+"""Instead, this share of its columns must end in air: those of liver, spleen and stomach end in themselves."""
+
 AIRY_HU = -350.0
 BRONCHUS_MM2 = 160.0
 """A bronchus, cut across, is no larger than this."""
@@ -104,9 +107,19 @@ def _parts(
         near = ndimage.binary_dilation(part, iterations=SHELL_VOXELS)
         shell = ndimage.binary_dilation(near) & ~near
         airy = float((grid.smooth[wide][shell] < AIRY_HU).mean())
-        flanked = between[wide][part].mean() >= MIN_BETWEEN_LUNG
-        keep[label] = distance >= min_aside_mm and airy >= min_airy and (flanked or airy >= MOST_AIRY)
+        own = between[wide][part].mean() >= MIN_BETWEEN_LUNG or (
+            airy >= MOST_AIRY and _airy_beneath(grid.smooth[wide], part) >= MIN_AIRY_BENEATH
+        )
+        keep[label] = distance >= min_aside_mm and airy >= min_airy and own
     return keep[labels]
+
+
+def _airy_beneath(hu: NDArray[np.float32], part: Mask) -> float:
+    """Share of a part's columns that have air a little below their lowest voxel."""
+    rows, columns = np.nonzero(part.any(axis=0))
+    below = part.argmax(axis=0)[rows, columns] - SHELL_VOXELS - 1
+    airy = (below >= 0) & (hu[np.maximum(below, 0), rows, columns] < AIRY_HU)
+    return float(airy.mean())
 
 
 def between_lung(lung: Mask) -> Mask:
