@@ -36,7 +36,7 @@ MIN_AIRY, MIN_BULGE_AIRY, MOST_AIRY = 0.35, 0.4, 0.5
 With the last, lung above and below is not asked for: a consolidation may fill the lung to its edge."""
 
 MIN_AIRY_BENEATH = 0.25
-"""Instead, this share of its columns must end in air: those of liver, spleen and stomach end in themselves."""
+"""Instead, this share of its columns must end in air: those of liver and stomach end in themselves."""
 
 AIRY_HU = -350.0
 BRONCHUS_MM2 = 160.0
