@@ -43,7 +43,28 @@ def test_effusion_on_its_side_also_when_blurred_noisy_and_with_seams(side):
     assert [item.side for item in clean] == [side]
     assert clean[0].size == pytest.approx(phantom.truth["findings"][0]["volume_ml"], rel=0.35)
     rough = spoil(phantom.volume, spoilt, np.random.default_rng(0))
-    assert [item.side for item in findings(measure(rough))["Pleural effusion"]] == [side]
+    found = findings(measure(rough))["Pleural effusion"]
+    assert [item.side for item in found] == [side]
+    assert found[0].size == pytest.approx(phantom.truth["findings"][0]["volume_ml"], rel=0.35)
+
+
+@pytest.mark.parametrize("blur", [1.0, 1.5])
+def test_no_effusion_is_feigned_in_a_blurred_chest_and_a_large_one_is_found(blur, healthy):
+    spoilt = MeasuringConfig(blur_voxels=blur, noise_hu=30.0, seam_hu=30.0)
+    dry = spoil(healthy[0].volume, spoilt, np.random.default_rng(1))
+    assert "Pleural effusion" not in findings(measure(dry))
+    wet = make_phantom(patient(Finding("Pleural effusion", side="right", volume_ml=800.0, seed=1)))
+    rough = spoil(wet.volume, spoilt, np.random.default_rng(1))
+    assert [item.side for item in findings(measure(rough))["Pleural effusion"]] == ["right"]
+
+
+def test_consolidation_with_its_air_bronchograms_is_no_fluid():
+    found = Finding("Consolidation", side="left", lobe="left upper lobe", size_mm=60.0, seed=3)
+    phantom = make_phantom(patient(found))
+    read = findings(measure(phantom.volume))
+    assert "Pleural effusion" not in read
+    assert [item.side for item in read["Consolidation"]] == ["left"]
+    assert read["Consolidation"][0].size == pytest.approx(phantom.truth["findings"][0]["volume_ml"], rel=0.3)
 
 
 def test_solid_nodule_is_found_where_it_is():

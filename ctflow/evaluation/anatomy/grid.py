@@ -136,3 +136,17 @@ def fill_slices(mask: Mask) -> Mask:
     outside[edge] = True
     outside[0] = False
     return ~outside[labels]
+
+
+def fill_small_holes(grid: Grid, mask: Mask, max_mm2: float) -> Mask:
+    """``mask`` with its holes of at most ``max_mm2`` filled, in slices along every axis.
+
+    A tube through the mask is a hole in the slices that it crosses.
+    """
+    filled = mask.copy()
+    for axis in range(3):
+        labels, _ = ndimage.label(~np.moveaxis(mask, axis, 0), IN_PLANE_CROSS)
+        small = np.bincount(labels.ravel()) * grid.voxel_ml * 1000.0 / grid.spacing[axis] < max_mm2
+        small[0] = False
+        filled |= np.moveaxis(small[labels], 0, axis)
+    return filled

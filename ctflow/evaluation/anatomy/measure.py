@@ -108,10 +108,7 @@ def segment(volume: HUVolume) -> tuple[Measurement, Segmentation]:
         lungs={side: lungs[side][box] for side in SIDES},
         spine=line[box[0]] - [box[1].start, box[2].start],
     )
-    carina = None
-    if trachea.present:
-        carina = trachea.path[-1][0] / whole.factors[0] - box[0].start
-    inside = _inside_chest(chest, carina)
+    inside = _inside_chest(chest)
     measurement = Measurement(
         shape=volume.hu.shape,  # type: ignore[arg-type]
         spacing=volume.spacing,
@@ -147,7 +144,7 @@ class _Inside:
     calcification: Calcification
 
 
-def _inside_chest(chest: Chest, carina: float | None) -> _Inside:
+def _inside_chest(chest: Chest) -> _Inside:
     """Wall, fluid, consolidation, heart, nodules and calcium, each on what was found before it."""
     grid, lungs, lung, spine = chest.grid, chest.lungs, chest.lung, chest.spine
     polar = trace_wall(grid, chest.body, lung, spine)
@@ -166,7 +163,7 @@ def _inside_chest(chest: Chest, carina: float | None) -> _Inside:
     if heart.pericardial_fluid_ml >= MUCH_PERICARDIAL_ML:
         heart = without_fluid(grid, heart, shadow, darkness)
     exclude = wet | dense["left"] | dense["right"]
-    nodules = find_nodules(grid, lungs, exclude, rays, spine, carina)
+    nodules = find_nodules(grid, lungs, exclude, rays, spine)
     blood = blood_hu(grid, lung, spine)
     calcification = measure_calcium(grid, chest.body, shadow, rays, spine, blood, lung)
     return _Inside(polar, wall, fluid, dense, heart, shadow, nodules, calcification)

@@ -20,15 +20,13 @@ SCALES_MM = (2.6, 4.0, 6.2, 9.5)
 MIN_ANSWER_HU = 55.0
 """Scale-normalised answer a spot must reach."""
 
-MOST_SPOTS = 120
+MOST_SPOTS = 200
 ORGAN_HU = -25.0
 ORGAN_MM = 38.0
-MEDIASTINUM_ASIDE_MM = 34.0
-HILUM_ASIDE_MM = 58.0
-HILA_MM = (-70.0, 16.0)
-"""Heights over the carina between which the hilar vessels reach HILUM_ASIDE_MM from the midline."""
+MEDIASTINUM_ASIDE_MM = 24.0
+"""Nearer to the midline lie the great vessels."""
 
-MAX_SHELL = 0.12
+MAX_SHELL = 0.13
 """Brightness of the shell round a spot relative to its peak: a vessel leaves through it on two sides."""
 
 MIN_ROUNDNESS = 0.45
@@ -36,8 +34,15 @@ MIN_ROUNDNESS = 0.45
 
 SOLID_HU = 30.0
 MIN_DIAMETER_MM, MAX_DIAMETER_MM = 4.5, 33.0
-MIN_CONTRAST_HU = 420.0
+CONTRAST_AT_MM = (10.0, 13.0)
+MIN_CONTRAST_HU = (420.0, 560.0)
+"""The least contrast rises between these diameters: partial volume lowers that of small nodules only, and a
+large spot with less is ground glass."""
+
 MAX_ELONGATION = 1.9
+MIN_BALL_SCORE = 0.44
+"""A ball scores near 0.9 in ``_ball_score``, forks and bends of vessels mostly below this."""
+
 MIN_FILL = 0.36
 """Share of its box that a spot fills: 0.52 for a ball, little for a fork of vessels."""
 
@@ -56,7 +61,6 @@ def find_nodules(
     exclude: Mask,
     rays: Rays,
     spine: NDArray[np.float64],
-    carina: float | None,
 ) -> tuple[Nodule, ...]:
     """Blobs of several sizes within the lungs, strongest first, each place counted once.
 
@@ -66,7 +70,6 @@ def find_nodules(
         exclude: Fluid and consolidation, where no nodule can be told apart.
         rays: Distances to the wall by voxel.
         spine: ``[S, 2]`` row and column of the spine.
-        carina: Working-grid slice of the carina, None where it is not known; the hila lie below it.
 
     Returns:
         The nodules, largest first.
@@ -76,7 +79,7 @@ def find_nodules(
         return ()
     box = ndimage.find_objects(both.astype(np.int8))[0]
     lung, space = both[box], _space(grid, both, rays)[box] & ~exclude[box]
-    lateral = np.abs(beside_spine(grid, spine)[0]) > _reach(grid, len(both), carina)
+    lateral = np.abs(beside_spine(grid, spine)[0]) > MEDIASTINUM_ASIDE_MM
     inside = space & lateral[box[0], :, box[2]]
     background = float(np.median(grid.hu[box][lung]))
     # Whatever is no spot within the lung counts as lung, so that walls and domes give no answer.
@@ -102,13 +105,6 @@ def _space(grid: Grid, lung: Mask, rays: Rays) -> Mask:
     organ = open_box(grid, dense, ORGAN_MM)
     organ = ndimage.maximum_filter(organ.view(np.uint8), grid.size(15.0)).astype(bool)
     return (rays.radius < rays.wall) & between_lung(lung) & ~organ
-
-
-def _reach(grid: Grid, slices: int, carina: float | None) -> NDArray[np.float64]:
-    """Millimetres from the midline within which a spot is a vessel of mediastinum or hilum, ``[S, 1, 1]``."""
-    height = (np.arange(slices) - (0.6 * slices if carina is None else carina)) * grid.spacing[0]
-    hilar = (height > HILA_MM[0]) & (height < HILA_MM[1])
-    return np.where(hilar, HILUM_ASIDE_MM, MEDIASTINUM_ASIDE_MM)[:, None, None]
 
 
 def _spots(grid: Grid, flat: Array, allowed: Mask, sigma_mm: float) -> list[_Spot]:
@@ -180,7 +176,8 @@ def _measure(
         * grid.voxel_ml
         * 1000.0
     )
-    if peak - background < MIN_CONTRAST_HU or _elongation(grid, part) > MAX_ELONGATION:
+    elongation = _elongation(grid, part)
+    if elongation > MAX_ELONGATION:
         return None
     if part.sum() < MIN_FILL * np.prod(np.ptp(np.argwhere(part), axis=0) + 1):
         return None
@@ -188,16 +185,27 @@ def _measure(
     solid = mass / (SOLID_HU - background)
     diameter = float(np.cbrt(6.0 * (solid if peak < SOLID_HU + 50.0 else volume) / np.pi))
     at_half = float(np.cbrt(6.0 * volume / np.pi))
+    if peak - background < np.interp(diameter, CONTRAST_AT_MM, MIN_CONTRAST_HU):
+        return None
     if not MIN_DIAMETER_MM <= diameter <= MAX_DIAMETER_MM or not 0.65 < diameter / at_half < 1.5:
         return None
     middle = np.argwhere(part).mean(axis=0)
-    if _shell(grid, flat, middle + low, diameter / 2, background) > MAX_SHELL * (peak - background):
+    shell = _shell(grid, flat, middle + low, diameter / 2, background) / (peak - background)
+    if shell > MAX_SHELL or _ball_score(spot.roundness, elongation, shell) < MIN_BALL_SCORE:
         return None
     center = middle + low + offset
     voxel = grid.to_volume(center)
     volume_spacing = [s / f for s, f in zip(grid.spacing, grid.factors, strict=True)]
     z, y, x = (v * s for v, s in zip(voxel, volume_spacing, strict=True))
     return Nodule(voxel, (z, y, x), diameter, _side(center, lungs), peak - background)
+
+
+def _ball_score(roundness: float, elongation: float, shell: float) -> float:
+    """How much a spot is like a ball: round, compact and alone, each weighed against the others.
+
+    1 for a ball in empty lung. One weak property is forgiven, all three together are a vessel's.
+    """
+    return roundness - 0.25 * (elongation - 1.0) - 1.5 * shell
 
 
 def _elongation(grid: Grid, part: Mask) -> float:

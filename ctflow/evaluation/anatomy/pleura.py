@@ -16,10 +16,22 @@ from ctflow.evaluation.anatomy.thorax import Rays
 from ctflow.evaluation.anatomy.types import SIDES
 
 MUSCLE_HU = 52.0
-"""Where no chest wall is seen."""
+"""Where no chest wall is seen, and where the search for its muscle begins."""
+
+MODE_REACH_HU = 50.0
+MODE_STEPS = 5
+MODE_SLICES = 5
 
 FLUID_BELOW_MUSCLE_HU = (20.0, 85.0)
 """Fluid is darker than the muscle of its slice by a value between these; beyond lies fat."""
+
+CORE_BELOW_MUSCLE_HU = 31.0
+"""Where tissue lies clear of air, fluid (10 HU) is darker than muscle by more than this, airless lung (38 HU)
+by less."""
+
+CORE_AIR_HU = -150.0
+MIN_CORE_SHARE = 0.12
+"""Darker voxels hold air; their neighbours may hold some. The share of the rest that an estimate needs."""
 
 MIN_GAP_MM = 5.5
 """Lung and wall of a healthy chest lie closer than this."""
@@ -48,17 +60,28 @@ def tissue_hu(grid: Grid, mask: Mask, sigma_mm: float) -> Array:
 
 
 def muscle_hu(grid: Grid, body: Mask, wall: Mask) -> NDArray[np.float32]:
-    """Median HU of the soft tissue of the chest wall per slice."""
-    shell = body & ~wall & (grid.smooth > 0.0) & (grid.smooth < 110.0)
+    """HU of the muscle of the chest wall per slice: the mode of its soft tissue, found by mean shift.
+
+    A median between fixed bounds would follow a shifted block of slices by a part of the shift only.
+    """
+    shell = body & ~wall & (grid.smooth > -120.0) & (grid.smooth < 250.0)
     values = np.full(len(shell), np.nan)
     for s in range(len(shell)):
-        if shell[s].sum() > 100:
-            values[s] = np.median(grid.smooth[s][shell[s]])
+        tissue = grid.smooth[s][shell[s]]
+        if tissue.size < 100:
+            continue
+        mode = MUSCLE_HU
+        for _ in range(MODE_STEPS):
+            near = tissue[np.abs(tissue - mode) < MODE_REACH_HU]
+            mode = float(np.median(near)) if near.size else np.nan
+        values[s] = mode
     known = ~np.isnan(values)
     if not known.any():
         return np.full(len(shell), MUSCLE_HU, np.float32)
     index = np.arange(len(values))
-    return np.interp(index, index[known], values[known]).astype(np.float32)
+    line = np.interp(index, index[known], values[known])
+    # Ribs disturb single slices; a median leaves the steps between blocks.
+    return ndimage.median_filter(line, MODE_SLICES, mode="nearest").astype(np.float32)
 
 
 def beside_spine(grid: Grid, spine: NDArray[np.float64]) -> tuple[Array, Array]:
@@ -78,6 +101,23 @@ def _soft(grid: Grid, lung: Mask, rays: Rays, muscle: NDArray[np.float32]) -> Ma
     """Neither air nor fat nor bone, inside the rib cage."""
     over = grid.smooth - muscle[:, None, None]
     return (over > -112.0) & (over < 180.0) & (rays.radius < rays.wall + 1.0) & ~lung
+
+
+def core_darkness(grid: Grid, lung: Mask, rays: Rays, muscle: NDArray[np.float32]) -> tuple[Array, Mask]:
+    """HU below muscle of the tissue that lies clear of air, and where enough of it is near to tell.
+
+    The edges of a consolidation and of the bronchi in it are part air and therefore as dark as fluid; away
+    from them the two differ by 28 HU.
+
+    Returns:
+        ``[S, R, C]`` each; the first counts only where the second holds.
+    """
+    air = ndimage.binary_dilation((grid.smooth < CORE_AIR_HU) | lung)
+    core = _soft(grid, lung, rays, muscle) & ~air
+    sigma = grid.sigma(3.5)
+    share = ndimage.gaussian_filter(core.astype(np.float32), sigma, truncate=2.5)
+    total = ndimage.gaussian_filter(np.where(core, grid.hu, np.float32(0.0)), sigma, truncate=2.5)
+    return muscle[:, None, None] - total / np.maximum(share, 1e-3), share > MIN_CORE_SHARE
 
 
 def find_fluid(
@@ -104,12 +144,10 @@ def find_fluid(
     aside, behind = beside_spine(grid, spine)
     reference = muscle[:, None, None]
     low, high = FLUID_BELOW_MUSCLE_HU
-    watery = (
-        _soft(grid, lung, rays, muscle)
-        & (darkness > low)
-        & (darkness < high)
-        & (grid.smooth < reference - 8.0)
-    )
+    core, sure = core_darkness(grid, lung, rays, muscle)
+    thin = (darkness > low) & (darkness < high) & (grid.smooth < reference - 8.0)
+    thick = (core > CORE_BELOW_MUSCLE_HU) & (core < high)
+    watery = _soft(grid, lung, rays, muscle) & np.where(sure, thick, thin)
     watery &= ~((np.abs(aside) < 22.0) & (behind > -17.0)) & (behind > FRONT_MM) & (np.abs(aside) > 15.0)
     watery &= _levels(grid, lung)[:, None, None]
     gap = (rays.lung > 25.0) & (rays.radius > rays.lung) & (rays.wall - rays.lung > MIN_GAP_MM)
@@ -121,6 +159,7 @@ def find_fluid(
         & ~lung
         & (grid.smooth > reference - 150.0)
         & (grid.smooth < reference - 7.0)
+        & ~(sure & (core < CORE_BELOW_MUSCLE_HU))
     )
     fluid |= edge
     return {"left": fluid & (aside < 0), "right": fluid & (aside >= 0)}
