@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ctflow import generate
-from ctflow.checkpoint import load_system
+from ctflow.checkpoint import folder_fingerprint, load_system
 from ctflow.checkpoint.sources import locate, read_state
 from ctflow.config import load_config
 from ctflow.config.commands import GenerateConfig
@@ -106,6 +106,9 @@ def test_import_export_import_is_bit_identical(fixtures, tmp_path, kind, source,
         torch.equal(before[key], after[key]) and before[key].dtype == after[key].dtype for key in before
     )
     assert "sha256" in (first / part / "README.md").read_text(encoding="utf-8")
+    if out.is_dir():  # what a config.json says beyond our own configuration comes out again
+        told, written = (json.loads((f / "config.json").read_text("utf-8")) for f in (fixtures / source, out))
+        assert written == told
 
 
 def test_flux_changes_layout_on_the_way(fixtures, tmp_path):
@@ -196,11 +199,58 @@ def test_other_pt_files_are_named(tmp_path, content, said):
         load_ctclip(tmp_path / "x.pt")
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "ema.safetensors", "diffusion_pytorch_model.bin"])
+def test_other_file_names_are_found(fixtures, tmp_path, denoiser, name):
+    state = load_file(fixtures / "stdit/A/diffusion_pytorch_model.safetensors")
+    if name.endswith(".bin"):
+        torch.save(state, tmp_path / name)
+    else:
+        save_file(state, tmp_path / name)
+    config = json.loads((fixtures / "stdit/A/config.json").read_text(encoding="utf-8"))
+    del config["_class_name"]  # a config.json that names no class is known by its keys
+    config["no_temporal_pos_emb"] = True  # stored, and never read by the published class
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    model, io = load_fmvt(tmp_path), load_file(fixtures / "stdit/A/io.safetensors")
+    assert model.config == denoiser[0].config
+    with torch.no_grad():
+        out = model(io["x"], io["t"], io["encoder_hidden_states"], io["cond_image"])
+    assert relative(out, io["out"]) < TOLERANCE
+
+
+def test_bfloat16_weights_are_widened(fixtures, tmp_path):
+    """FLUX's diffusers folder is stored so."""
+    state = load_file(fixtures / "vae/tiny/diffusion_pytorch_model.safetensors")
+    narrow = {key: value.bfloat16() for key, value in state.items()}
+    save_file(narrow, tmp_path / "diffusion_pytorch_model.safetensors")
+    shutil.copy(fixtures / "vae/tiny/config.json", tmp_path)
+    main(["import", "flux", str(tmp_path), str(tmp_path / "own")])
+    loaded = load_avae(tmp_path / "own").net.state_dict()
+    assert all(torch.equal(loaded[key], value.float()) for key, value in narrow.items())
+
+
+def test_a_fingerprint_of_published_layouts(fixtures, tmp_path):
+    shutil.copytree(fixtures / "ctclip/tiny", tmp_path / "clip")
+    before = folder_fingerprint(tmp_path / "clip")
+    assert before == folder_fingerprint(fixtures / "ctclip/tiny")
+    assert before == folder_fingerprint(tmp_path / "clip/ctclip.pt")
+    (tmp_path / "clip/vocab.txt").write_text("[PAD]", encoding="utf-8")
+    with_vocabulary = folder_fingerprint(tmp_path / "clip")
+    state = torch.load(tmp_path / "clip/ctclip.pt", weights_only=True)
+    state["temperature"] = state["temperature"] + 1
+    torch.save(state, tmp_path / "clip/ctclip.pt")
+    assert len({before, with_vocabulary, folder_fingerprint(tmp_path / "clip")}) == 3
+    with pytest.raises(WeightsError, match="holds 0 weight files"):
+        folder_fingerprint(fixtures)
+
+
 def test_wrong_kind_missing_config_and_ambiguity(fixtures, tmp_path):
     with pytest.raises(WeightsError, match=r"holds a FLUX autoencoder[\s\S]*Expected: a CT-CLIP"):
         load_ctclip(fixtures / "vae/tiny")
     shutil.copy(fixtures / "stdit/A/diffusion_pytorch_model.safetensors", tmp_path)
     with pytest.raises(WeightsError, match=r"no config\.json beside"):
+        load_fmvt(tmp_path)
+    shutil.copy(fixtures / "vae/tiny/config.json", tmp_path)
+    with pytest.raises(WeightsError, match=r"another network's config\.json beside"):
         load_fmvt(tmp_path)
     with pytest.raises(WeightsError, match="holds 0 weight files"):
         load_avae(fixtures)
