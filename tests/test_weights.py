@@ -8,6 +8,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -24,8 +25,10 @@ from ctflow.config.training import TrainConfig
 from ctflow.data.nifti import read_nifti
 from ctflow.errors import ConfigError, WeightsError
 from ctflow.models import FMvT, train_wordpiece
+from ctflow.models.ctclip_preprocess import volume_input
 from ctflow.models.fmvt_published import published_preset
-from ctflow.weights import load_avae, load_ctclip, load_fmvt, load_text_encoder, main
+from ctflow.types import HUVolume
+from ctflow.weights import load_avae, load_ctclip, load_fmvt, load_scorer, load_text_encoder, main
 
 TOLERANCE = 1e-6
 
@@ -366,6 +369,21 @@ def test_import_options(fixtures, tmp_path, published_parts):
         main(["import", "ctclip", str(fixtures / "ctclip/tiny"), str(tmp_path), f"tokenizer={tmp_path}"])
     encoder = load_text_encoder(fixtures / "ctclip/tiny", published_parts / "tokenizer", mode="pooled")
     assert encoder.encode(["No nodule."]).tokens.shape == (1, 1, 48)
+
+
+def test_the_score_of_a_report_and_a_volume(fixtures, published_parts):
+    scorer = load_scorer(fixtures / "ctclip/tiny", published_parts / "tokenizer")
+    assert scorer.name == "clip"
+    hu = np.random.default_rng(0).normal(-200, 400, (30, 40, 44)).astype(np.float32)
+    volume, clip = HUVolume(hu, (6.0, 0.8, 0.7)), scorer.encoder.clip
+    batch = scorer.encoder.tokenizer(["no nodule"])
+    with torch.no_grad():
+        text = clip.encode_text(batch.ids, batch.mask).latent
+        image = clip.encode_image(volume_input(volume, clip.config.grid))
+    torch.testing.assert_close(scorer.encode_reports(['"No nodule" (Not given.)']), text)
+    torch.testing.assert_close(scorer.encode_volume(volume), image[0])
+    expected = 100 * max(0.0, float((text * image).sum()))
+    assert scorer.score('"No nodule" (Not given.)', volume) == pytest.approx(expected, abs=1e-4)
 
 
 def test_export_says_what_the_published_layout_cannot_hold(tmp_path):
