@@ -27,6 +27,7 @@ from ctflow.errors import ConfigError, WeightsError
 from ctflow.models import FMvT, train_wordpiece
 from ctflow.models.ctclip_preprocess import volume_input
 from ctflow.models.fmvt_published import published_preset
+from ctflow.training.schedule import learning_rate
 from ctflow.types import HUVolume
 from ctflow.weights import load_avae, load_ctclip, load_fmvt, load_scorer, load_text_encoder, main
 
@@ -425,6 +426,14 @@ def test_presets_are_the_published_sizes(repo_root, size, side):
     assert network == published_preset(size, side)
     assert config.flow.text == "pooled"
     assert config.flow.flow.path_offset == 1e-5
+
+
+def test_the_schedule_of_the_presets_is_that_of_the_large_model(repo_root):
+    schedule = load_config(TrainConfig, repo_root / "configs/published/flow_L_32.yaml").flow.optimizer
+    assert learning_rate(1000, schedule) == pytest.approx(1e-4)
+    assert learning_rate(2000, schedule) == pytest.approx(2e-4)
+    assert learning_rate(1_002_000, schedule) == pytest.approx(2e-4 / 3**0.5)
+    assert learning_rate(10**11, schedule) == 1e-6
 
 
 def test_presets_of_preparation_generation_and_fine_tuning(repo_root):
