@@ -8,9 +8,10 @@ from pathlib import Path
 from ctflow.checkpoint import CLIP_FOLDER, folder_fingerprint, load_system, load_text_encoder
 from ctflow.config import config_to_yaml
 from ctflow.config.evaluation import EvalConfig
+from ctflow.config.system import SystemConfig
+from ctflow.data.default_shards import complete, make_phantom_slices
 from ctflow.evaluation.analyses import run_analysis
 from ctflow.evaluation.backbones import ClipScorer
-from ctflow.evaluation.default_data import ensure_default_cases
 from ctflow.evaluation.evaluation import Evaluation, device_of, evaluate
 from ctflow.evaluation.external import evaluate_external
 from ctflow.evaluation.ranks import Ranks
@@ -20,6 +21,9 @@ from ctflow.evaluation.tensorboard import write_scalars
 from ctflow.evaluation.writers import monitors_markdown, table_markdown, write_all
 
 log = logging.getLogger("ctflow")
+
+PHANTOM_VOLUMES = 160
+"""For default cases; a tenth of them is held out from training."""
 
 
 def run(config: EvalConfig, output: Path, ranks: Ranks, checkpoint: Path | None) -> None:
@@ -37,7 +41,7 @@ def run(config: EvalConfig, output: Path, ranks: Ranks, checkpoint: Path | None)
         assert checkpoint is not None
         system = _system(config, checkpoint)
         if ranks.first:
-            ensure_default_cases(config, system.config)
+            _ensure_default_cases(config, system.config)
         ranks.wait()
         if config.analysis.name:
             run_analysis(config, system, ranks, output)
@@ -79,3 +83,12 @@ def _scorer(config: EvalConfig, checkpoint: Path | None) -> ClipScorer | None:
     encoder = load_text_encoder(folder)
     encoder.clip.to(device_of(config.device))
     return ClipScorer(encoder, scorer_name(encoder), folder_fingerprint(folder))
+
+
+def _ensure_default_cases(config: EvalConfig, system: SystemConfig) -> None:
+    """Make the default slice shards from phantoms if they are missing; other folders are the user's own."""
+    folder = Path(config.slices)
+    if config.slices == EvalConfig().slices and not complete(folder):
+        runs = folder.parents[2]
+        size, spacing = system.image_size, system.z_spacing_mm
+        make_phantom_slices(runs, volumes=PHANTOM_VOLUMES, size=size, z_spacing=spacing)

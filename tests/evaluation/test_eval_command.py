@@ -1,6 +1,7 @@
 """The command, in-process, on a tiny random system."""
 
 import json
+import subprocess
 
 import pytest
 
@@ -82,3 +83,21 @@ def test_provenance(everything):
 def test_unknown_key_is_an_error(tiny_checkpoint):
     with pytest.raises(CTFlowError, match="resolution"):
         command.main(["--checkpoint", str(tiny_checkpoint), "resolutions=[32]"])
+
+
+def test_missing_default_cases_are_made_at_the_models_own_size(tiny_checkpoint, tmp_path, monkeypatch):
+    commands = []
+
+    def record(command, check):
+        commands.append(command[2:])
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", record)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CTFlowError, match="manifest"):  # the recorder makes nothing
+        command.main(["--checkpoint", str(tiny_checkpoint)])
+    assert [c[0] for c in commands] == ["data_prep.phantom", "data_prep.ct_rate"]
+    assert "runs/shards/slices" in commands[1] and "resolution=32" in commands[1]
+    with pytest.raises(CTFlowError, match="manifest"):  # a folder of the user's own is left alone
+        command.main(["--checkpoint", str(tiny_checkpoint), "slices=mine"])
+    assert len(commands) == 2
