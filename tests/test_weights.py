@@ -8,12 +8,13 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from ctflow import generate
-from ctflow.checkpoint import load_system
+from ctflow.checkpoint import folder_fingerprint, load_system
 from ctflow.checkpoint.sources import locate, read_state
 from ctflow.config import load_config
 from ctflow.config.commands import GenerateConfig
@@ -24,8 +25,11 @@ from ctflow.config.training import TrainConfig
 from ctflow.data.nifti import read_nifti
 from ctflow.errors import ConfigError, WeightsError
 from ctflow.models import FMvT, train_wordpiece
+from ctflow.models.ctclip_preprocess import volume_input
 from ctflow.models.fmvt_published import published_preset
-from ctflow.weights import load_avae, load_ctclip, load_fmvt, load_text_encoder, main
+from ctflow.training.schedule import learning_rate
+from ctflow.types import HUVolume
+from ctflow.weights import load_avae, load_ctclip, load_fmvt, load_scorer, load_text_encoder, main
 
 TOLERANCE = 1e-6
 
@@ -106,6 +110,9 @@ def test_import_export_import_is_bit_identical(fixtures, tmp_path, kind, source,
         torch.equal(before[key], after[key]) and before[key].dtype == after[key].dtype for key in before
     )
     assert "sha256" in (first / part / "README.md").read_text(encoding="utf-8")
+    if out.is_dir():  # what a config.json says beyond our own configuration comes out again
+        told, written = (json.loads((f / "config.json").read_text("utf-8")) for f in (fixtures / source, out))
+        assert written == told
 
 
 def test_flux_changes_layout_on_the_way(fixtures, tmp_path):
@@ -196,11 +203,58 @@ def test_other_pt_files_are_named(tmp_path, content, said):
         load_ctclip(tmp_path / "x.pt")
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "ema.safetensors", "diffusion_pytorch_model.bin"])
+def test_other_file_names_are_found(fixtures, tmp_path, denoiser, name):
+    state = load_file(fixtures / "stdit/A/diffusion_pytorch_model.safetensors")
+    if name.endswith(".bin"):
+        torch.save(state, tmp_path / name)
+    else:
+        save_file(state, tmp_path / name)
+    config = json.loads((fixtures / "stdit/A/config.json").read_text(encoding="utf-8"))
+    del config["_class_name"]  # a config.json that names no class is known by its keys
+    config["no_temporal_pos_emb"] = True  # stored, and never read by the published class
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    model, io = load_fmvt(tmp_path), load_file(fixtures / "stdit/A/io.safetensors")
+    assert model.config == denoiser[0].config
+    with torch.no_grad():
+        out = model(io["x"], io["t"], io["encoder_hidden_states"], io["cond_image"])
+    assert relative(out, io["out"]) < TOLERANCE
+
+
+def test_bfloat16_weights_are_widened(fixtures, tmp_path):
+    """FLUX's diffusers folder is stored so."""
+    state = load_file(fixtures / "vae/tiny/diffusion_pytorch_model.safetensors")
+    narrow = {key: value.bfloat16() for key, value in state.items()}
+    save_file(narrow, tmp_path / "diffusion_pytorch_model.safetensors")
+    shutil.copy(fixtures / "vae/tiny/config.json", tmp_path)
+    main(["import", "flux", str(tmp_path), str(tmp_path / "own")])
+    loaded = load_avae(tmp_path / "own").net.state_dict()
+    assert all(torch.equal(loaded[key], value.float()) for key, value in narrow.items())
+
+
+def test_a_fingerprint_of_published_layouts(fixtures, tmp_path):
+    shutil.copytree(fixtures / "ctclip/tiny", tmp_path / "clip")
+    before = folder_fingerprint(tmp_path / "clip")
+    assert before == folder_fingerprint(fixtures / "ctclip/tiny")
+    assert before == folder_fingerprint(tmp_path / "clip/ctclip.pt")
+    (tmp_path / "clip/vocab.txt").write_text("[PAD]", encoding="utf-8")
+    with_vocabulary = folder_fingerprint(tmp_path / "clip")
+    state = torch.load(tmp_path / "clip/ctclip.pt", weights_only=True)
+    state["temperature"] = state["temperature"] + 1
+    torch.save(state, tmp_path / "clip/ctclip.pt")
+    assert len({before, with_vocabulary, folder_fingerprint(tmp_path / "clip")}) == 3
+    with pytest.raises(WeightsError, match="holds 0 weight files"):
+        folder_fingerprint(fixtures)
+
+
 def test_wrong_kind_missing_config_and_ambiguity(fixtures, tmp_path):
     with pytest.raises(WeightsError, match=r"holds a FLUX autoencoder[\s\S]*Expected: a CT-CLIP"):
         load_ctclip(fixtures / "vae/tiny")
     shutil.copy(fixtures / "stdit/A/diffusion_pytorch_model.safetensors", tmp_path)
     with pytest.raises(WeightsError, match=r"no config\.json beside"):
+        load_fmvt(tmp_path)
+    shutil.copy(fixtures / "vae/tiny/config.json", tmp_path)
+    with pytest.raises(WeightsError, match=r"another network's config\.json beside"):
         load_fmvt(tmp_path)
     with pytest.raises(WeightsError, match="holds 0 weight files"):
         load_avae(fixtures)
@@ -318,6 +372,21 @@ def test_import_options(fixtures, tmp_path, published_parts):
     assert encoder.encode(["No nodule."]).tokens.shape == (1, 1, 48)
 
 
+def test_the_score_of_a_report_and_a_volume(fixtures, published_parts):
+    scorer = load_scorer(fixtures / "ctclip/tiny", published_parts / "tokenizer")
+    assert scorer.name == "clip"
+    hu = np.random.default_rng(0).normal(-200, 400, (30, 40, 44)).astype(np.float32)
+    volume, clip = HUVolume(hu, (6.0, 0.8, 0.7)), scorer.encoder.clip
+    batch = scorer.encoder.tokenizer(["no nodule"])
+    with torch.no_grad():
+        text = clip.encode_text(batch.ids, batch.mask).latent
+        image = clip.encode_image(volume_input(volume, clip.config.grid))
+    torch.testing.assert_close(scorer.encode_reports(['"No nodule" (Not given.)']), text)
+    torch.testing.assert_close(scorer.encode_volume(volume), image[0])
+    expected = 100 * max(0.0, float((text * image).sum()))
+    assert scorer.score('"No nodule" (Not given.)', volume) == pytest.approx(expected, abs=1e-4)
+
+
 def test_export_says_what_the_published_layout_cannot_hold(tmp_path):
     from ctflow.checkpoint import save_fmvt
     from ctflow.config.models import FMvTConfig
@@ -357,6 +426,14 @@ def test_presets_are_the_published_sizes(repo_root, size, side):
     assert network == published_preset(size, side)
     assert config.flow.text == "pooled"
     assert config.flow.flow.path_offset == 1e-5
+
+
+def test_the_schedule_of_the_presets_is_that_of_the_large_model(repo_root):
+    schedule = load_config(TrainConfig, repo_root / "configs/published/flow_L_32.yaml").flow.optimizer
+    assert learning_rate(1000, schedule) == pytest.approx(1e-4)
+    assert learning_rate(2000, schedule) == pytest.approx(2e-4)
+    assert learning_rate(1_002_000, schedule) == pytest.approx(2e-4 / 3**0.5)
+    assert learning_rate(10**11, schedule) == 1e-6
 
 
 def test_presets_of_preparation_generation_and_fine_tuning(repo_root):

@@ -12,7 +12,7 @@ import torch
 
 from ctflow import eval as evaluate
 from ctflow import train
-from ctflow.checkpoint import load_avae, load_fmvt, save_fmvt
+from ctflow.checkpoint import load_avae, load_fmvt, load_system, save_fmvt
 from ctflow.data import SliceRecord, SliceShardWriter
 from ctflow.models import FMvT, train_wordpiece
 from ctflow.models.fmvt_published import published_preset
@@ -97,26 +97,25 @@ def test_the_transformer_is_fine_tuned(imported, shards, tmp_path, repo_root):
         [f"avae={imported / 'avae'}", f"clip={imported / 'clip'}", f"source={shards}", f"output={latents}"]
     )
     preset = ["--config", str(repo_root / "configs/published/flow_S_32.yaml")]
-    parts = [f"flow.avae={imported / 'avae'}", f"flow.clip={imported / 'clip'}"]
-    train.main([*preset, *tuning(tmp_path, latents), *parts, f"flow.init_from={imported}"])
+    options = [f"flow.init_from={imported}", "flow.network.activation_checkpointing=true"]
+    train.main([*preset, *tuning(tmp_path, latents), *options])  # its A-VAE and CT-CLIP are found beside it
     before, after = load_fmvt(imported), load_fmvt(tmp_path / "flow/x/export")
-    assert after.config == before.config
+    assert after.config == replace(before.config, activation_checkpointing=True)
     assert not torch.equal(after.final_layer.linear.weight, before.final_layer.linear.weight)
     # what was fine-tuned goes out in the published layout again
     main(["export", "ctflow", str(tmp_path / "flow/x/export"), str(tmp_path / "out")])
     assert load_fmvt(tmp_path / "out").config == before.config
+    assert load_system(tmp_path / "flow/x/export").avae.config.whitening.scale == [0.3611]
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_autoencoder_is_fine_tuned(imported, shards, tmp_path, repo_root, channels):
     source = imported
-    if channels == 1:
-        source = tmp_path / "grey"
-        main(["import", "flux", str(imported), str(source), "channels=1"])
     preset = ["--config", str(repo_root / "configs/published/vae_flux.yaml")]
     options = [f"autoencoder.network.in_channels={channels}", f"autoencoder.init_from={source}"]
     train.main([*preset, *tuning(tmp_path, shards), *options])
-    before, after = load_avae(source), load_avae(tmp_path / "autoencoder/x/export")
+    before = load_avae(source, channels)  # three channels become one on the way
+    after = load_avae(tmp_path / "autoencoder/x/export")
     assert after.config == before.config
     assert after.config.in_channels == channels
     assert after.fingerprint() != before.fingerprint()

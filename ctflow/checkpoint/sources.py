@@ -123,13 +123,17 @@ def _read_pickled(path: Path, shapes_only: bool) -> dict[str, Tensor]:
 
 def _from_file(path: Path) -> WeightSource:
     kind, layout = _recognise(path, read_state(path, shapes_only=True))
-    config = path.parent / (CONFIG_FILE if path.name == WEIGHTS_FILE else PUBLISHED_CONFIG)
-    if path.name == WEIGHTS_FILE and config.is_file():
-        return WeightSource(kind, "own", path, config)
-    if config.is_file() and _kind_of_config(read_json(config)) == kind:
-        return WeightSource(kind, layout, path, config)
+    own, published = path.parent / CONFIG_FILE, path.parent / PUBLISHED_CONFIG
+    if own.is_file() and (path.name == WEIGHTS_FILE or layout == "own"):
+        return WeightSource(kind, "own", path, own)
+    if layout == "own":
+        raise WeightsError(f"no {CONFIG_FILE} beside {path}", f"a sharing folder with {CONFIG_FILE}")
+    if published.is_file() and _kind_of_config(read_json(published)) == kind:
+        return WeightSource(kind, layout, path, published)
     if kind == "fmvt" or (kind == "avae" and layout == "published"):
-        raise WeightsError(f"no {PUBLISHED_CONFIG} beside {path}", _EXPECTED[kind])
+        what = "another network's" if published.is_file() else "no"
+        found = f"{what} {PUBLISHED_CONFIG} beside {path}, which is {DESCRIPTIONS[kind]}"
+        raise WeightsError(found, _EXPECTED[kind])
     return WeightSource(kind, layout, path, None)
 
 
@@ -179,7 +183,11 @@ def _try_file(path: Path) -> WeightSource | None:
 
 
 def _kind_of_config(config: Mapping[str, Any]) -> Kind | None:
+    """By the class it names; where it names none, by keys that only one of them has."""
     if "bert" in config and "ctvit" in config:
         return "ctclip"
     classes: dict[str, Kind] = {fmvt_published.CLASS_NAME: "fmvt", avae_published.CLASS_NAME: "avae"}
-    return classes.get(str(config.get("_class_name")))
+    if "_class_name" in config:
+        return classes.get(str(config["_class_name"]))
+    marks: dict[str, Kind] = {"caption_channels": "fmvt", "block_out_channels": "avae"}
+    return next((kind for key, kind in marks.items() if key in config), None)

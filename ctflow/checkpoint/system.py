@@ -19,6 +19,7 @@ from ctflow.checkpoint.files import (
 )
 from ctflow.checkpoint.loading import load_avae, load_fmvt, load_text_encoder
 from ctflow.checkpoint.saving import save_avae, save_ctclip, save_fmvt
+from ctflow.checkpoint.sources import locate
 from ctflow.config import config_to_yaml
 from ctflow.config.encoders import AVAEConfig, CTCLIPConfig
 from ctflow.config.models import FMvTConfig
@@ -93,12 +94,22 @@ def load_system(folder: Path | str) -> System:
 def folder_fingerprint(folder: Path | str) -> str:
     """SHA-256 over names and bytes of what a sharing or full folder loads, for provenance records.
 
-    Model cards and whatever else lies in the folder do not count.
+    Model cards and whatever else lies in the folder do not count. A published layout, folder or file, has one
+    too: over its weights, its configuration and the tokenizer beside them.
+
+    Raises:
+        WeightsError: Nothing is there that could be loaded.
     """
     folder, digest = Path(folder), hashlib.sha256()
     places = (folder, *(folder / part for part in (AVAE_FOLDER, FMVT_FOLDER, CLIP_FOLDER)))
     names = (CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE, VOCABULARY_FILE)
-    for path in sorted(place / name for place in places for name in names if (place / name).is_file()):
+    paths = [place / name for place in places for name in names if (place / name).is_file()]
+    if not any(path.name in (CONFIG_FILE, WEIGHTS_FILE) for path in paths):
+        source = locate(folder)
+        folder = source.weights.parent
+        beside = [folder / name for name in (TOKENIZER_FILE, VOCABULARY_FILE)]
+        paths = [p for p in (source.weights, source.config, *beside) if p is not None and p.is_file()]
+    for path in sorted(paths):
         digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())

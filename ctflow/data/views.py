@@ -13,9 +13,9 @@ from torch import Tensor
 from ctflow.config.encoders import VolumeGrid
 from ctflow.data.batches import BlockBatch, SliceBatch, VolumeBatch
 from ctflow.data.reader import LatentShards, ShardSet, SliceShards, padded_slices
-from ctflow.data.resample import to_grid
 from ctflow.seeding import derived_generator
 from ctflow.types import BLOCK_LENGTH, HUVolume
+from ctflow.volume_grid import to_grid
 
 Batch = SliceBatch | BlockBatch | VolumeBatch
 

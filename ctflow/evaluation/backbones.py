@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ctflow.config.evaluation import BackboneFiles
 from ctflow.metrics import i3d, inception
-from ctflow.metrics.clip_score import TextVolumeScorer
+from ctflow.metrics.clip_score import TextVolumeScorer, clip_scores
 from ctflow.metrics.random_backbone import RandomBackbone
 from ctflow.models import TextEncoder
 from ctflow.models.ctclip_preprocess import volume_input
@@ -95,6 +95,10 @@ class ClipScorer:
         clip = self.encoder.clip
         grid = volume_input(volume, clip.config.grid)
         return clip.encode_image(grid.to(clip.temperature.device))[0].float().cpu()
+
+    def score(self, report: str, volume: HUVolume) -> float:
+        """``100 · max(0, cos)`` of one report with one volume."""
+        return float(clip_scores(self.encode_reports([report]), self.encode_volume(volume)[None]))
 
 
 def build_backbones(files: BackboneFiles, scorer: TextVolumeScorer | None, device: torch.device) -> Backbones:

@@ -28,6 +28,7 @@ _TOPOLOGY: dict[str, Any] = {
     "act_fn": "silu",
 }
 _DIFFUSERS_DEFAULTS: dict[str, Any] = {
+    "_class_name": CLASS_NAME,
     "use_quant_conv": True,
     "use_post_quant_conv": True,
     "mid_block_add_attention": True,
@@ -68,8 +69,13 @@ def avae_config_from_diffusers(config: Mapping[str, Any]) -> AVAEConfig:
         raise WeightsError(f"the autoencoder's config.json cannot be used: {error!r}") from error
 
 
-def avae_config_to_diffusers(config: AVAEConfig) -> dict[str, Any]:
+def avae_config_to_diffusers(config: AVAEConfig, kept: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The ``config.json`` of an A-VAE; its intensity window has no place there.
+
+    Args:
+        config: The A-VAE's.
+        kept: The ``config.json`` that it was made from, for the keys that say nothing about the weights;
+            None: those are at FLUX's values.
 
     Raises:
         WeightsError: The whitening is per channel, which the layout cannot express as FLUX does.
@@ -79,25 +85,22 @@ def avae_config_to_diffusers(config: AVAEConfig) -> dict[str, Any]:
         raise WeightsError(found, "one shift and one scale", "share it as this project's own folder")
     levels = len(config.block_out_channels)
     return {
-        "_class_name": CLASS_NAME,
-        "act_fn": "silu",
-        "block_out_channels": list(config.block_out_channels),
-        "down_block_types": ["DownEncoderBlock2D"] * levels,
         "force_upcast": True,
-        "in_channels": config.in_channels,
-        "latent_channels": config.latent_channels,
         "latents_mean": None,
         "latents_std": None,
+        "sample_size": 1024,
+        **(kept or {}),
+        **_TOPOLOGY,
+        "block_out_channels": list(config.block_out_channels),
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "in_channels": config.in_channels,
+        "latent_channels": config.latent_channels,
         "layers_per_block": config.layers_per_block,
-        "mid_block_add_attention": True,
         "norm_num_groups": config.norm_num_groups,
         "out_channels": config.in_channels,
-        "sample_size": 1024,
         "scaling_factor": config.whitening.scale[0],
         "shift_factor": config.whitening.shift[0],
         "up_block_types": ["UpDecoderBlock2D"] * levels,
-        "use_post_quant_conv": False,
-        "use_quant_conv": False,
     }
 
 

@@ -72,8 +72,12 @@ def ctclip_config_from_published(config: Mapping[str, Any] | None, keys: Iterabl
     return loaded
 
 
-def ctclip_config_to_published(config: CTCLIPConfig) -> dict[str, Any]:
+def ctclip_config_to_published(config: CTCLIPConfig, kept: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The ``config.json`` that ``ctclip_config_from_published`` reads.
+
+    Args:
+        config: The CT-CLIP's.
+        kept: The ``config.json`` that it was made from, for keys that say nothing about the weights.
 
     Raises:
         WeightsError: The model has a property that the published class cannot express.
@@ -94,7 +98,9 @@ def ctclip_config_to_published(config: CTCLIPConfig) -> dict[str, Any]:
         "dim_image": config.dim_image,
         "dim_latent": config.dim_latent,
     }
-    return {"bert": asdict(config.bert), "ctvit": sizes, **dims}
+    before = dict(kept or {})
+    bert = before.pop("bert", {}) | asdict(config.bert)
+    return {**before, "bert": bert, "ctvit": before.get("ctvit", {}) | sizes, **dims}
 
 
 def published_name(key: str) -> str:

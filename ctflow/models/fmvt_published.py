@@ -1,8 +1,7 @@
 """The published transformer's configuration and state dict, to ours and back.
 
 Facts of the format only: a folder of ``config.json`` and ``diffusion_pytorch_model.safetensors`` whose class
-is
-``DiffuserSTDiT``; the same names as here behind the prefix ``model.``.
+is ``DiffuserSTDiT``; the same names as here behind the prefix ``model.``.
 """
 
 from __future__ import annotations
@@ -30,6 +29,7 @@ PUBLISHED_PROPERTIES: dict[str, Any] = {
     "text_modulation": False,
     "position_input": False,
     "length_input": False,
+    "temporal_embedding": True,
 }
 """The published behaviour as properties of ``FMvTConfig``."""
 
@@ -47,13 +47,21 @@ _NAMES = {  # published name: ours
     "time_scale": "time_scale",
 }
 
+_WITHOUT_EFFECT: dict[str, Any] = {
+    "no_temporal_pos_emb": False,
+    "class_dropout_prob": 0.0,
+    "drop_path": 0.0,
+    "enable_flashattn": False,
+}
+"""Published keys that change nothing at inference, at the values of the released models."""
+
 
 def fmvt_config_from_published(config: Mapping[str, Any]) -> FMvTConfig:
     """Our configuration of a published ``config.json``.
 
-    Keys that do not change inference are ignored: the EMA's (``decay``, ``min_decay``, …), dropout rates and
-    the choice of
-    attention kernel.
+    Keys that do not change inference are ignored: the EMA's (``decay``, ``min_decay``, …), dropout rates, the
+    choice of attention kernel, and ``no_temporal_pos_emb``, which this family of transformers (STDiT) stores
+    and never reads: the temporal embedding is added either way.
 
     Args:
         config: The parsed JSON.
@@ -79,41 +87,37 @@ def fmvt_config_from_published(config: Mapping[str, Any]) -> FMvTConfig:
     values = {ours: config[published] for published, ours in _NAMES.items()}
     for name in ("input_size", "patch_size"):
         values[name] = [int(side) for side in values[name]]
-    temporal = not config.get("no_temporal_pos_emb", False)
     try:
-        return FMvTConfig(**values, **PUBLISHED_PROPERTIES, temporal_embedding=temporal)
+        return FMvTConfig(**values, **PUBLISHED_PROPERTIES)
     except (TypeError, ValueError) as error:
         raise WeightsError(f"the transformer's config.json cannot be used: {error}") from error
 
 
-def fmvt_config_to_published(config: FMvTConfig) -> dict[str, Any]:
+def fmvt_config_to_published(config: FMvTConfig, kept: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The ``config.json`` of a model with the published properties.
 
     Args:
         config: A configuration that ``fmvt_config_from_published`` could have made.
-
-    Returns:
-        The published keys; those that do not change inference at their published defaults.
+        kept: The ``config.json`` that it was made from, for the keys that do not change inference; None:
+            those are at their published values.
 
     Raises:
         WeightsError: The model has a property that the published class cannot express.
     """
-    kept = asdict(config)
-    if differing := [name for name, value in PUBLISHED_PROPERTIES.items() if kept[name] != value]:
+    ours = asdict(config)
+    if differing := [name for name, value in PUBLISHED_PROPERTIES.items() if ours[name] != value]:
         raise WeightsError(
             "this model cannot be written in the published layout: "
-            + ", ".join(f"{n}={kept[n]}" for n in differing),
+            + ", ".join(f"{n}={ours[n]}" for n in differing),
             "a model imported from published weights, or fine-tuned from them",
             "share it as this project's own checkpoint folder",
         )
     return {
         "_class_name": CLASS_NAME,
-        **{published: kept[ours] for published, ours in _NAMES.items()},
+        **_WITHOUT_EFFECT,
+        **(kept or {}),
+        **{published: ours[name] for published, name in _NAMES.items()},
         "in_channels": 2 * config.latent_channels,
-        "no_temporal_pos_emb": not config.temporal_embedding,
-        "class_dropout_prob": 0.0,
-        "drop_path": 0.0,
-        "enable_flashattn": False,
     }
 
 

@@ -46,6 +46,11 @@ def clean_text(text: str) -> str:
     return " ".join(text.split())
 
 
+def unit_pooled(pooled: Tensor) -> Tensor:
+    """Pooled states ``[B, D]`` over their norm + 1e-6, the published condition."""
+    return pooled / (pooled.norm(dim=-1, keepdim=True) + POOLED_EPS)
+
+
 class TextEncoder:
     """CT-CLIP's text tower, frozen, with its tokenizer.
 
@@ -101,7 +106,7 @@ class TextEncoder:
         return torch.cat([encoding.latent for encoding, _ in self._run(reports, batch_size)])
 
     def _condition(self, encoding: TextEncoding, mask: Tensor) -> TextEmbedding:
-        pooled = encoding.pooled / (encoding.pooled.norm(dim=-1, keepdim=True) + POOLED_EPS)
+        pooled = unit_pooled(encoding.pooled)
         if self.mode == "pooled":
             return TextEmbedding(pooled[:, None], mask[:, :1].bool(), pooled)
         return TextEmbedding(encoding.tokens * mask[..., None], mask.bool(), pooled)

@@ -36,35 +36,42 @@ def newest_part(runs: Path, task: str) -> Path:
     )
 
 
-def matching_avae(runs: Path, header: LatentHeader, given: str = "") -> Path:
+def matching_avae(runs: Path, header: LatentHeader, given: str = "", init_from: str = "") -> Path:
     """The A-VAE that made the latents of some shards.
 
     Args:
         runs: Folder of the runs; the embedded checkpoint is searched too.
         header: Of the shards.
         given: Folder to take instead of searching; checked all the same.
+        init_from: Checkpoint that training starts from: its own A-VAE is tried first.
 
     Raises:
         ConfigError: There is none.
     """
-    candidates = [Path(given)] if given else list(_candidates(runs, "autoencoder"))
+    candidates = [Path(given)] if given else _all_candidates(runs, "autoencoder", init_from)
     for folder in candidates:
         if _avae_fingerprint(folder) == header.avae_fingerprint:
             return folder
     raise _nothing("A-VAE", header.avae_fingerprint, candidates, "flow.avae")
 
 
-def matching_clip(runs: Path, header: LatentHeader, given: str = "") -> Path:
+def matching_clip(runs: Path, header: LatentHeader, given: str = "", init_from: str = "") -> Path:
     """The text encoder that embedded the reports of some shards; arguments as in ``matching_avae``.
 
     Raises:
         ConfigError: There is none.
     """
-    candidates = [Path(given)] if given else list(_candidates(runs, "clip"))
+    candidates = [Path(given)] if given else _all_candidates(runs, "clip", init_from)
     for folder in candidates:
         if folder_fingerprint(folder) == header.text_fingerprint:
             return folder
     raise _nothing("text encoder", header.text_fingerprint, candidates, "flow.clip")
+
+
+def _all_candidates(runs: Path, task: str, init_from: str) -> list[Path]:
+    beside = Path(init_from) / FOLDERS[task]
+    first = [beside] if init_from and (beside / CONFIG_FILE).is_file() else []
+    return [*first, *_candidates(runs, task)]
 
 
 def _candidates(runs: Path, task: str) -> Iterator[Path]:

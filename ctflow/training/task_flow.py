@@ -14,9 +14,12 @@ from ctflow.checkpoint import (
     AVAE_FOLDER,
     CLIP_FOLDER,
     FMVT_FOLDER,
+    WEIGHTS_FILE,
     load_avae,
     load_fmvt,
+    load_text_encoder,
     save_avae,
+    save_ctclip,
     save_fmvt,
     write_system_config,
 )
@@ -45,7 +48,9 @@ class FlowTraining:
         """
         task = config.flow
         if task.init_from:
-            task = replace(task, network=load_fmvt(_fmvt_folder(task.init_from)).config)
+            recompute = task.network.activation_checkpointing  # a way of training, no property of weights
+            network = load_fmvt(_fmvt_folder(task.init_from)).config
+            task = replace(task, network=replace(network, activation_checkpointing=recompute))
         shards = LatentShards(config.data.train)
         _check_fit(
             config.data.train,
@@ -55,8 +60,8 @@ class FlowTraining:
             task.network.text_dim,
         )
         runs = Path(config.runs_dir)
-        avae = matching_avae(runs, shards.header, task.avae)
-        clip = matching_clip(runs, shards.header, task.clip)
+        avae = matching_avae(runs, shards.header, task.avae, task.init_from)
+        clip = matching_clip(runs, shards.header, task.clip, task.init_from)
         log.info("latents of %s, text of %s", avae, clip)
         return replace(config, flow=replace(task, avae=str(avae), clip=str(clip)))
 
@@ -103,7 +108,7 @@ class FlowTraining:
         avae = load_avae(config.flow.avae)
         avae.config.whitening = shards.header.whitening
         save_avae(run.export / AVAE_FOLDER, avae)
-        shutil.copytree(config.flow.clip, run.export / CLIP_FOLDER, dirs_exist_ok=True)
+        _copy_text_encoder(Path(config.flow.clip), run.export / CLIP_FOLDER)
         write_system_config(run.export, system_config(config, shards, avae.downscale), card=text)
 
 
@@ -118,6 +123,15 @@ def system_config(config: TrainConfig, shards: LatentShards, downscale: int) -> 
         max_slices=max(case.slices for case in shards.cases),
         provenance={"training_data": config.data.train, "avae": config.flow.avae, "clip": config.flow.clip},
     )
+
+
+def _copy_text_encoder(source: Path, target: Path) -> None:
+    """The same files, or a published CT-CLIP as a sharing folder."""
+    if (source / WEIGHTS_FILE).is_file():
+        shutil.copytree(source, target, dirs_exist_ok=True)
+        return
+    encoder = load_text_encoder(source)
+    save_ctclip(target, encoder.clip, encoder.tokenizer)
 
 
 def _fmvt_folder(folder: str) -> Path:

@@ -6,6 +6,7 @@ What the published files are, and what of their behaviour is reproduced: docs/pu
 from ctflow.checkpoint.loading import load_avae, load_ctclip, load_fmvt, load_text_encoder, read_weights
 from ctflow.weights.command import main
 from ctflow.weights.inspection import inspect
+from ctflow.weights.scoring import load_scorer
 from ctflow.weights.transfer import ImportOptions, complete_system, export_weights, import_weights
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "load_avae",
     "load_ctclip",
     "load_fmvt",
+    "load_scorer",
     "load_text_encoder",
     "main",
     "read_weights",

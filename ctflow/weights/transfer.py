@@ -7,6 +7,7 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,10 +23,16 @@ from ctflow.checkpoint import (
     save_fmvt,
     write_system_config,
 )
-from ctflow.checkpoint.files import TOKENIZER_FILE, load_exactly, read_config, write_safetensors
+from ctflow.checkpoint.files import (
+    TOKENIZER_FILE,
+    load_exactly,
+    read_config,
+    read_json,
+    write_safetensors,
+)
 from ctflow.checkpoint.loading import build, inner_module, read_weights, with_channels
-from ctflow.checkpoint.sources import PART_FOLDERS, PUBLISHED_CONFIG, PUBLISHED_WEIGHTS, Kind
-from ctflow.config.encoders import AVAEConfig, CTCLIPConfig
+from ctflow.checkpoint.sources import PART_FOLDERS, PUBLISHED_CONFIG, PUBLISHED_WEIGHTS, Kind, WeightSource
+from ctflow.config.encoders import AVAEConfig
 from ctflow.config.generation import RolloutConfig, StopConfig
 from ctflow.config.models import FMvTConfig
 from ctflow.config.system import SystemConfig
@@ -53,6 +60,9 @@ PUBLISHED_ROLLOUT = RolloutConfig(
     stop=StopConfig(rule="first_slice", threshold=0.1, fraction=0.9),
 )
 """The published sampling and end test: what an imported transformer starts from."""
+
+KEPT_CONFIG = "published_config.json"
+"""Name of that file in an imported part's folder."""
 
 PROVENANCE_NOTE = "imported published weights; the model card of each part names its source file"
 
@@ -103,6 +113,7 @@ def import_weights(kind: Kind, source: Path | str, dest: Path | str, options: Im
         save_avae(folder, model, card, options.half)
     else:
         _save_with_tokenizer(folder, model, weights.source.weights.parent, card, options)
+    _keep_published_config(folder, weights.source)
     complete_system(dest)
     return folder
 
@@ -158,19 +169,37 @@ def export_weights(kind: Kind, source: Path | str, dest: Path | str) -> Path:
     """
     weights, dest = read_weights(source, kind), Path(dest)
     config, state = weights.config, {key: value.float() for key, value in weights.state.items()}
+    kept = _kept_config(weights.source)
     if isinstance(config, FMvTConfig):
-        return _write_published(dest, fmvt_config_to_published(config), fmvt_state_to_published(state))
+        return _write_published(dest, fmvt_config_to_published(config, kept), fmvt_state_to_published(state))
     if isinstance(config, AVAEConfig):
         if dest.suffix != ".safetensors":
-            return _write_published(dest, avae_config_to_diffusers(config), state)
+            return _write_published(dest, avae_config_to_diffusers(config, kept), state)
         dest.parent.mkdir(parents=True, exist_ok=True)
         write_safetensors(dest, to_single_file(state, len(config.block_out_channels)))
         return dest
-    return _export_ctclip(config, weights.state, weights.source.weights.parent, dest)
+    published = ctclip_config_to_published(config, kept)
+    return _export_ctclip(published, weights.state, weights.source.weights.parent, dest)
 
 
-def _export_ctclip(config: CTCLIPConfig, state: dict[str, torch.Tensor], source: Path, dest: Path) -> Path:
-    published = ctclip_config_to_published(config)
+def _keep_published_config(folder: Path, source: WeightSource) -> None:
+    """Copy a published ``config.json`` beside the weights, for what our configuration has no place for."""
+    (folder / KEPT_CONFIG).unlink(missing_ok=True)
+    if kept := _kept_config(source):
+        (folder / KEPT_CONFIG).write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+
+
+def _kept_config(source: WeightSource) -> dict[str, Any]:
+    """The published ``config.json`` that weights came with, itself or kept by an import; else empty."""
+    if source.layout == "own":
+        kept = source.weights.parent / KEPT_CONFIG
+        return read_json(kept) if kept.is_file() else {}
+    return read_json(source.config) if source.config is not None else {}
+
+
+def _export_ctclip(
+    published: dict[str, Any], state: dict[str, torch.Tensor], source: Path, dest: Path
+) -> Path:
     file = dest if dest.suffix == ".pt" else dest / "ctclip.pt"
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(file.name + ".tmp")
@@ -184,7 +213,7 @@ def _export_ctclip(config: CTCLIPConfig, state: dict[str, torch.Tensor], source:
     return file
 
 
-def _write_published(folder: Path, config: dict[str, object], state: dict[str, torch.Tensor]) -> Path:
+def _write_published(folder: Path, config: dict[str, Any], state: dict[str, torch.Tensor]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / PUBLISHED_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     write_safetensors(folder / PUBLISHED_WEIGHTS, state)

@@ -10,11 +10,11 @@ from lightning.fabric.utilities import move_data_to_device
 from ctflow.config.data import DataConfig
 from ctflow.config.encoders import VolumeGrid
 from ctflow.data import LatentShards, SliceShards, SliceShardWriter, padded_slices
-from ctflow.data.resample import to_grid
 from ctflow.data.views import BlockView, SliceView, VolumeView
 from ctflow.errors import ShardError
 from ctflow.models.ctclip_preprocess import volume_input
 from ctflow.types import HUVolume
+from ctflow.volume_grid import to_grid
 
 NO_NOISE = -30.0
 """Log-variance whose standard deviation, 3e-7, disappears in float32 latents of size 1."""

@@ -6,13 +6,16 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
+from ctflow.checkpoint import load_avae
 from ctflow.config.generation import RolloutConfig, StopConfig
 from ctflow.generation import RolloutCase, StopReason, StopRule, rollout, trailing_run, white_slices
 from ctflow.generation.stop import is_end
-from ctflow.models import FMvT
+from ctflow.models import AVAE, FMvT
 from ctflow.models.fmvt_published import fmvt_config_from_published, fmvt_state_from_published
+from ctflow.models.text import unit_pooled
 from ctflow.whitening import Whitening
 
 FLUX = Whitening([0.1159], [0.3611])
@@ -83,6 +86,46 @@ def test_next_block(denoiser, recorded, solver, key, tolerance):
     assert relative(result.blocks, file[key]) < tolerance
     assert result.slices == 64
     assert result.stop is StopReason.REAL_LENGTH
+
+
+@pytest.fixture(scope="module")
+def avae(shared_dir: Path) -> AVAE:
+    return load_avae(shared_dir / "fixtures/vae/tiny")
+
+
+def test_the_start_block_and_the_white_latent_are_the_autoencoders(avae, recorded, shared_dir):
+    """Posterior means here; the published code draws a sample once, of the same posterior."""
+    io = load_file(shared_dir / "fixtures/vae/tiny/io.safetensors")
+    assert relative(avae.air_latent(64), FLUX.whiten(io["mean_zeros"])[0]) < 1e-5
+    assert relative(avae.white_latent(64), FLUX.whiten(io["mean_ones"])[0]) < 1e-5
+    file = recorded("full_body")
+    drawn = {0.0: file["zero_latent_unscaled"], 1.0: FLUX.unwhiten(file["one_latent_scaled"])}
+    for value, latent in drawn.items():
+        with torch.no_grad():
+            posterior = avae.encode(torch.full((1, 3, 64, 64), value))
+        normal = (latent - posterior.mean) * torch.exp(-0.5 * posterior.logvar)  # 1,024 values
+        assert abs(float(normal.mean())) < 0.1 and float(normal.std()) == pytest.approx(1.0, abs=0.07)
+
+
+def test_the_condition_is_the_reports_vector_over_its_norm(recorded):
+    file = recorded("full_body")
+    assert relative(unit_pooled(file["embedding_file"]), file["prompt_embeds"][0]) < 1e-6
+
+
+@torch.no_grad()
+def test_a_rollout_is_decoded_as_published(avae, recorded):
+    """Every eighth frame: images, the published 8-bit pictures, and what those are in HU."""
+    file = recorded("full_body")
+    whitened = file["result_latent"][0].transpose(0, 1)[::8]  # [6, C, h, w]
+    images = avae.decode(avae.unwhiten(whitened))
+    assert relative(images, file["decoded_float"]) < 1e-5
+    pictures = (images * 306).clamp(0, 255).to(torch.uint8).transpose(0, 1)  # [3, 6, H, W]
+    assert (pictures.int() - file["frames_uint8"][0].int()).abs().max() <= 1  # a rounding at a whole number
+    hu = avae.decode_to_hu(whitened)
+    assert float(hu.min()) >= -1000.0 and float(hu.max()) <= 1400.0
+    window = avae.config.intensity
+    assert relative(hu, window.to_hu(file["decoded_float"].mean(1))) < 1e-5
+    assert float(window.to_hu(torch.tensor(255 / 306))) == pytest.approx(1000.0)
 
 
 def test_whitening_the_wrong_way_is_caught(denoiser, recorded):

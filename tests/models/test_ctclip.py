@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 
+import nibabel
 import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from ctflow.config.encoders import BertConfig, CTCLIPConfig, CTViTConfig, VolumeGrid
+from ctflow.config.encoders import BertConfig, CTCLIPConfig, CTViTConfig, VolumeGrid, published_ctclip_config
+from ctflow.data.nifti import read_nifti
 from ctflow.errors import CTFlowError
 from ctflow.models import CTCLIP
 from ctflow.models.ctclip_preprocess import preprocess_volume, volume_input
@@ -106,6 +108,22 @@ def test_published_preprocessing(shared_dir, case, clip, name):
     assert relative(result[region][::step, ::step, ::step], expected) < TOLERANCE
     if clip == "before":
         assert float(result.mean(dtype=torch.float64)) == pytest.approx(facts["mean"], abs=1e-9)
+
+
+def test_a_nifti_file_gets_the_published_preprocessing(shared_dir, tmp_path):
+    """From the file on: to this project's orientation and back to the published order of axes."""
+    with safe_open(shared_dir / "fixtures/ctclip/preprocess.safetensors", "pt") as file:
+        facts, raw = json.loads(file.metadata()["cases"])["pad"], file.get_tensor("pad.raw").numpy()
+        expected = file.get_tensor("pad.region")
+    hu = (raw * facts["slope"] + facts["intercept"]).astype(np.int16)
+    affine = np.diag([-facts["xy"], -facts["xy"], facts["z"], 1.0])  # axes: left, posterior, superior
+    nibabel.save(nibabel.Nifti1Image(hu, affine), tmp_path / "scan.nii.gz")
+    grid = published_ctclip_config().grid
+    result = volume_input(read_nifti(tmp_path / "scan.nii.gz"), grid)[0, 0]
+    assert list(result.shape) == grid.shape
+    region = tuple(slice(lo, hi) for lo, hi in zip(facts["region_lo"], facts["region_hi"], strict=True))
+    step = facts["stride"]
+    assert relative(result[region][::step, ::step, ::step], expected) < TOLERANCE
 
 
 def test_axes_of_the_published_grid_are_moved():
