@@ -64,7 +64,6 @@ def evaluate_external(config: EvalConfig, scorer: TextVolumeScorer | None, ranks
         native=side,
         clip_lengths=tuple(config.clip_lengths),
         clip_stride=config.clip_stride,
-        pictures=True,
     )
     device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
     backbones = build_backbones(config.backbones, scorer if reports else None, device)
