@@ -66,6 +66,9 @@ class Collector:
         ranks: This process among others.
         measured: Whether the measuring module reads what the findings scorecard needs: whole generated
             volumes, the real ones they are compared with, and reconstructions.
+
+    Attributes:
+        reused: Volumes of this process whose features were found in the cache.
     """
 
     def __init__(
@@ -81,6 +84,7 @@ class Collector:
         self.extractor, self.ranks, self.measured = extractor, ranks, measured
         self.rollout = config.sampling.applied_to(system.config.rollout)
         self.memo = BlockMemo(4 * config.batch_size)
+        self.reused = 0
         self.cache = FeatureCache(
             folder=Path(config.cache),
             identity={"plan": asdict(extractor.plan), "backbones": extractor.backbones.hashes},
@@ -102,6 +106,7 @@ class Collector:
         mine = [unit for group in self.ranks.share(groups) for unit in group]
         todo = [unit for unit in mine if not all(self._load(unit, case) for case in unit.cases)]
         total, done = sum(len(u.cases) for u in mine), sum(len(u.cases) for u in mine if u not in todo)
+        self.reused += done
         if done:
             log.info("%d of %d volumes are in %s already", done, total, self.cache.folder)
         with tqdm(total=total, initial=done, unit="case", disable=not self.ranks.first) as bar:
@@ -174,7 +179,7 @@ class Collector:
 
     def _names(self, unit: Unit, case: RealCase) -> tuple[str, ...]:
         """What a volume's features depend on, beside the plan and the backbones."""
-        own = (unit.kind, case.case_id, case.digest, f"{case.shape}{case.spacing}")
+        own: tuple[str, ...] = (unit.kind, case.case_id, case.digest, f"{case.shape}{case.spacing}")
         own += ("measured",) if unit.measured else ()
         if unit.kind == REAL_SET:
             return own

@@ -90,6 +90,8 @@ def evaluate(config: EvalConfig, system: EvalSystem, ranks: Ranks) -> Evaluation
         "checkpoint_sha256": system.fingerprint,
         "sampling": asdict(collector.rollout),
         "precision": config.precision,
+        "device": str(system.device),
+        "volumes_found_in_cache": collector.reused,
     }
     result.provenance = provenance(config, plan, backbones, sets, model, time.monotonic() - started)
     return result
