@@ -121,18 +121,16 @@ def test_rises_needs_every_step_above_the_one_before():
 
 def test_severity_sweep_rises_above_the_floor(context, monkeypatch):
     some = {name: (DAMAGES[name][0], (60.0, 250.0)) for name in ("noise", "seam", "shift", "checkerboard")}
-    more = {"blur": (1.0, 4.0), "shuffle": (0.3, 1.0), "duplication": (2.0, 8.0)}
+    more = {"blur": (1.0, 4.0), "duplication": (2.0, 8.0)}
     some |= {name: (DAMAGES[name][0], levels) for name, levels in more.items()}
-    # These bodies are nearly alike from end to end, which hides cuts and duplicates from single slices;
-    # test_severity_phantoms.py damages volumes that are not.
-    blind = {"shuffle", "duplication"}
+    # These few bodies are alike from end to end: no slice betrays a duplicate, and there are too few clips.
+    # test_severity_phantoms.py has every damage and metric.
+    blind = {"duplication"}
     monkeypatch.setattr("ctflow.evaluation.analyses.severity.DAMAGES", some)
     records = REGISTRY["severity"](context).records
     assert records[0]["damage"] == "none" and len(records) == 1 + 2 * len(some)
     for name in some.keys() - blind:
         assert rises(records, "fid_rand2d", name), name
-    for name in some:  # every damage, the order of slices and their duplication too
-        assert rises(records, "fvd_rand3d_f16", name), name
     assert rises(records, "drift_z", "shift")
     assert rises(records, "seam_ratio", "duplication")
     assert rises(records, "seam_ratio", "seam") and not rises(records, "seam_ratio", "shift")
