@@ -66,8 +66,9 @@ def evaluate(config: EvalConfig, system: EvalSystem, ranks: Ranks) -> Evaluation
     backbones = backbones_of(config, system)
     # Only full-body makes whole volumes to hold against the ground truth.
     measured = "full-body" in config.settings and any(case.truth_path for case in sets.evaluated)
-    plan = plan_of(config, system, measured)
-    collector = Collector(config, system, reader, FeatureExtractor(plan, backbones, system.device), ranks)
+    plan = plan_of(config, system)
+    extractor = FeatureExtractor(plan, backbones, system.device)
+    collector = Collector(config, system, reader, extractor, ranks, measured)
     collected = collector.collect(sets, config.settings)
     scoring = Scoring(config, plan, backbones, sets, collected)
     result = Evaluation([], [], {}, between=between_settings(scoring, config.settings))
@@ -89,20 +90,20 @@ def evaluate(config: EvalConfig, system: EvalSystem, ranks: Ranks) -> Evaluation
         "checkpoint_sha256": system.fingerprint,
         "sampling": asdict(collector.rollout),
         "precision": config.precision,
+        "device": str(system.device),
+        "volumes_found_in_cache": collector.reused,
     }
     result.provenance = provenance(config, plan, backbones, sets, model, time.monotonic() - started)
     return result
 
 
-def plan_of(config: EvalConfig, system: EvalSystem, measured: bool, pictures: bool = True) -> FeaturePlan:
+def plan_of(config: EvalConfig, system: EvalSystem) -> FeaturePlan:
     """What is kept of each volume."""
     return FeaturePlan(
         resolutions=tuple(config.resolution) or (system.config.image_size,),
         native=system.config.image_size,
         clip_lengths=tuple(config.clip_lengths),
         clip_stride=config.clip_stride,
-        measured=measured,
-        pictures=pictures,
     )
 
 

@@ -9,7 +9,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pandas as pd
-import torch
 from tqdm import tqdm
 
 from ctflow.config.evaluation import EvalConfig
@@ -18,7 +17,7 @@ from ctflow.data.nifti import read_nifti
 from ctflow.evaluation.backbones import Backbones, build_backbones
 from ctflow.evaluation.cache import CaseFeatures, FeatureCache
 from ctflow.evaluation.cases import CaseSets, EvaluationError, RealCase
-from ctflow.evaluation.evaluation import Evaluation
+from ctflow.evaluation.evaluation import Evaluation, device_of
 from ctflow.evaluation.features import FeatureExtractor, FeaturePlan, real_volume
 from ctflow.evaluation.monitoring import readings
 from ctflow.evaluation.provenance import provenance
@@ -64,9 +63,8 @@ def evaluate_external(config: EvalConfig, scorer: TextVolumeScorer | None, ranks
         native=side,
         clip_lengths=tuple(config.clip_lengths),
         clip_stride=config.clip_stride,
-        pictures=True,
     )
-    device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
+    device = device_of(config.device)
     backbones = build_backbones(config.backbones, scorer if reports else None, device)
     extractor = FeatureExtractor(plan, backbones, device)
     cache = FeatureCache(Path(config.cache), {"plan": asdict(plan), "backbones": backbones.hashes})
@@ -88,6 +86,7 @@ def evaluate_external(config: EvalConfig, scorer: TextVolumeScorer | None, ranks
     }
     sets = CaseSets(tuple(scored), tuple(reference))
     result.provenance = provenance(config, plan, backbones, sets, model, time.monotonic() - started)
+    result.provenance["reference_cases"] = result.provenance.pop("floor_cases")
     return result
 
 

@@ -27,7 +27,8 @@ from ctflow.metrics.images import clip_at, slices_at
 from ctflow.metrics.monitors import boundary_ratios, checkerboard, slice_statistics, white_slices
 from ctflow.types import BLOCK_LENGTH, HUVolume
 
-SLICES_PER_PASS = 64
+SLICES_PER_PASS = {"cpu": 8, "cuda": 64}
+"""Small passes stay in a CPU's cache."""
 CLIP_SLICES_PER_PASS = 64
 TILE = 96
 
@@ -41,16 +42,12 @@ class FeaturePlan:
         native: The model's own side, at which the monitors look at every volume.
         clip_lengths: Slices in a clip.
         clip_stride: Between the starts of clips of one block; longer ones start every half length.
-        measured: Whether the measuring module reads whole volumes.
-        pictures: Whether a small montage is kept.
     """
 
     resolutions: tuple[int, ...]
     native: int
     clip_lengths: tuple[int, ...]
     clip_stride: int
-    measured: bool = False
-    pictures: bool = False
 
     def stride(self, frames: int) -> int:
         """Slices between the starts of two clips of this length."""
@@ -70,8 +67,13 @@ class FeatureExtractor:
         self.plan, self.backbones, self.device = plan, backbones, device
 
     @torch.no_grad()
-    def extract(self, volume: ScoredVolume) -> CaseFeatures:
-        """Everything that is kept of one volume."""
+    def extract(self, volume: ScoredVolume, measured: bool = False) -> CaseFeatures:
+        """Everything that is kept of one volume.
+
+        Args:
+            volume: What may be scored of it.
+            measured: Whether the measuring module reads it too; only whole volumes are read.
+        """
         arrays = self._slices(volume) | self._clips(volume) | self._monitors(volume)
         info: dict[str, Any] = {
             "slices": len(volume.hu),
@@ -82,9 +84,9 @@ class FeatureExtractor:
         if len(volume.positions) and self.backbones.scorer is not None:
             arrays["latent"] = self.backbones.scorer.encode_volume(volume.scored()).numpy().astype(np.float32)
         whole = volume.setting.given == 0 and not volume.setting.spliced
-        if len(volume.positions) and whole and self.plan.measured:
+        if len(volume.positions) and whole and measured:
             info["findings"] = measured_findings(volume.scored())
-        if len(volume.positions) and self.plan.pictures:
+        if len(volume.positions):
             arrays["montage"] = montage(volume.scored(), tile=TILE)
         return CaseFeatures(volume.case_id, arrays, info)
 
@@ -95,7 +97,7 @@ class FeatureExtractor:
         hu = torch.from_numpy(volume.hu[volume.positions]).unsqueeze(1)
         for side in self.plan.resolutions:
             parts: dict[str, list[Tensor]] = {}
-            for batch in hu.split(SLICES_PER_PASS):
+            for batch in hu.split(SLICES_PER_PASS[self.device.type]):
                 images = slices_at(batch.to(self.device), side)
                 for backbone in self.backbones.slices:
                     for name, value in backbone.extract(images).items():

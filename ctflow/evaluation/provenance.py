@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import resource
+import shlex
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -20,6 +22,28 @@ from ctflow.metrics.images import SCORE_WINDOW
 PACKAGES = ("torch", "torchmetrics", "torch-fidelity", "numpy", "scipy")
 
 
+def run_facts(config: EvalConfig, seconds: float, argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """What is known of any run of the command, as JSON values.
+
+    Args:
+        config: What was asked for.
+        seconds: Wall time so far.
+        argv: Arguments of the command; None: this process's own.
+    """
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    launcher = "python" if processes == 1 else f"torchrun --nproc-per-node {processes}"
+    arguments = shlex.join(sys.argv[1:] if argv is None else argv)
+    return {
+        "command": f"{launcher} -m ctflow.eval {arguments}".rstrip(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seed": config.seed,
+        "versions": {"python": platform.python_version(), "ctflow": ctflow.__version__, **_versions()},
+        "processes": processes,
+        "seconds": round(seconds, 1),
+        "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+    }
+
+
 def provenance(
     config: EvalConfig,
     plan: FeaturePlan,
@@ -33,8 +57,7 @@ def provenance(
     low, high = SCORE_WINDOW
     strides = ", ".join(f"{n} slices every {plan.stride(n)}" for n in plan.clip_lengths)
     return {
-        "command": " ".join(["python -m ctflow.eval", *(sys.argv[1:] if argv is None else argv)]),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        **run_facts(config, seconds, argv),
         **model,
         "case_set_sha256": sets.digest,
         "cases": len(sets.evaluated),
@@ -47,11 +70,7 @@ def provenance(
         "resolutions": list(plan.resolutions),
         "covariance_ddof": 1,
         "interval": "95 %, delete-a-group jackknife over cases (10 groups); extrapolation: linear in 1/N",
-        "seed": config.seed,
         "backbones_sha256": backbones.hashes,
-        "versions": {"python": platform.python_version(), "ctflow": ctflow.__version__, **_versions()},
-        "seconds": round(seconds, 1),
-        "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
     }
 
 

@@ -19,8 +19,10 @@ matplotlib.use("Agg")
 from matplotlib.figure import Figure
 
 from ctflow.evaluation.evaluation import Evaluation
+from ctflow.evaluation.glossary import explained
 from ctflow.evaluation.monitoring import Reading
 from ctflow.evaluation.scoring import Picture
+from ctflow.evaluation.summary import CAPTION, summary
 from ctflow.evaluation.table import MODEL, OTHER_REAL, RECONSTRUCTION, Row, number
 from ctflow.evaluation.writers import COLUMNS, DISCLAIMER
 
@@ -42,15 +44,26 @@ COLOURS = {MODEL: "#1f6feb", OTHER_REAL: "#2da44e", RECONSTRUCTION: "#bf8700"}
 
 def write_page(evaluation: Evaluation, path: Path) -> None:
     """Write the page of an evaluation."""
+    monitors = [reading.monitor for reading in evaluation.readings]
     sections = [
         "<h1>Evaluation</h1>",
         _paragraph(f"Checkpoint or volumes: {_subject(evaluation.provenance)}"),
         _alarms(evaluation.readings),
-        "<h2>Table</h2>",
-        _rows(evaluation.rows),
-        _paragraph(DISCLAIMER.replace("`", "")),
+        "<h2>Summary</h2>",
+        _summary(evaluation.rows),
+        _paragraph(f"{CAPTION} {DISCLAIMER}".replace("`", "")),
+        "<h2>Best, median and worst cases</h2>",
+        _paragraph(
+            "By the distance of a volume's mean slice features from the reference, in standard deviations of "
+            "the reference. Above: lung window, below it soft tissue, then coronal and sagittal cuts."
+        ),
+        *_pictures(evaluation.pictures),
         "<h2>Plots</h2>",
         *_plots(evaluation.rows),
+        "<h2>How to read it</h2>",
+        _table(["name", "meaning"], explained([*(r.metric for r in evaluation.rows), *monitors])),
+        "<h2>Full table</h2>",
+        _rows(evaluation.rows),
     ]
     if evaluation.between:
         sections += [
@@ -60,8 +73,7 @@ def write_page(evaluation: Evaluation, path: Path) -> None:
     sections += ["<h2>Monitors</h2>", _readings(evaluation.readings)]
     if evaluation.scorecard:
         sections += ["<h2>Findings</h2>", records_table(evaluation.scorecard)]
-    sections += ["<h2>Best, median and worst cases</h2>", *_pictures(evaluation.pictures)]
-    sections += ["<h2>How to reproduce</h2>", _provenance(evaluation.provenance)]
+    sections += ["<h2>How to reproduce</h2>", facts_html(evaluation.provenance)]
     path.write_text(page("Evaluation", sections), encoding="utf-8")
 
 
@@ -121,6 +133,20 @@ def _rows(rows: Sequence[Row]) -> str:
         kind = "" if row.source == MODEL else " class='floor'"
         lines.append(f"<tr{kind}>" + "".join(f"<td>{html.escape(str(c))}</td>" for c in cells) + "</tr>")
     return f"<table><tr>{head}</tr>{''.join(lines)}</table>"
+
+
+def _summary(rows: Sequence[Row]) -> str:
+    header, lines = summary(rows)
+    return _table(header, lines, [line[2] != MODEL for line in lines])
+
+
+def _table(header: Sequence[str], lines: Sequence[Sequence[str]], grey: Sequence[bool] = ()) -> str:
+    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
+    body = []
+    for i, line in enumerate(lines):
+        kind = " class='floor'" if grey and grey[i] else ""
+        body.append(f"<tr{kind}>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in line) + "</tr>")
+    return f"<table><tr>{head}</tr>{''.join(body)}</table>"
 
 
 def _readings(found: Sequence[Reading]) -> str:
@@ -192,7 +218,8 @@ def _pictures(pictures: dict[str, list[Picture]]) -> list[str]:
     return parts
 
 
-def _provenance(block: dict[str, Any]) -> str:
+def facts_html(block: dict[str, Any]) -> str:
+    """A block of provenance: the command, and all facts as a table."""
     items = "".join(
         f"<tr><th>{html.escape(key)}</th><td>{html.escape(str(value))}</td></tr>"
         for key, value in block.items()

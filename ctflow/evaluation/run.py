@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import torch
+
 from ctflow.checkpoint import CLIP_FOLDER, folder_fingerprint, load_system, load_text_encoder
 from ctflow.config import config_to_yaml
 from ctflow.config.evaluation import EvalConfig
@@ -71,8 +73,11 @@ def _write(result: Evaluation, config: EvalConfig, output: Path) -> None:
 
 
 def _system(config: EvalConfig, checkpoint: Path) -> EvalSystem:
-    fingerprint = folder_fingerprint(checkpoint)
-    return EvalSystem.of(load_system(checkpoint), str(checkpoint), fingerprint, device_of(config.device))
+    fingerprint, device = folder_fingerprint(checkpoint), device_of(config.device)
+    capability = torch.backends.cpu.get_cpu_capability()
+    if config.precision == "bf16" and device.type == "cpu" and "AVX512" not in capability:
+        log.warning("precision=bf16 on this CPU (%s) is emulated and slower than precision=fp32", capability)
+    return EvalSystem.of(load_system(checkpoint), str(checkpoint), fingerprint, device)
 
 
 def _scorer(config: EvalConfig, checkpoint: Path | None) -> ClipScorer | None:

@@ -15,7 +15,7 @@ from ctflow.config.system import SystemConfig
 from ctflow.evaluation.cases import EvaluationError, RealCase
 from ctflow.evaluation.features import at_side, real_volume
 from ctflow.evaluation.settings import ScoredVolume, Setting
-from ctflow.generation import BlockProgress, RolloutCase, StopReason, StopRule, rollout
+from ctflow.generation import BlockMemo, BlockProgress, RolloutCase, StopReason, StopRule, rollout
 from ctflow.models import AVAE, FMvT, TextEncoder
 from ctflow.types import HUVolume
 
@@ -117,6 +117,7 @@ def generate_batch(
     seed: int,
     precision: str = "fp32",
     progress: Callable[[BlockProgress], None] | None = None,
+    memo: BlockMemo | None = None,
 ) -> Iterator[ScoredVolume]:
     """Generate from real cases in one setting; only what may be scored comes back unmasked.
 
@@ -131,25 +132,28 @@ def generate_batch(
         seed: Of the noise.
         precision: ``fp32``, or ``bf16`` autocast of the FMvT.
         progress: Called after each round of blocks.
+        memo: Blocks that other settings have begun with already.
     """
     embedded = system.text.encode([case.report for case in cases])
     prepared = []
     for row, case in enumerate(cases):
-        real = system.encode(read(case))[:, : config.max_slices] if setting.given or setting.spliced else None
+        # Of the real volume, the setting's given slices, or (teacher forcing) all that a volume may have.
+        shown = config.max_slices if setting.spliced else setting.given
+        real = system.encode(_first(read(case), shown)) if shown else None
         prepared.append(
             RolloutCase(
                 case_id=case.case_id,
                 text=embedded.tokens[row],
                 text_mask=embedded.mask[row],
                 length=case.shape[0],
-                given=real[:, : setting.given] if real is not None and setting.given else None,
+                given=real if setting.given else None,
                 real=real if setting.spliced else None,
             )
         )
     start = system.avae.air_latent(system.config.image_size)
     rule = system.stop_rule(config)
     with torch.autocast(system.device.type, torch.bfloat16, enabled=precision == "bf16"):
-        results = rollout(system.fmvt, prepared, start, rule, config, seed=seed, progress=progress)
+        results = rollout(system.fmvt, prepared, start, rule, config, seed, progress=progress, memo=memo)
     for case, result in zip(cases, results, strict=True):
         assert result.given_slices == setting.given
         zoom = case.shape[1] / system.config.image_size
@@ -158,6 +162,10 @@ def generate_batch(
         stopped = result.stop == StopReason.END_RECOGNISED
         requested = min(case.shape[0], config.max_slices)
         yield ScoredVolume.of_rollout(case.case_id, setting, hu, spacing, requested, stopped)
+
+
+def _first(volume: HUVolume, slices: int) -> HUVolume:
+    return HUVolume(volume.hu[:slices], volume.spacing)
 
 
 def _nothing(system: EvalSystem) -> np.ndarray:

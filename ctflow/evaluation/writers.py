@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from ctflow.evaluation.evaluation import Evaluation
+from ctflow.evaluation.glossary import explained
 from ctflow.evaluation.monitoring import Reading
-from ctflow.evaluation.table import Row, number
+from ctflow.evaluation.summary import CAPTION, summary
+from ctflow.evaluation.table import MODEL, Row, number
 
 COLUMNS = (
     "setting",
@@ -58,7 +60,12 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
 
 def markdown(evaluation: Evaluation) -> str:
     """The whole report as Markdown."""
-    parts = ["# Evaluation", table_markdown(evaluation.rows), DISCLAIMER]
+    header, lines = summary(evaluation.rows)
+    parts = ["# Evaluation", *_alarm_lines(evaluation.readings)]
+    parts += ["## Summary", _markdown_table(header, lines), CAPTION, DISCLAIMER]
+    names = [*(row.metric for row in evaluation.rows), *(r.monitor for r in evaluation.readings)]
+    parts += ["## How to read it", _markdown_table(["name", "meaning"], explained(names))]
+    parts += ["## Full table", table_markdown(evaluation.rows)]
     if evaluation.between:
         parts += [
             "## Between settings (blocks ≥ 1, the same cases and slices)",
@@ -67,8 +74,12 @@ def markdown(evaluation: Evaluation) -> str:
     parts += ["## Monitors", monitors_markdown(evaluation.readings)]
     if evaluation.scorecard:
         parts += ["## Findings", records_markdown(evaluation.scorecard)]
-    lines = [f"- {key}: `{_compact(value)}`" for key, value in evaluation.provenance.items()]
-    return "\n\n".join([*parts, "## Provenance", "\n".join(lines)]) + "\n"
+    return "\n\n".join([*parts, "## Provenance", facts_markdown(evaluation.provenance)]) + "\n"
+
+
+def facts_markdown(facts: dict[str, Any]) -> str:
+    """A block of provenance as a Markdown list."""
+    return "\n".join(f"- {key}: `{_compact(value)}`" for key, value in facts.items())
 
 
 def table_markdown(rows: Sequence[Row]) -> str:
@@ -106,9 +117,21 @@ def monitors_markdown(found: Sequence[Reading]) -> str:
 def records_markdown(records: Sequence[dict[str, Any]]) -> str:
     """Dictionaries with equal keys as a Markdown table."""
     names = list(records[0])
-    lines = ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
-    lines += ["| " + " | ".join(_cell(entry[name]) for name in names) + " |" for entry in records]
-    return "\n".join(lines)
+    return _markdown_table(names, [[_cell(entry[name]) for name in names] for entry in records])
+
+
+def _markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rule = "|" + " --- |" * len(header)
+    return "\n".join(["| " + " | ".join(header) + " |", rule, *("| " + " | ".join(x) + " |" for x in lines)])
+
+
+def _alarm_lines(found: Sequence[Reading]) -> list[str]:
+    raised = [r for r in found if r.alarm and r.source == MODEL]
+    lines = [
+        f"- **ALARM** {r.setting}: {r.monitor} = {number(r.value)}, above {number(r.threshold)}"
+        for r in raised
+    ]
+    return ["\n".join(lines) if lines else "No monitor raised an alarm."]
 
 
 def _cell(value: Any) -> str:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
 from functools import partial
 
 import torch
@@ -12,101 +10,13 @@ from torch import Tensor
 
 from ctflow.config.generation import RolloutConfig
 from ctflow.flow import ADAPTIVE_SOLVER, KnownRegion, solve
+from ctflow.generation.cases import BlockProgress, CaseRollout, NoiseSource, RolloutCase, StopReason
 from ctflow.generation.guidance import BlockConditions, encode_reports, guided_velocity
+from ctflow.generation.memo import LAST_SHARED, BlockMemo, block_key
 from ctflow.generation.stop import StopRule, trailing_run
 from ctflow.models import FMvT, TextCondition
 from ctflow.seeding import case_noise
 from ctflow.types import BLOCK_LENGTH
-
-NoiseSource = Callable[[str, int, Sequence[int]], Tensor]
-"""``noise(case_id, block_index, shape)``: the noise of one block ``[C, T, h, w]``."""
-
-
-class StopReason(StrEnum):
-    """Why a case's rollout ended."""
-
-    END_RECOGNISED = "end recognised"
-    LENGTH_REACHED = "requested length reached"
-    LIMIT_REACHED = "limit of slices reached"
-    REAL_LENGTH = "as long as the real volume"
-
-
-@dataclass(frozen=True)
-class RolloutCase:
-    """One volume to generate.
-
-    Attributes:
-        case_id: Names the case's noise; unique within a rollout.
-        text: The report's text vectors ``[L, D]``.
-        text_mask: ``[L]``, True where a token counts; None: all count.
-        length: Slices asked for; an input of the model where it takes one, and a limit. None: unknown.
-        given: Real first slices ``[C, S, h, w]``, whitened, that the rollout continues (gt-head: 16).
-        real: Real volume ``[C, S, h, w]``, whitened: every block is generated from the real slices before it
-            (teacher forcing, next-block), as many as the real volume has, and nothing stops it earlier.
-    """
-
-    case_id: str
-    text: Tensor
-    text_mask: Tensor | None = None
-    length: int | None = None
-    given: Tensor | None = None
-    real: Tensor | None = None
-
-    def __post_init__(self) -> None:
-        if self.given is not None and self.real is not None:
-            raise ValueError(f"case {self.case_id}: given and real exclude each other")
-        for name, latents in (("given", self.given), ("real", self.real)):
-            if latents is not None and (latents.ndim != 4 or not latents.shape[1]):
-                raise ValueError(
-                    f"case {self.case_id}: {name} must be [C, S, h, w], found {list(latents.shape)}"
-                )
-        if self.length is not None and self.length < 1:
-            raise ValueError(f"case {self.case_id}: length must be at least 1 slice, found {self.length}")
-
-
-@dataclass(frozen=True)
-class CaseRollout:
-    """One generated volume.
-
-    Attributes:
-        case_id: The case.
-        latents: Whitened latents ``[C, S, h, w]``, given slices included, trailing white slices trimmed.
-        given_slices: How many of the leading slices were given.
-        blocks: Every generated block as solved ``[K, C, T, h, w]``, overlap included.
-        positions: Index of each block's first slice ``[K]``.
-        white: For each slice before trimming ``[S']``, whether it is white.
-        stop: Why the rollout ended.
-    """
-
-    case_id: str
-    latents: Tensor
-    given_slices: int
-    blocks: Tensor
-    positions: list[int]
-    white: Tensor
-    stop: StopReason
-
-    @property
-    def slices(self) -> int:
-        """Number of slices of the volume."""
-        return self.latents.shape[1]
-
-
-@dataclass(frozen=True)
-class BlockProgress:
-    """What the progress callback is told after each round of blocks.
-
-    Attributes:
-        block: Index of the round, from 0.
-        generated: Case ids that got a block in this round.
-        finished: Number of cases that have ended.
-        cases: Number of cases.
-    """
-
-    block: int
-    generated: list[str]
-    finished: int
-    cases: int
 
 
 class _Running:
@@ -158,6 +68,14 @@ class _Running:
         value[:, : self.held] = self.volume[:, self.volume.shape[1] - self.held :]
         return mask, value
 
+    def key(self, seed: int, config: RolloutConfig) -> bytes | None:
+        """Of the next block in a ``BlockMemo``; None for a block that no other rollout begins with."""
+        if self.block_index > LAST_SHARED or self.held:
+            return None
+        case = self.case
+        facts = f"{case.case_id} {seed} {self.block_index} {self.position} {case.length} {config}"
+        return block_key(facts, self.before(), case.text, case.text_mask)
+
     def append(self, block: Tensor, rule: StopRule) -> None:
         """Add a solved block ``[C, T, h, w]`` and decide whether the volume ends."""
         self.positions.append(self.position)
@@ -197,6 +115,7 @@ def rollout(
     seed: int = 0,
     noise: NoiseSource | None = None,
     progress: Callable[[BlockProgress], None] | None = None,
+    memo: BlockMemo | None = None,
 ) -> list[CaseRollout]:
     """Generate volumes, all cases at once; a case that has ended leaves the batch.
 
@@ -213,6 +132,7 @@ def rollout(
         seed: Of the noise; not read where ``noise`` is given.
         noise: Another source of noise.
         progress: Called after each round of blocks.
+        memo: Blocks of this model solved before, not to be solved again; unread where ``noise`` is given.
 
     Returns:
         One result per case, in the order of ``cases``.
@@ -236,17 +156,39 @@ def rollout(
         model, [c.text for c in cases], [c.text_mask for c in cases], guided=config.text_guidance != 1
     )
     source = partial(case_noise, seed) if noise is None else noise
+    memo = BlockMemo(0) if memo is None or noise is not None else memo
     index = 0
     while active := [case for case in running if case.stop is None]:
-        for group in [[case] for case in active] if config.solver == ADAPTIVE_SOLVER else [active]:
-            blocks = _generate(model, group, text, no_text, source, config)
-            for case, block in zip(group, blocks, strict=True):
+        fresh = _recall(active, memo, seed, config, rule)
+        for group in [[case] for case in fresh] if config.solver == ADAPTIVE_SOLVER else [fresh]:
+            keys = [case.key(seed, config) if memo.capacity else None for case in group]
+            blocks = _generate(model, group, text, no_text, source, config) if group else ()
+            for case, key, block in zip(group, keys, blocks, strict=True):
                 case.append(block, rule)
+                if key is not None:
+                    memo.put(key, block)
         if progress is not None:
             finished = sum(case.stop is not None for case in running)
             progress(BlockProgress(index, [c.case.case_id for c in active], finished, len(cases)))
         index += 1
     return [case.result(rule) for case in running]
+
+
+def _recall(
+    active: list[_Running], memo: BlockMemo, seed: int, config: RolloutConfig, rule: StopRule
+) -> list[_Running]:
+    """Continue the cases whose next block the memo holds; the others are still to be solved."""
+    if not memo.capacity:
+        return active
+    fresh = []
+    for case in active:
+        key = case.key(seed, config)
+        block = None if key is None else memo.get(key)
+        if block is None:
+            fresh.append(case)
+        else:
+            case.append(block, rule)
+    return fresh
 
 
 def _start_block(start: Tensor, model: FMvT) -> Tensor:

@@ -82,15 +82,18 @@ class RandomBackbone(nn.Module):
         """
         convolve = F.conv2d if self.dimensions == 2 else F.conv3d
         pool = F.avg_pool2d if self.dimensions == 2 else F.avg_pool3d
-        x = images.float() / 127.5 - 1.0
+        x = images.float().div_(127.5).sub_(1.0)
         features: list[Tensor] = []
         for stage in range(4):
             if stage:
                 # A side of 1 is kept: clips may be thinner than the pyramid is high.
                 x = pool(x, [min(2, side) for side in x.shape[2:]])
-            x = F.leaky_relu(convolve(x, self.get_buffer(f"weight{stage}"), padding=1), 0.2)
+            x = F.leaky_relu_(convolve(x, self.get_buffer(f"weight{stage}"), padding=1), 0.2)
             flat = x.flatten(2)
-            features += [flat.mean(2), flat.std(2, unbiased=False)]
+            mean = flat.mean(2)
+            # ``std`` over a last axis this long takes several times as long on a CPU.
+            deviation = torch.linalg.vector_norm(flat - mean.unsqueeze(2), dim=2) / math.sqrt(flat.shape[2])
+            features += [mean, deviation]
         return torch.cat(features, 1)
 
 

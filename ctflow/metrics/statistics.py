@@ -133,16 +133,25 @@ class KernelStatistic:
 
 
 def _kernel_sums(first: _Cases, second: _Cases, same: bool) -> Tensor:
-    """Sums of the kernel over every pair of cases ``[cases, cases]``; a sample is not paired with itself."""
-    everything = second.chosen(range(len(second.features)))
+    """Sums of the kernel over every pair of cases ``[cases, cases]``; a sample is not paired with itself.
+
+    Args:
+        first: Rows.
+        second: Columns.
+        same: Whether both are one set: half of the pairs are computed, and mirrored.
+    """
+    everything = second.chosen(range(len(second.features))) / first.width
     owners = torch.repeat_interleave(torch.arange(len(second.features)), second.counts)
+    starts = second.counts.cumsum(0) - second.counts
     sums = torch.zeros(len(first.features), len(second.features), dtype=torch.float64)
     for i, x in enumerate(first.features):
-        kernel = (x @ everything.T / first.width + 1) ** 3
-        sums[i].index_add_(0, owners, kernel.sum(0))
-        if same:
-            sums[i, i] -= ((x.square().sum(1) / first.width + 1) ** 3).sum()
-    return sums
+        begin = int(starts[i]) if same else 0
+        kernel = (x @ everything[begin:].T).add_(1)
+        sums[i].index_add_(0, owners[begin:], kernel.square().mul_(kernel).sum(0))
+    if not same:
+        return sums
+    itself = [((x.square().sum(1) / first.width + 1) ** 3).sum() for x in first.features]
+    return sums.triu() + sums.triu(1).T - torch.stack(itself).diag()
 
 
 class PerCaseMean:

@@ -17,13 +17,15 @@ from ctflow.evaluation.analyses import REGISTRY, Context, run_analysis
 from ctflow.evaluation.analyses.contrast import ReportPair, read_pairs, shows
 from ctflow.evaluation.analyses.damage import DAMAGES
 from ctflow.evaluation.analyses.memorisation import nearest_distances
+from ctflow.evaluation.analyses.reading import as_seen, named_findings, systematic
 from ctflow.evaluation.analyses.reconstruction import spread
 from ctflow.evaluation.analyses.severity import rises
 from ctflow.evaluation.cache import CaseFeatures
 from ctflow.evaluation.cases import RealCase
 from ctflow.evaluation.ranks import Ranks
-from ctflow.evaluation.scorecard import ALL, scorecard, true_slots
+from ctflow.evaluation.scorecard import ALL, LABELS, scorecard, true_slots
 from ctflow.metrics.reconstruction import ReconstructionMetric
+from ctflow.types import HUVolume
 
 from .conftest import soft_volume, write_shards
 
@@ -56,7 +58,7 @@ def test_reconstruction_counts_its_slices_and_writes_everything(context):
     values = {r["metric"]: r for r in records}
     assert values["psnr"]["slices"] == 30 and values["psnr"]["value"] > 0
     assert values["lpips (lung window)"]["value"] is None and "n/a" in values["lpips (lung window)"]["note"]
-    assert {p.suffix for p in context.output.iterdir()} == {".md", ".csv", ".json", ".html"}
+    assert {p.suffix for p in context.output.iterdir()} == {".md", ".csv", ".json", ".html", ".yaml"}
 
 
 def test_slices_are_spread_over_all_volumes():
@@ -146,11 +148,13 @@ def test_rises_needs_every_step_above_the_one_before():
 def test_severity_sweep_rises_above_the_floor(context, monkeypatch):
     some = {name: (DAMAGES[name][0], (60.0, 250.0)) for name in ("noise", "seam", "shift", "checkerboard")}
     some["blur"] = (DAMAGES["blur"][0], (1.0, 4.0))
+    # These few bodies are alike from end to end; test_severity_phantoms.py has every damage and metric.
     monkeypatch.setattr("ctflow.evaluation.analyses.severity.DAMAGES", some)
     records = REGISTRY["severity"](context).records
     assert records[0]["damage"] == "none" and len(records) == 1 + 2 * len(some)
     for name in some:
         assert rises(records, "fid_rand2d", name), name
+    assert rises(records, "drift_z", "shift")
     assert rises(records, "seam_ratio", "seam") and not rises(records, "seam_ratio", "shift")
     assert rises(records, "checkerboard_2", "checkerboard") and not rises(records, "checkerboard_2", "seam")
 
@@ -250,6 +254,26 @@ def test_reading_pack_there_and_back(context):
     assert values["real or synthetic, accuracy"]["value"] == 0.75
     assert values["measuring module, all items"]["value"] == 1.0
     assert values["measuring module, all items"]["number"] == 4
+
+
+def test_systematic_reports_name_every_finding_about_equally_often():
+    def case(number, *labels):
+        known = {label: int(label in labels) for label in LABELS}
+        return RealCase(str(number), "p", "x", (9, 8, 8), (1.0, 1.0, 1.0), "d", labels=known)
+
+    many = [case(i, "Emphysema") for i in range(20)]
+    rare = [case(20, "Lung nodule", "Emphysema"), case(21, "Consolidation"), case(22)]
+    chosen = systematic([*many, *rare], 5)
+    assert [c.case_id for c in chosen] == ["0", "20", "21", "22", "1"]
+    assert named_findings(rare[0])["Lung nodule"] and not named_findings(rare[0])["Consolidation"]
+    assert len(systematic(many, 50)) == 20
+    alike = [replace(c, labels={}) for c in many]
+    assert [c.case_id for c in systematic(alike, 3)] == ["0", "1", "2"]
+
+
+def test_real_items_are_shown_at_the_models_own_resolution():
+    seen = as_seen(HUVolume(soft_volume(4, 0, side=64).astype(np.float32), (4.0, 1.0, 1.0)), 32)
+    assert seen.hu.shape == (4, 32, 32) and seen.spacing == (4.0, 2.0, 2.0)
 
 
 def test_shipped_contrast_pairs_are_readable(repo_root):

@@ -1,12 +1,16 @@
 """The command, in-process, on a tiny random system."""
 
 import json
+import math
 import subprocess
 
 import pytest
 
 from ctflow import eval as command
 from ctflow.errors import CTFlowError
+from ctflow.evaluation.glossary import meaning
+from ctflow.evaluation.summary import summary
+from ctflow.evaluation.table import Row, number
 
 
 def run(checkpoint, shards, output, *extra) -> dict:
@@ -78,6 +82,26 @@ def test_provenance(everything):
     block = everything["provenance"]
     assert len(block["case_set_sha256"]) == 64 and block["cases"] == 6 and block["floor_cases"] == 6
     assert set(block["backbones_sha256"]) == {"rand2d", "rand3d", "clip_phantom"}
+
+
+def test_every_printed_name_is_explained(everything):
+    names = {r["metric"] for r in everything["rows"]} | {r["monitor"] for r in everything["monitors"]}
+    assert all(meaning(name).text for name in names), [n for n in names if not meaning(n).text]
+    assert meaning("fvd_rand3d_f16") != meaning("fvd_f16") and meaning("fid_other").text == ""
+    text = (everything["folder"] / "table.md").read_text(encoding="utf-8")
+    assert "not multiplied by 1000" in text and "| fid_rand2d ↓ |" in text
+
+
+def test_summary_has_a_line_per_setting_resolution_and_source(everything):
+    rows = [Row(**{k: math.nan if v is None else v for k, v in r.items()}) for r in everything["rows"]]
+    header, lines = summary(rows)
+    assert len(lines) == 3 * 2 * 3 and all(len(line) == len(header) for line in lines)
+    assert {line[1] for line in lines} == {"32", "64*"}
+    column = header.index("fid_rand2d ↓")
+    own = next(r for r in rows if (r.setting, r.source, r.resolution) == ("gt-head", "model", 64))
+    line = next(x for x in lines if x[:3] == ["gt-head", "64*", "model"])
+    assert own.metric == "fid_rand2d" and line[column] == number(own.value)
+    assert line[header.index("is ↑")] == "n/a"
 
 
 def test_unknown_key_is_an_error(tiny_checkpoint):

@@ -46,7 +46,7 @@ def config_for(shards, folder, **changes) -> EvalConfig:
 
 
 def collector_of(config, system, ranks=None):
-    backbones, plan = backbones_of(config, system), plan_of(config, system, measured=False, pictures=False)
+    backbones, plan = backbones_of(config, system), plan_of(config, system)
     reader = CaseReader(config.slices)
     return collect.Collector(
         config, system, reader, FeatureExtractor(plan, backbones, system.device), ranks or Ranks()
@@ -101,7 +101,7 @@ def test_the_cache_knows_what_features_depend_on(tiny_system, tiny_shards, tmp_p
     paths = set()
     for changes in ({}, {"seed": 1}, {"sampling": SamplingChoice(steps=2)}, {"resolution": [64]}):
         collector = collector_of(config_for(tiny_shards, tmp_path, **changes), tiny_system)
-        paths.add(collector.cache.path(*collector._names("full-body", case)))
+        paths.add(collector.cache.path(*collector._names(collect.Unit("full-body", (case,)), case)))
     assert len(paths) == 4
 
 
@@ -157,14 +157,48 @@ def test_work_shared_over_two_ranks_gives_the_same_features(tiny_system, tiny_sh
     one = collector_of(config_for(tiny_shards, tmp_path / "one"), tiny_system).collect(sets, ["full-body"])
     config = config_for(tiny_shards, tmp_path / "two")
     second = collector_of(config, tiny_system, Ranks(1, 2))
-    for unit in Ranks(1, 2).share(second.units(sets, ["full-body"])):
-        for volume, case in second._make(unit, lambda text: None):
-            second.cache.store(second.extractor.extract(volume), *second._names(unit.kind, case))
+    for group in Ranks(1, 2).share(second.groups(sets, ["full-body"])):
+        for unit in group:
+            for volume, case in second._make(unit, lambda text: None):
+                second.cache.store(second.extractor.extract(volume), *second._names(unit, case))
     two = collector_of(config, tiny_system).collect(sets, ["full-body"])
     for kind, cases in one.features.items():
         for case_id, features in cases.items():
             for key, value in features.arrays.items():
                 np.testing.assert_array_equal(value, two.features[kind][case_id].arrays[key])
+
+
+def test_all_settings_at_once_give_the_features_of_each_alone(tiny_system, tiny_shards, tmp_path):
+    """Settings that begin with the same blocks share them; nothing may change by it."""
+    sets = choose_cases(CaseReader(tiny_shards).cases(), 3, floors=False)
+    together = collector_of(config_for(tiny_shards, tmp_path / "all"), tiny_system)
+    everything = together.collect(sets, list(REGISTRY))
+    assert len(together.memo) == 2 * 3 + 2  # blocks 0 and 1 of three cases; block 1 from the real block 0
+    for name in REGISTRY:
+        one = collector_of(config_for(tiny_shards, tmp_path / name), tiny_system).collect(sets, [name])
+        for case_id, features in one.features[name].items():
+            for key, value in features.arrays.items():
+                np.testing.assert_array_equal(value, everything.features[name][case_id].arrays[key])
+
+
+def test_measured_volumes_serve_where_no_measurement_is_asked_for(tiny_system, tiny_shards, tmp_path):
+    config = config_for(tiny_shards, tmp_path)
+    sets = choose_cases(CaseReader(tiny_shards).cases(), 2, floors=True)
+    plain = collector_of(config, tiny_system)
+    measured = collector_of(config, tiny_system)
+    measured.measured = True
+    found = measured.collect(sets, ["full-body"])
+    for kind, cases, has in (
+        ("full-body", sets.evaluated, True),
+        ("real", sets.evaluated, True),
+        ("real", sets.others, False),  # nothing is read from them
+        ("reconstruction", sets.others, True),
+    ):
+        assert all(("findings" in f.info) == has for f in found.of(kind, cases)), kind
+    files = {p.name for p in (tmp_path / "cache").iterdir()}
+    again = plain.collect(sets, ["full-body"])
+    assert {p.name for p in (tmp_path / "cache").iterdir()} == files
+    assert len(again.of("real", sets.evaluated)) == 2
 
 
 def test_settings_are_compared_over_equal_slices(tiny_system, tiny_shards, tmp_path):

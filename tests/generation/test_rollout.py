@@ -10,7 +10,7 @@ from torch import nn
 
 from ctflow.config.generation import RolloutConfig, StopConfig
 from ctflow.config.models import FMvTConfig
-from ctflow.generation import RolloutCase, StopReason, StopRule, rollout
+from ctflow.generation import BlockMemo, RolloutCase, StopReason, StopRule, rollout
 from ctflow.generation.guidance import BlockConditions, encode_reports, guided_velocity
 from ctflow.models import FMvT
 from ctflow.models.fmvt_text import TextCondition
@@ -274,3 +274,34 @@ def test_impossible_requests():
             RolloutConfig(**bad)
     with pytest.raises(ValueError, match="'sometimes'"):
         StopConfig(rule="sometimes")
+
+
+def test_settings_share_the_blocks_they_begin_with_and_no_others():
+    model, rule, real = real_model(), stop_rule(), scripted_volume(40)[:, :40]
+    calls: list[int] = []
+    model.register_forward_hook(lambda *_: calls.append(1))
+    full = real_cases("a")[0]
+    settings = [full, replace(full, given=real[:, :16]), replace(full, real=real)]
+    alone = [rollout(model, [one], AIR, rule, EULER, seed=1)[0] for one in settings]
+    assert len(calls) == EULER.steps * (3 + 2 + 3)
+    calls.clear()
+    memo = BlockMemo(8)
+    shared = [rollout(model, [one], AIR, rule, EULER, seed=1, memo=memo)[0] for one in settings]
+    # next-block's blocks 0 and 1 are full-body's first and gt-head's first
+    assert len(calls) == EULER.steps * (3 + 2 + 1)
+    for one, other in zip(alone, shared, strict=True):
+        assert torch.equal(one.blocks, other.blocks) and torch.equal(one.latents, other.latents)
+    for changed, seed in ((replace(full, text=full.text + 1), 1), (replace(full, length=39), 1), (full, 2)):
+        calls.clear()
+        rollout(model, [changed], AIR, rule, EULER, seed=seed, memo=memo)
+        assert len(calls) == EULER.steps * 3
+    calls.clear()
+    rollout(model, [full], AIR, rule, replace(EULER, steps=5), seed=1, memo=memo)
+    assert len(calls) == 5 * 3
+
+
+def test_memo_keeps_the_newest_blocks():
+    memo = BlockMemo(2)
+    for name in (b"a", b"b", b"c"):
+        memo.put(name, torch.zeros(1))
+    assert memo.get(b"a") is None and memo.get(b"b") is not None and memo.get(b"c") is not None

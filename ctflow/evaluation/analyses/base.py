@@ -43,16 +43,21 @@ class Context:
         """Real cases of a folder of slice shards; the evaluation's own by default."""
         return CaseReader(Path(folder or self.config.slices))
 
-    def tools(self, measured: bool = False) -> tuple[Backbones, FeaturePlan]:
-        """Backbones, and the plan of what is kept of each volume."""
-        return backbones_of(self.config, self.system), plan_of(self.config, self.system, measured, False)
+    def tools(self) -> tuple[Backbones, FeaturePlan]:
+        """Backbones, and what is kept of each volume: the same as for the table, so that both share files."""
+        return backbones_of(self.config, self.system), plan_of(self.config, self.system)
 
     def collector(
-        self, reader: CaseReader, backbones: Backbones, plan: FeaturePlan, config: EvalConfig | None = None
+        self,
+        reader: CaseReader,
+        backbones: Backbones,
+        plan: FeaturePlan,
+        config: EvalConfig | None = None,
+        measured: bool = False,
     ) -> Collector:
         """A collector over the common feature cache; ``config`` where it differs from the context's."""
         extractor = FeatureExtractor(plan, backbones, self.system.device)
-        return Collector(config or self.config, self.system, reader, extractor, self.ranks)
+        return Collector(config or self.config, self.system, reader, extractor, self.ranks, measured)
 
 
 @dataclass

@@ -47,7 +47,7 @@ def contrast(context: Context) -> AnalysisResult:
     """Per finding: how often each half of a pair, and the pair as a whole, shows what its report says."""
     config = context.config
     pairs = read_pairs(Path(config.analysis.pairs))
-    backbones, plan = context.tools(measured=True)
+    backbones, plan = context.tools()
     reader = context.reader()
     outcomes: list[tuple[ReportPair, bool, bool]] = []
     for seed in range(config.analysis.pair_seeds):
@@ -55,7 +55,7 @@ def contrast(context: Context) -> AnalysisResult:
         for half in (0, 1):
             # Equal case ids give both halves equal noise; the report is part of the cache's key.
             own = replace(config, seed=config.seed + seed)
-            collector = context.collector(reader, backbones, plan, own)
+            collector = context.collector(reader, backbones, plan, own, measured=True)
             halves.append(collector.generated(REGISTRY["full-body"], [_case(pair, half) for pair in pairs]))
         for pair, first, second in zip(pairs, *halves, strict=True):
             outcomes.append((pair, shows(first, pair, 0), shows(second, pair, 1)))

@@ -5,19 +5,21 @@ from __future__ import annotations
 import csv
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from scipy import stats
 from tqdm import tqdm
 
 from ctflow.evaluation.analyses.base import AnalysisResult, Context
 from ctflow.evaluation.analyses.reading_page import reading_page, sprites
 from ctflow.evaluation.cases import EvaluationError, RealCase
-from ctflow.evaluation.features import measured_findings
+from ctflow.evaluation.features import at_side, measured_findings
 from ctflow.evaluation.scorecard import LABELS, found_slots, read_truth, true_slots
 from ctflow.evaluation.settings import REGISTRY
 from ctflow.evaluation.system import generate_batch
@@ -40,7 +42,8 @@ def write_pack(context: Context) -> AnalysisResult:
     """A page of anonymous items in random order, a CSV to fill in, and the key that readers do not get."""
     config = context.config
     reader = context.reader()
-    cases = [case for case in reader.cases() if case.report.strip()][: config.analysis.read_reports]
+    with_report = [case for case in reader.cases() if case.report.strip()]
+    cases = systematic(with_report, config.analysis.read_reports)
     if len(cases) < 2:
         raise EvaluationError(f"{len(cases)} cases with a report", "at least 2, one real and one synthetic")
     rng = np.random.default_rng(config.seed)
@@ -56,17 +59,12 @@ def write_pack(context: Context) -> AnalysisResult:
         name = f"item {number:02d}"
         items.append({"item": name, "report": case.report, "sprites": sprites(volume)})
         found = measured_findings(volume)
-        true = (
-            {label: sorted(true_slots(label, read_truth(case))) for label in LABELS}
-            if case.truth_path
-            else {}
-        )
         key.append(
             {
                 "item": name,
                 "case_id": case.case_id,
                 "source": SYNTHETIC_ITEM if index in synthetic else REAL_ITEM,
-                "named": {label: bool(slots) for label, slots in true.items()},
+                "named": named_findings(case),
                 "automatic": {label: bool(found_slots(label, found)) for label in LABELS},
             }
         )
@@ -79,6 +77,34 @@ def write_pack(context: Context) -> AnalysisResult:
     )
     counts = [{"items": len(items), "real": len(items) - len(synthetic), "synthetic": len(synthetic)}]
     return AnalysisResult("Reading pack", text, counts)
+
+
+def named_findings(case: RealCase) -> dict[str, bool]:
+    """Whether a case has each finding, from its ground truth, else its labels; empty without either."""
+    if case.truth_path:
+        truth = read_truth(case)
+        return {label: bool(true_slots(label, truth)) for label in LABELS}
+    return {label: bool(case.labels[label]) for label in LABELS if label in case.labels}
+
+
+def systematic(cases: Sequence[RealCase], number: int) -> list[RealCase]:
+    """Cases such that every finding, and "none", is named as evenly often as the set allows.
+
+    Again and again the first case is taken that has the finding taken least often so far.
+
+    Args:
+        cases: To choose from; without ground truth or labels all are alike, and the first are taken.
+        number: How many, at most.
+    """
+    left = [(case, [x for x, has in named_findings(case).items() if has] or ["none"]) for case in cases]
+    counts: Counter[str] = Counter()
+    chosen: list[RealCase] = []
+    while left and len(chosen) < number:
+        rarest = min(range(len(left)), key=lambda i: (min(counts[x] for x in left[i][1]), i))
+        case, names = left.pop(rarest)
+        chosen.append(case)
+        counts.update(names)
+    return chosen
 
 
 def evaluate_readings(path: Path) -> AnalysisResult:
@@ -127,7 +153,12 @@ def _volumes(context: Context, cases: Sequence[RealCase], synthetic: set[int]) -
     config, system = context.config, context.system
     reader = context.reader()
     sampling = config.sampling.applied_to(system.config.rollout)
-    shown = {i: reader.volume(case) for i, case in enumerate(cases) if i not in synthetic}
+    # Real items at the model's own resolution: a finer picture would give them away.
+    shown = {
+        i: as_seen(reader.volume(case), system.config.image_size)
+        for i, case in enumerate(cases)
+        if i not in synthetic
+    }
     wanted = sorted(synthetic)
     for start in tqdm(range(0, len(wanted), config.batch_size), "generating"):
         batch = wanted[start : start + config.batch_size]
@@ -147,6 +178,13 @@ def _volumes(context: Context, cases: Sequence[RealCase], synthetic: set[int]) -
                 )
             shown[index] = volume.scored()
     return shown
+
+
+def as_seen(volume: HUVolume, side: int) -> HUVolume:
+    """The volume resampled in plane to ``side``²."""
+    zoom = volume.hu.shape[1] / side
+    hu = at_side(torch.from_numpy(volume.hu), side).numpy()
+    return HUVolume(hu, (volume.spacing[0], volume.spacing[1] * zoom, volume.spacing[2] * zoom))
 
 
 def _write_pack(folder: Path, items: list[dict[str, Any]], key: list[dict[str, Any]]) -> None:

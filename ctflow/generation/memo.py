@@ -1,0 +1,50 @@
+"""Blocks that were solved before: the settings of an evaluation begin with the same ones."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+
+import torch
+from torch import Tensor
+
+LAST_SHARED = 1
+"""Full-body and next-block share block 0, gt-head and next-block block 1; later ones all differ."""
+
+
+class BlockMemo:
+    """The newest solved blocks of one model, by everything a block depends on.
+
+    Args:
+        capacity: Blocks kept; the oldest go first.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._blocks: OrderedDict[bytes, Tensor] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def get(self, key: bytes) -> Tensor | None:
+        """The block ``[C, T, h, w]``, or None."""
+        return self._blocks.get(key)
+
+    def put(self, key: bytes, block: Tensor) -> None:
+        """Keep a block."""
+        self._blocks[key] = block
+        while len(self._blocks) > self.capacity:
+            self._blocks.popitem(last=False)
+
+
+def block_key(facts: str, *tensors: Tensor | None) -> bytes:
+    """Digest of what a block depends on: ``facts`` in words, and tensors bit by bit."""
+    digest = hashlib.sha256(facts.encode())
+    for tensor in tensors:
+        if tensor is None:
+            digest.update(b"none")
+            continue
+        plain = tensor.detach().cpu().contiguous()
+        digest.update(f"{plain.dtype}{list(plain.shape)}".encode())
+        digest.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.digest()
