@@ -8,6 +8,7 @@ from ctflow.config.commands import DEVICES, PRECISIONS, SamplingChoice
 
 SETTINGS = ("full-body", "gt-head", "next-block")
 ANALYSES = (
+    "floors",
     "reconstruction",
     "length",
     "capacity",

@@ -83,6 +83,7 @@ class Collector:
         self.config, self.system, self.reader = config, system, reader
         self.extractor, self.ranks, self.measured = extractor, ranks, measured
         self.rollout = config.sampling.applied_to(system.config.rollout)
+        self._avae = f"{system.avae.fingerprint()} {system.config.image_size}"
         self.memo = BlockMemo(4 * config.batch_size)
         self.reused = 0
         self.cache = FeatureCache(
@@ -184,7 +185,7 @@ class Collector:
         if unit.kind == REAL_SET:
             return own
         if unit.kind == RECONSTRUCTED:
-            return (*own, self.system.fingerprint)
+            return (*own, self._avae)
         sampling = f"{asdict(self.rollout)} {self.config.precision} {self.config.seed}"
         return (*own, self.system.fingerprint, case.report, sampling)
 

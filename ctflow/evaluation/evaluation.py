@@ -109,7 +109,7 @@ def plan_of(config: EvalConfig, system: EvalSystem) -> FeaturePlan:
 
 def backbones_of(config: EvalConfig, system: EvalSystem) -> Backbones:
     """The embedded extractors and those whose files are given; a CT-CLIP replaces the system's own pair."""
-    scorer = ClipScorer(system.text, scorer_name(system.text), system.fingerprint)
+    scorer = ClipScorer(system.text, scorer_name(system.text), system.text_fingerprint)
     if config.backbones.clip:
         encoder = load_text_encoder(config.backbones.clip)
         encoder.clip.to(system.device)

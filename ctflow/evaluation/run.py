@@ -77,7 +77,8 @@ def _system(config: EvalConfig, checkpoint: Path) -> EvalSystem:
     capability = torch.backends.cpu.get_cpu_capability()
     if config.precision == "bf16" and device.type == "cpu" and "AVX512" not in capability:
         log.warning("precision=bf16 on this CPU (%s) is emulated and slower than precision=fp32", capability)
-    return EvalSystem.of(load_system(checkpoint), str(checkpoint), fingerprint, device)
+    pair = folder_fingerprint(checkpoint / CLIP_FOLDER)
+    return EvalSystem.of(load_system(checkpoint), str(checkpoint), fingerprint, device, pair)
 
 
 def _scorer(config: EvalConfig, checkpoint: Path | None) -> ClipScorer | None:

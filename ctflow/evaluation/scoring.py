@@ -75,15 +75,19 @@ class Scoring:
 
     def rows(self, setting: Setting) -> list[Row]:
         """The table's rows of one setting: the model, then both floors."""
-        rows = source_rows(self.compared(setting, MODEL), self.backbones, self.reports)
+        rows = self.source_rows(setting, MODEL)
         if not self.sets.others:
             reason = (
                 "floors are off" if not self.config.floors else "no real cases of other patients are left"
             )
             return rows + [Row(setting.name, f, "all", empty=NOT_AVAILABLE, reason=reason) for f in FLOORS]
         for source in FLOORS:
-            rows += source_rows(self.compared(setting, source), self.backbones, self.reports)
+            rows += self.source_rows(setting, source)
         return rows
+
+    def source_rows(self, setting: Setting, source: str) -> list[Row]:
+        """All metrics of the model or of one floor."""
+        return source_rows(self.compared(setting, source), self.backbones, self.reports)
 
     def readings(self, setting: Setting) -> list[Reading]:
         """The monitors of one setting: the model, and real volumes beside it."""

@@ -33,6 +33,7 @@ class EvalSystem:
         config: Image size, spacings.
         name: Where it came from, for the report.
         fingerprint: SHA-256 over all weights and configurations.
+        text_fingerprint: SHA-256 over those of the text and image pair.
     """
 
     avae: AVAE
@@ -41,10 +42,13 @@ class EvalSystem:
     config: SystemConfig
     name: str
     fingerprint: str
+    text_fingerprint: str
 
     @classmethod
-    def of(cls, system: System, name: str, fingerprint: str, device: torch.device) -> EvalSystem:
-        """A loaded system, moved to ``device``."""
+    def of(
+        cls, system: System, name: str, fingerprint: str, device: torch.device, text_fingerprint: str = ""
+    ) -> EvalSystem:
+        """A loaded system, moved to ``device``; without its own fingerprint the pair has the whole one's."""
         system.text_encoder.clip.to(device)
         return cls(
             system.avae.to(device).eval(),
@@ -53,6 +57,7 @@ class EvalSystem:
             system.config,
             name,
             fingerprint,
+            text_fingerprint or fingerprint,
         )
 
     @property
@@ -158,7 +163,10 @@ def generate_batch(
         assert result.given_slices == setting.given
         zoom = case.shape[1] / system.config.image_size
         spacing = (case.spacing[0], case.spacing[1] * zoom, case.spacing[2] * zoom)
-        hu = system.decode(result.latents) if result.slices else _nothing(system)
+        # Given slices are not decoded: they would be masked.
+        made = result.latents[:, setting.given :]
+        hu = system.decode(made) if made.shape[1] else _nothing(system)
+        hu = np.concatenate([np.full((setting.given, *hu.shape[1:]), np.nan, np.float32), hu])
         stopped = result.stop == StopReason.END_RECOGNISED
         requested = min(case.shape[0], config.max_slices)
         yield ScoredVolume.of_rollout(case.case_id, setting, hu, spacing, requested, stopped)

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,9 +23,11 @@ from ctflow.evaluation.analyses.reconstruction import spread
 from ctflow.evaluation.analyses.severity import rises
 from ctflow.evaluation.cache import CaseFeatures
 from ctflow.evaluation.cases import RealCase
+from ctflow.evaluation.evaluation import evaluate
 from ctflow.evaluation.ranks import Ranks
 from ctflow.evaluation.scorecard import ALL, LABELS, scorecard, true_slots
 from ctflow.metrics.reconstruction import ReconstructionMetric
+from ctflow.evaluation.table import MODEL
 from ctflow.types import HUVolume
 
 from .conftest import soft_volume, write_shards
@@ -59,6 +62,20 @@ def test_reconstruction_counts_its_slices_and_writes_everything(context):
     assert values["psnr"]["slices"] == 30 and values["psnr"]["value"] > 0
     assert values["lpips (lung window)"]["value"] is None and "n/a" in values["lpips (lung window)"]["note"]
     assert {p.suffix for p in context.output.iterdir()} == {".md", ".csv", ".json", ".html", ".yaml"}
+
+
+def test_floors_are_the_tables_and_leave_the_table_only_generated_volumes(context):
+    config = replace(context.config, cases=3, setting="next-block")
+    records = REGISTRY["floors"](replace(context, config=config)).records
+    files = {p.name for p in Path(config.cache).iterdir()}
+    other = replace(context.system, fingerprint="1" * 64, text_fingerprint="0" * 64)  # another FMvT
+    rows = [r for r in evaluate(config, other, context.ranks).rows if r.source != MODEL]
+    # next-block may score every slice of a real volume, so its floors over slices are these
+    numbers = {(r["source"], r["metric"]): r["value [95 %]"] for r in records}
+    for row in rows:
+        if row.metric in ("fid_rand2d", "kid_rand2d", "clip_phantom"):
+            assert row.text() == numbers[row.source, row.metric]
+    assert len(files) == 9 and len({p.name for p in Path(config.cache).iterdir()} - files) == 3
 
 
 def test_slices_are_spread_over_all_volumes():

@@ -15,6 +15,7 @@ from ctflow.config.evaluation import ANALYSES, EvalConfig
 from ctflow.evaluation.analyses.base import AnalysisResult, Context
 from ctflow.evaluation.analyses.capacity import capacity
 from ctflow.evaluation.analyses.contrast import contrast
+from ctflow.evaluation.analyses.floors import floors
 from ctflow.evaluation.analyses.length import length
 from ctflow.evaluation.analyses.memorisation import memorisation
 from ctflow.evaluation.analyses.reading import reading
@@ -31,6 +32,7 @@ from ctflow.evaluation.writers import facts_markdown, records_markdown
 log = logging.getLogger("ctflow")
 
 REGISTRY: dict[str, Callable[[Context], AnalysisResult]] = {
+    "floors": floors,
     "reconstruction": reconstruction,
     "length": length,
     "capacity": capacity,
