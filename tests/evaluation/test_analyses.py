@@ -26,8 +26,8 @@ from ctflow.evaluation.cases import RealCase
 from ctflow.evaluation.evaluation import evaluate
 from ctflow.evaluation.ranks import Ranks
 from ctflow.evaluation.scorecard import ALL, LABELS, scorecard, true_slots
-from ctflow.metrics.reconstruction import ReconstructionMetric
 from ctflow.evaluation.table import MODEL
+from ctflow.metrics.reconstruction import ReconstructionMetric
 from ctflow.types import HUVolume
 
 from .conftest import soft_volume, write_shards
