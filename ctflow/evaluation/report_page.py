@@ -38,6 +38,8 @@ figure{display:inline-block;margin:.5em 1em .5em 0;vertical-align:top}
 figcaption{font-size:12px;color:#57606a}
 code,pre{background:#f6f8fa;padding:2px 4px;white-space:pre-wrap;word-break:break-word}
 .plot{background:#fff;border:0}
+.case{width:370px}
+td:first-child{white-space:nowrap}
 """
 COLOURS = {MODEL: "#1f6feb", OTHER_REAL: "#2da44e", RECONSTRUCTION: "#bf8700"}
 
@@ -101,11 +103,11 @@ def figure_html(figure: Figure, caption: str) -> str:
     return _image(buffer.getvalue(), caption, "plot")
 
 
-def image_html(image: NDArray[np.uint8], caption: str) -> str:
+def image_html(image: NDArray[np.uint8], caption: str, kind: str = "") -> str:
     """An 8-bit image as an embedded PNG."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, format="PNG", optimize=True)
-    return _image(buffer.getvalue(), caption)
+    return _image(buffer.getvalue(), caption, kind)
 
 
 def _image(data: bytes, caption: str, kind: str = "") -> str:
@@ -213,7 +215,9 @@ def _pictures(pictures: dict[str, list[Picture]]) -> list[str]:
         for name, place in places.items():
             picture = found[place]
             parts.append(
-                image_html(picture.image, f"{name}: {picture.case_id}, distance {number(picture.distance)}")
+                image_html(
+                    picture.image, f"{name}: {picture.case_id}, distance {number(picture.distance)}", "case"
+                )
             )
     return parts
 
