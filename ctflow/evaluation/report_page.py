@@ -38,6 +38,7 @@ figure{display:inline-block;margin:.5em 1em .5em 0;vertical-align:top}
 figcaption{font-size:12px;color:#57606a}
 code,pre{background:#f6f8fa;padding:2px 4px;white-space:pre-wrap;word-break:break-word}
 .plot{background:#fff;border:0}
+.half{width:560px}
 .case{width:370px}
 td:first-child{white-space:nowrap}
 """
@@ -96,11 +97,11 @@ def records_table(records: Sequence[dict[str, Any]]) -> str:
     return f"<table><tr>{head}</tr>{body}</table>"
 
 
-def figure_html(figure: Figure, caption: str) -> str:
+def figure_html(figure: Figure, caption: str, kind: str = "plot") -> str:
     """A matplotlib figure as an embedded PNG."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
-    return _image(buffer.getvalue(), caption, "plot")
+    return _image(buffer.getvalue(), caption, kind)
 
 
 def image_html(image: NDArray[np.uint8], caption: str, kind: str = "") -> str:
@@ -188,12 +189,13 @@ def _plots(rows: Sequence[Row]) -> list[str]:
             _point(axes, i - 0.12, row.value, row.low, row.high, colour, "o")
             _point(axes, i + 0.12, row.extrapolated, row.extrapolated_low, row.extrapolated_high, colour, "D")
         axes.set_yticks(range(len(chosen)), [f"{r.setting}, {r.source}" for r in chosen], fontsize=7)
-        axes.invert_yaxis()
+        axes.set_ylim(len(chosen) - 0.5, -0.5)
         axes.tick_params(axis="x", labelsize=7)
         axes.grid(axis="x", alpha=0.3)
         title = f"{metric} at {side} px" if side else metric
         axes.set_title(title, fontsize=9)
-        figures.append(figure_html(figure, f"{title}: ● value, ◆ at infinite N, bars 95 % intervals"))
+        caption = f"{title}: ● value, ◆ at infinite N, bars 95 % intervals"
+        figures.append(figure_html(figure, caption, "plot half"))
     return figures
 
 
