@@ -18,7 +18,9 @@ class Meaning(NamedTuple):
     text: str
 
 
-_FRECHET = "Fréchet distance, 0 or more, 0 for equal sets; biased upwards at small N"
+_FRECHET = (
+    "Fréchet distance, 0 for equal sets; biased upwards at small N, at infinite N around 0 where sets agree"
+)
 _KERNEL = (
     "unbiased kernel distance (squared MMD, kernel (x·y/d + 1)³), not multiplied by 1000; 0 for equal sets, "
     "and then slightly negative too; for far sets it grows with the cube of the Fréchet distance"

@@ -38,6 +38,9 @@ figure{display:inline-block;margin:.5em 1em .5em 0;vertical-align:top}
 figcaption{font-size:12px;color:#57606a}
 code,pre{background:#f6f8fa;padding:2px 4px;white-space:pre-wrap;word-break:break-word}
 .plot{background:#fff;border:0}
+.half{width:560px}
+.case{width:370px}
+td:first-child{white-space:nowrap}
 """
 COLOURS = {MODEL: "#1f6feb", OTHER_REAL: "#2da44e", RECONSTRUCTION: "#bf8700"}
 
@@ -94,18 +97,18 @@ def records_table(records: Sequence[dict[str, Any]]) -> str:
     return f"<table><tr>{head}</tr>{body}</table>"
 
 
-def figure_html(figure: Figure, caption: str) -> str:
+def figure_html(figure: Figure, caption: str, kind: str = "plot") -> str:
     """A matplotlib figure as an embedded PNG."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
-    return _image(buffer.getvalue(), caption, "plot")
+    return _image(buffer.getvalue(), caption, kind)
 
 
-def image_html(image: NDArray[np.uint8], caption: str) -> str:
+def image_html(image: NDArray[np.uint8], caption: str, kind: str = "") -> str:
     """An 8-bit image as an embedded PNG."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, format="PNG", optimize=True)
-    return _image(buffer.getvalue(), caption)
+    return _image(buffer.getvalue(), caption, kind)
 
 
 def _image(data: bytes, caption: str, kind: str = "") -> str:
@@ -186,12 +189,13 @@ def _plots(rows: Sequence[Row]) -> list[str]:
             _point(axes, i - 0.12, row.value, row.low, row.high, colour, "o")
             _point(axes, i + 0.12, row.extrapolated, row.extrapolated_low, row.extrapolated_high, colour, "D")
         axes.set_yticks(range(len(chosen)), [f"{r.setting}, {r.source}" for r in chosen], fontsize=7)
-        axes.invert_yaxis()
+        axes.set_ylim(len(chosen) - 0.5, -0.5)
         axes.tick_params(axis="x", labelsize=7)
         axes.grid(axis="x", alpha=0.3)
         title = f"{metric} at {side} px" if side else metric
         axes.set_title(title, fontsize=9)
-        figures.append(figure_html(figure, f"{title}: ● value, ◆ at infinite N, bars 95 % intervals"))
+        caption = f"{title}: ● value, ◆ at infinite N, bars 95 % intervals"
+        figures.append(figure_html(figure, caption, "plot half"))
     return figures
 
 
@@ -213,7 +217,9 @@ def _pictures(pictures: dict[str, list[Picture]]) -> list[str]:
         for name, place in places.items():
             picture = found[place]
             parts.append(
-                image_html(picture.image, f"{name}: {picture.case_id}, distance {number(picture.distance)}")
+                image_html(
+                    picture.image, f"{name}: {picture.case_id}, distance {number(picture.distance)}", "case"
+                )
             )
     return parts
 

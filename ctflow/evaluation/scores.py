@@ -17,6 +17,7 @@ from ctflow.evaluation.table import (
     DOES_NOT_EXIST,
     MODEL,
     NOT_AVAILABLE,
+    NOT_EXTRAPOLATED,
     Row,
     with_extrapolation,
     with_interval,
@@ -162,7 +163,7 @@ def _distance_row(
     repeats = 4 if width <= 512 else 1
     extrapolated = bias.extrapolate(statistic, width, repeats, compared.seed)
     if extrapolated is None:
-        return row.noted("not extrapolated: " + bias.reason_against_extrapolation(statistic, width))
+        return row.noted(NOT_EXTRAPOLATED + bias.reason_against_extrapolation(statistic, width))
     return with_extrapolation(row, extrapolated)
 
 

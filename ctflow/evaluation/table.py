@@ -9,6 +9,7 @@ from ctflow.metrics.bias import Interval
 
 MODEL, OTHER_REAL, RECONSTRUCTION = "model", "floor: other real cases", "floor: A-VAE of other real cases"
 NOT_AVAILABLE, DOES_NOT_EXIST = "n/a", "–"
+NOT_EXTRAPOLATED = "not extrapolated: "
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,10 @@ class Row:
         return self.empty or NOT_AVAILABLE if self.missing else _interval(self.value, self.low, self.high)
 
     def extrapolated_text(self) -> str:
-        """The extrapolated number with its interval, as printed."""
+        """The extrapolated number with its interval, as printed; empty for what needs no extrapolation."""
         if not math.isfinite(self.extrapolated):
-            return self.empty or NOT_AVAILABLE
+            wanted = self.missing or NOT_EXTRAPOLATED in self.reason
+            return self.empty or NOT_AVAILABLE if wanted else ""
         return _interval(self.extrapolated, self.extrapolated_low, self.extrapolated_high)
 
     def noted(self, note: str) -> Row:

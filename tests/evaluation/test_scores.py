@@ -13,7 +13,7 @@ from ctflow.evaluation.features import FeaturePlan
 from ctflow.evaluation.monitoring import readings
 from ctflow.evaluation.scores import Compared, clip_rows, inception_row, report_rows, slice_rows
 from ctflow.evaluation.settings import REAL, REGISTRY
-from ctflow.evaluation.table import MODEL, Row, number
+from ctflow.evaluation.table import MODEL, NOT_EXTRAPOLATED, Row, number
 from ctflow.metrics import frechet_from_features
 
 WIDTH = 6
@@ -155,6 +155,13 @@ def test_cache_returns_what_was_stored(tmp_path):
     assert cache.load("real", "b") is None
     assert FeatureCache(tmp_path, {"a": 2}).load("real", "a") is None
     assert not list(tmp_path.glob("*.partial"))
+
+
+def test_only_a_missing_extrapolation_is_printed_as_missing():
+    row = Row("full-body", "model", "kid_rand2d", value=1.0)
+    assert row.extrapolated_text() == ""  # an unbiased number needs none
+    assert row.noted(f"{NOT_EXTRAPOLATED}few cases").extrapolated_text() == "n/a"
+    assert Row("full-body", "model", "fid", empty="–").extrapolated_text() == "–"
 
 
 def test_numbers_are_printed_with_four_digits():

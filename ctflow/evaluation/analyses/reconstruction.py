@@ -18,6 +18,12 @@ from ctflow.metrics.reconstruction import Lpips, ReconstructionMetric, lpips_inp
 from ctflow.types import HUVolume
 
 WINDOWS = {"lung": LUNG, "soft tissue": SOFT_TISSUE}
+NOTES = {
+    "psnr": "dB, of the squared error pooled over all slices, 2000 HU range; higher is better",
+    "ssim": "0 … 1, 2000 HU range; higher is better",
+    "ms_ssim": "0 … 1, five scales; higher is better",
+    "ms_ssim_s3": "0 … 1, three scales (sides up to 160); not comparable with ms_ssim",
+}
 
 
 def reconstruction(context: Context) -> AnalysisResult:
@@ -43,7 +49,7 @@ def reconstruction(context: Context) -> AnalysisResult:
             distances[name] += lpips(lpips_input(made, window), lpips_input(original, window)).tolist()
     slices = int(metrics[""].slices)
     records: list[dict[str, Any]] = [
-        {"metric": name + words, "value": value, "slices": slices, "note": ""}
+        {"metric": name + words, "value": value, "slices": slices, "note": NOTES[name]}
         for words, metric in metrics.items()
         for name, value in metric.compute().items()
     ]
