@@ -14,12 +14,12 @@ class StopConfig:
     """How a volume's end is recognised in whitened latents.
 
     A slice is white where more than ``fraction`` of its values lie within the threshold of the white latent.
-    Trailing white slices are trimmed under either rule.
+    The white slices at a volume's end are trimmed under either rule.
 
     Attributes:
         rule: ``every_slice``: all slices are examined, and the volume ends in a block whose last slices are
-            white. ``first_slice`` (published): it ends when a block's first slice is white; the others are
-            not read.
+            white, at the block's first white slice. ``first_slice`` (published): it ends when a block's first
+            slice is white; the others are not read.
         threshold: Distance from the white latent; None: from the A-VAE's own spread of white latents.
         spread_multiple: Threshold over that spread.
         least_threshold: Smallest threshold taken from the spread: a generated white slice is less exact than

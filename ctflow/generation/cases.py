@@ -60,7 +60,7 @@ class CaseRollout:
 
     Attributes:
         case_id: The case.
-        latents: Whitened latents ``[C, S, h, w]``, given slices included, trailing white slices trimmed.
+        latents: Whitened latents ``[C, S, h, w]``, given slices included, end slices trimmed.
         given_slices: How many of the leading slices were given.
         blocks: Every generated block as solved ``[K, C, T, h, w]``, overlap included.
         positions: Index of each block's first slice ``[K]``.

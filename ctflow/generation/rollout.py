@@ -34,6 +34,7 @@ class _Running:
         self.blocks: list[Tensor] = []
         self.positions: list[int] = []
         self.stop: StopReason | None = None
+        self.end = 0  # slices at the end of the volume that are its end
         self.overlap = config.overlap
 
     @property
@@ -86,8 +87,9 @@ class _Running:
             self.stop = StopReason.REAL_LENGTH if self.slices >= self.limit else None
             return
         flags = rule.white_slices(new)
-        if rule.is_end(flags) and self.slices - trailing_run(flags) < self.limit:
+        if rule.is_end(flags) and self.slices - rule.end_run(flags) < self.limit:
             self.stop = StopReason.END_RECOGNISED
+            self.end = rule.end_run(flags)
         elif self.slices >= self.limit:
             asked = self.limit == self.case.length
             self.stop = StopReason.LENGTH_REACHED if asked else StopReason.LIMIT_REACHED
@@ -98,7 +100,7 @@ class _Running:
         white = rule.white_slices(latents)
         keep = latents.shape[1]
         if self.real is None:
-            keep -= min(trailing_run(white), keep - self.given)
+            keep = max(min(keep - trailing_run(white), self.slices - self.end), self.given)
         blocks = torch.stack(self.blocks) if self.blocks else self.volume.new_zeros(0, *self.before().shape)
         return CaseRollout(
             self.case.case_id, latents[:, :keep], self.given, blocks, self.positions, white, self.stop

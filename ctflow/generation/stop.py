@@ -28,6 +28,22 @@ def trailing_run(flags: Tensor) -> int:
     return int(flags.flip(0).int().cumprod(0).sum())
 
 
+def end_run(flags: Tensor, rule: str) -> int:
+    """Slices at the end of a block that belong to the volume's end.
+
+    Nothing of a body follows an end slice, so that under ``every_slice`` the end of a block whose last slices
+    are white begins at its first white slice, whatever a model drew between two white ones.
+
+    Args:
+        flags: Bool ``[S]``, the block's new slices.
+        rule: As in ``is_end``; ``first_slice`` counts the white slices at the end alone, as published.
+    """
+    trailing = trailing_run(flags)
+    if rule == "first_slice" or not trailing:
+        return trailing
+    return len(flags) - int(flags.int().argmax())
+
+
 def is_end(flags: Tensor, rule: str) -> bool:
     """Whether a block with these white slices ends its volume.
 
@@ -59,3 +75,7 @@ class StopRule:
     def is_end(self, flags: Tensor) -> bool:
         """Whether a block whose new slices have these flags ends its volume."""
         return is_end(flags, self.config.rule)
+
+    def end_run(self, flags: Tensor) -> int:
+        """How many of a block's last slices belong to the volume's end."""
+        return end_run(flags, self.config.rule)

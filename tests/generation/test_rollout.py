@@ -112,6 +112,19 @@ def test_an_exact_multiple_of_sixteen_ends_with_a_white_block():
     assert result.white[32:].all()
 
 
+def test_no_body_follows_an_end_slice():
+    volume = scripted_volume(44)
+    volume[:, 4] = WHITE  # in a block that does not end the volume: kept, and seen by the monitors
+    volume[:, 37] = WHITE  # the last block's first end slice; 38 … 43 are no body any more
+    (result,) = rollout(Scripted({1.0: volume}), [case(1.0)], AIR, stop_rule(), EULER)
+    assert result.stop is StopReason.END_RECOGNISED and result.slices == 37
+    assert result.white[[4, 37]].all() and result.white[44:].all() and not result.white[38:44].any()
+    published = stop_rule(rule="first_slice")
+    assert published.end_run(result.white[32:]) == 4 and stop_rule().end_run(result.white[32:]) == 11
+    (limited,) = rollout(Scripted({1.0: volume}), [case(1.0, length=37)], AIR, stop_rule(), EULER)
+    assert limited.stop is StopReason.LENGTH_REACHED and limited.slices == 37
+
+
 def test_cases_that_ended_leave_the_batch():
     model = Scripted({1.0: scripted_volume(10), 2.0: scripted_volume(40, seed=1)})
     results = rollout(model, [case(1.0), case(2.0)], AIR, stop_rule(), EULER)
