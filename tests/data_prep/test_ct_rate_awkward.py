@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -10,9 +11,17 @@ import pydicom
 import pytest
 import SimpleITK as sitk
 from ct_rate_scans import SPACING, chest, codes, ingest_one, save_dicom, save_enhanced, save_nifti
-from pydicom.uid import ImplicitVRLittleEndian, generate_uid
+from pydicom.data import get_testdata_file
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ImplicitVRLittleEndian,
+    generate_uid,
+)
 
 from data_prep.ct_rate.command import main
+from data_prep.ct_rate.dicom_headers import read_header
+from data_prep.ct_rate.dicom_pixels import read_pixels
 from data_prep.ct_rate.likeness import alike, coarse_picture
 
 HU = chest(seed=3)
@@ -174,6 +183,32 @@ def test_pixel_padding_value_becomes_air(tmp_path, padding, implicit):
     outcome, volume = only(ingest_one(tmp_path / "in", tmp_path))
     assert outcome.status == "accepted", outcome.reasons
     np.testing.assert_array_equal(volume, masked())
+
+
+@pytest.mark.parametrize(
+    "syntax", [ImplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian]
+)
+def test_uncompressed_encodings(tmp_path, syntax):
+    for path in save_dicom(tmp_path / "in", HU):
+        data = pydicom.dcmread(path)
+        data.file_meta.TransferSyntaxUID = syntax
+        if syntax == ExplicitVRBigEndian:
+            data.PixelData = np.frombuffer(data.PixelData, "<u2").astype(">u2").tobytes()
+            data["PixelData"].VR = "OW"
+        path.unlink()
+        options = {"implicit_vr": syntax == ImplicitVRLittleEndian}
+        options["little_endian"] = syntax != ExplicitVRBigEndian
+        pydicom.dcmwrite(path.with_suffix(""), data, **options)  # and without an ending
+    _, volume = only(ingest_one(tmp_path / "in", tmp_path))
+    np.testing.assert_array_equal(volume, EXPECTED)
+
+
+@pytest.mark.parametrize("name", ["MR_small_jpeg_ls_lossless", "MR_small_RLE", "MR_small_bigendian"])
+def test_pixels_of_files_that_other_encoders_wrote(name):
+    plain, other = (
+        read_header(Path(get_testdata_file(f"{n}.dcm", download=False))) for n in ("MR_small", name)
+    )
+    np.testing.assert_array_equal(read_pixels([other]), read_pixels([plain]))
 
 
 def test_slope_and_intercept_of_each_slice(tmp_path):

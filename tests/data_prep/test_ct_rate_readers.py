@@ -203,7 +203,12 @@ def compress(path, syntax) -> None:
 
 
 @pytest.mark.parametrize(
-    ("syntax", "name"), [("JPEG2000", "JPEG 2000"), ("JPEG", "JPEG Lossless"), ("RLE", "RLE Lossless")]
+    ("syntax", "name"),
+    [
+        ("JPEG2000", "JPEG 2000"),
+        ("JPEG", "JPEG Lossless"),
+        ("RLE", "RLE Lossless"),
+    ],
 )
 def test_compressed_transfer_syntaxes(tmp_path, syntax, name):
     for path in save_dicom(tmp_path / "in", HU):
