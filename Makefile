@@ -53,11 +53,9 @@ checkpoints: $(INSTALLED) ## Train the embedded checkpoint again (hours on a CPU
 	for split in train valid; do \
 		$(RUN) -m data_prep.encode source=$(EMBEDDED)/slices/$$split output=$(EMBEDDED)/latents/$$split \
 			avae=$(EMBEDDED)/autoencoder/embedded/export clip=$(EMBEDDED)/clip/embedded/export; done
-	$(RUN) -m ctflow.train --config configs/embedded/vae_decoder.yaml runs_dir=$(EMBEDDED) $(EMBEDDED_DATA) \
-		autoencoder.init_from=$(EMBEDDED)/autoencoder/embedded/export $(ARGS)
 	$(RUN) -m ctflow.train --config configs/embedded/flow.yaml runs_dir=$(EMBEDDED) \
 		data.train=$(EMBEDDED)/latents/train data.valid=$(EMBEDDED)/latents/valid \
-		flow.avae=$(EMBEDDED)/autoencoder/decoder/export flow.clip=$(EMBEDDED)/clip/embedded/export $(ARGS)
+		flow.avae=$(EMBEDDED)/autoencoder/embedded/export flow.clip=$(EMBEDDED)/clip/embedded/export $(ARGS)
 	$(RUN) -m ctflow.pack source=$(EMBEDDED)/flow/embedded/export output=checkpoints \
 		--config configs/embedded/pack.yaml
 
