@@ -55,7 +55,7 @@ class RolloutConfig:
         steps: Solver steps per block (not read by dopri5).
         solver: ``euler``, ``midpoint``, ``heun`` or ``dopri5``.
         overlap: Slices at the end of the volume so far that each new block repeats: they are held along the
-            flow, and the block adds the rest.
+            flow, and the block adds the rest. Blocks that follow real slices (next-block) repeat none.
         text_guidance: Scale of classifier-free guidance by the text; 1: none.
         previous_guidance: Scale of classifier-free guidance by the previous block; 1: none.
         max_slices: Longest volume.

@@ -80,6 +80,7 @@ class FeatureExtractor:
             "requested": volume.requested,
             "stopped": volume.stopped,
             "side": volume.hu.shape[1],
+            "overlap": volume.overlap,
         }
         if len(volume.positions) and self.backbones.scorer is not None:
             arrays["latent"] = self.backbones.scorer.encode_volume(volume.scored()).numpy().astype(np.float32)

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ctflow.evaluation.backbones import Backbone
 from ctflow.evaluation.cache import CaseFeatures
 from ctflow.evaluation.scores import MIN_SAMPLES, statistic_of
 from ctflow.evaluation.settings import Setting
-from ctflow.metrics.monitors import DriftMonitor, theil_sen
+from ctflow.metrics.monitors import DriftMonitor, block_boundaries, theil_sen
 from ctflow.metrics.monitors.checkerboard import PERIODS
 from ctflow.metrics.monitors.drift import last_over_first
 from ctflow.metrics.monitors.thresholds import limit, tripped
@@ -93,12 +94,20 @@ def _checkerboards(cases: Sequence[CaseFeatures]) -> dict[str, float]:
 
 def _seams(cases: Sequence[CaseFeatures]) -> dict[str, float]:
     found = {}
-    for name, modulus, rest in (("seam_ratio", BLOCK_LENGTH, BLOCK_LENGTH - 1), ("seam_ratio_patch", 2, 1)):
-        logs = [np.log(c.arrays["ratios"][rest::modulus]) for c in cases]
+    for name in ("seam_ratio", "seam_ratio_patch"):
+        logs = [np.log(c.arrays["ratios"][_boundaries(name, c)]) for c in cases]
         whole = np.concatenate(logs) if logs else np.zeros(0)
         whole = whole[np.isfinite(whole)]
         found[name] = float(np.exp(whole.mean())) if len(whole) else math.nan
     return found
+
+
+def _boundaries(name: str, case: CaseFeatures) -> NDArray[np.bool_]:
+    """Steps of a volume between its blocks, or between its depth patches of two."""
+    steps = len(case.arrays["ratios"])
+    if name == "seam_ratio_patch":
+        return np.arange(steps) % 2 == 1
+    return block_boundaries(steps, int(case.info.get("overlap", 0))).numpy()
 
 
 def _statistics(cases: Sequence[CaseFeatures], real: Sequence[CaseFeatures]) -> dict[str, float]:

@@ -79,6 +79,7 @@ class ScoredVolume:
         spacing: Millimetres along (slices, rows, columns).
         requested: Slices that were asked for.
         stopped: Whether the stop rule ended it (else the limit or the real volume's length).
+        overlap: Slices that each generated block repeats of the one before.
     """
 
     case_id: str
@@ -87,6 +88,7 @@ class ScoredVolume:
     spacing: tuple[float, float, float]
     requested: int
     stopped: bool = False
+    overlap: int = 0
 
     def __post_init__(self) -> None:
         if self.hu.ndim != 3:
@@ -113,11 +115,12 @@ class ScoredVolume:
         spacing: tuple[float, float, float],
         requested: int,
         stopped: bool = False,
+        overlap: int = 0,
     ) -> ScoredVolume:
         """A whole rollout ``[S, H, W]``, given slices included; they are masked here, in a copy."""
         masked = np.array(hu, dtype=np.float32)
         masked[: setting.given] = np.nan
-        return cls(case_id, setting, masked, spacing, requested, stopped)
+        return cls(case_id, setting, masked, spacing, requested, stopped, overlap)
 
     @property
     def positions(self) -> NDArray[np.int64]:

@@ -169,7 +169,8 @@ def generate_batch(
         hu = np.concatenate([np.full((setting.given, *hu.shape[1:]), np.nan, np.float32), hu])
         stopped = result.stop == StopReason.END_RECOGNISED
         requested = min(case.shape[0], config.max_slices)
-        yield ScoredVolume.of_rollout(case.case_id, setting, hu, spacing, requested, stopped)
+        overlap = 0 if setting.spliced else config.overlap
+        yield ScoredVolume.of_rollout(case.case_id, setting, hu, spacing, requested, stopped, overlap)
 
 
 def _first(volume: HUVolume, slices: int) -> HUVolume:

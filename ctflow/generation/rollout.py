@@ -35,7 +35,8 @@ class _Running:
         self.positions: list[int] = []
         self.stop: StopReason | None = None
         self.end = 0  # slices at the end of the volume that are its end
-        self.overlap = config.overlap
+        # What follows real slices repeats none of the slices generated before it.
+        self.overlap = config.overlap if case.real is None else 0
 
     @property
     def slices(self) -> int:
@@ -140,13 +141,11 @@ def rollout(
         One result per case, in the order of ``cases``.
 
     Raises:
-        ValueError: Two cases share an id; overlap together with real volumes; a start that does not fit.
+        ValueError: Two cases share an id; a start that does not fit.
     """
     ids = [case.case_id for case in cases]
     if len(set(ids)) != len(ids) or not cases:
         raise ValueError(f"a rollout needs cases with different ids, found {ids}")
-    if config.overlap and any(case.real is not None for case in cases):
-        raise ValueError(f"overlap={config.overlap} has no meaning where every block follows real slices")
     start = _start_block(start, model)
     running = [_Running(case, row, start, config) for row, case in enumerate(cases)]
     for case in running:

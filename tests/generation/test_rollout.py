@@ -200,6 +200,15 @@ def test_overlap(overlap):
         torch.testing.assert_close(call["previous"][0], before, rtol=1e-4, atol=1e-4)
 
 
+def test_blocks_that_follow_real_slices_repeat_none():
+    real, model = torch.zeros(C, 40, SIDE, SIDE), Scripted({1.0: scripted_volume(60)})
+    made = [
+        rollout(model, [case(1.0, real=real)], AIR, stop_rule(), RolloutConfig(steps=2, overlap=k))[0]
+        for k in (0, 3)
+    ]
+    assert made[1].positions == [0, 16, 32] and torch.equal(made[0].latents, made[1].latents)
+
+
 def test_overlap_changes_what_a_real_network_generates():
     model, cases = real_model(), real_cases("a")
     results = {
@@ -272,8 +281,6 @@ def test_impossible_requests():
     with pytest.raises(ValueError, match="different ids, found \\[\\]"):
         rollout(model, [], AIR, stop_rule(), EULER)
     real = torch.zeros(C, 20, SIDE, SIDE)
-    with pytest.raises(ValueError, match="overlap=3"):
-        rollout(model, [case(1.0, real=real)], AIR, stop_rule(), RolloutConfig(overlap=3))
     with pytest.raises(ValueError, match="20 slices are given, the limit is 8"):
         rollout(model, [case(1.0, given=real, length=8)], AIR, stop_rule(), EULER)
     with pytest.raises(ValueError, match=r"found \[4, 3, 4, 4\]"):

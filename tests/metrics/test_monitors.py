@@ -1,5 +1,6 @@
 """Monitors against values worked out by hand, and on damage of known size."""
 
+import itertools
 import math
 
 import numpy as np
@@ -12,6 +13,7 @@ from ctflow.metrics.monitors import (
     EndMonitor,
     SeamMonitor,
     VolumeMonitors,
+    block_boundaries,
     boundary_ratios,
     checkerboard,
     slice_statistics,
@@ -72,6 +74,21 @@ def test_seam_ratio_is_one_without_seams_and_rises_with_them():
     assert values[0]["seam_ratio"] == pytest.approx(1.0, abs=0.1)
     assert values[0]["seam_ratio"] < values[1]["seam_ratio"] < values[2]["seam_ratio"]
     assert values[1]["seam_ratio"] > THRESHOLDS["seam_ratio"]
+
+
+def test_seams_are_looked_for_where_overlapping_blocks_end():
+    hu = body(96, seed=1)
+    starts = [0, *range(16, 96, 12)]  # blocks of 16 that repeat 4 slices add 12 each
+    for number, (start, end) in enumerate(itertools.pairwise([*starts, 96])):
+        hu[start:end] = torch.where(hu[start:end] > -900, hu[start:end] + 60.0 * (number % 2), hu[start:end])
+    assert torch.nonzero(block_boundaries(95, overlap=4)).flatten().tolist() == [s - 1 for s in starts[1:]]
+    assert torch.nonzero(block_boundaries(50)).flatten().tolist() == [15, 31, 47]
+    ratios = []
+    for overlap in (0, 4):
+        monitor = SeamMonitor(overlap)
+        monitor.update(hu)
+        ratios.append(monitor.compute()["seam_ratio"])
+    assert ratios[1] > 1.5 and ratios[1] > 1.3 * ratios[0]
 
 
 def test_patch_seams_are_told_from_block_seams():

@@ -50,7 +50,8 @@ def seams(context: Context) -> AnalysisResult:
         volumes[name] = next(made).hu
     zoom = real.hu.shape[1] / side
     spacing = (real.spacing[0], real.spacing[1] * zoom, real.spacing[2] * zoom)
-    records = [_record(name, hu, volumes[REAL]) for name, hu in volumes.items()]
+    overlaps = {"gt-head": rollout.overlap}  # the blocks of next-block follow real slices and repeat none
+    records = [_record(name, hu, volumes[REAL], overlaps.get(name, 0)) for name, hu in volumes.items()]
     text = (
         f"Case {case.case_id}, {limit} slices of {spacing[0]:g} mm, blocks of {BLOCK_LENGTH}. The given "
         "first block of gt-head is not scored. A seam ratio near 1: the step over a boundary of blocks is "
@@ -64,9 +65,9 @@ def seams(context: Context) -> AnalysisResult:
     return AnalysisResult("Seams of rollouts from real blocks", text, records, figures)
 
 
-def _record(name: str, hu: np.ndarray, real: np.ndarray) -> dict[str, Any]:
+def _record(name: str, hu: np.ndarray, real: np.ndarray, overlap: int) -> dict[str, Any]:
     """A line of the table; what is NaN (given) counts nowhere."""
-    monitor, quality = SeamMonitor(), ReconstructionMetric()
+    monitor, quality = SeamMonitor(overlap), ReconstructionMetric()
     monitor.update(torch.from_numpy(hu))
     scored = np.flatnonzero(np.isfinite(hu).all(axis=(1, 2)))
     scored = scored[scored < len(real)]
@@ -108,7 +109,7 @@ def _profile(volumes: dict[str, np.ndarray]) -> Figure:
     longest = max(len(hu) for hu in volumes.values())
     for boundary in range(BLOCK_LENGTH, longest, BLOCK_LENGTH):
         axes.axvline(boundary - 0.5, color="grey", linestyle=":", linewidth=1)
-    axes.set_xlabel("slice (dotted: block boundaries)")
+    axes.set_xlabel("slice (dotted: every 16, the block boundaries without overlap)")
     axes.set_ylabel("step in HU")
     axes.legend(fontsize=8)
     return figure

@@ -3,7 +3,7 @@
 from ctflow.metrics.monitors.bundle import VolumeMonitors
 from ctflow.metrics.monitors.checkerboard import CheckerboardMonitor, checkerboard
 from ctflow.metrics.monitors.drift import DriftMonitor, slice_statistics, theil_sen
-from ctflow.metrics.monitors.seam import SeamMonitor, boundary_ratios
+from ctflow.metrics.monitors.seam import SeamMonitor, block_boundaries, boundary_ratios
 from ctflow.metrics.monitors.thresholds import THRESHOLDS, alarms
 from ctflow.metrics.monitors.white import EndMonitor, volume_end, white_slices
 
@@ -15,6 +15,7 @@ __all__ = [
     "SeamMonitor",
     "VolumeMonitors",
     "alarms",
+    "block_boundaries",
     "boundary_ratios",
     "checkerboard",
     "slice_statistics",

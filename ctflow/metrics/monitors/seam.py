@@ -56,11 +56,24 @@ def boundary_ratios(hu: Tensor) -> Tensor:
     return (steps - around).exp()
 
 
+def block_boundaries(steps: int, overlap: int = 0) -> Tensor:
+    """Which steps ``[steps]`` lie between blocks: k = 15, and from there every 16 less ``overlap`` slices.
+
+    Args:
+        steps: Slices less one.
+        overlap: Slices that each block repeats of the one before (``RolloutConfig.overlap``).
+    """
+    after_first = torch.arange(steps) - (BLOCK_LENGTH - 1)
+    return (after_first >= 0) & (after_first % (BLOCK_LENGTH - overlap) == 0)
+
+
 class SeamMonitor(Metric):
-    """Geometric mean of ``r_k`` over block boundaries (k ≡ 15 mod 16), and over the depth patches' (k ≡ 1
-    mod 2).
+    """Geometric mean of ``r_k`` over block boundaries, and over those of the depth patches (k ≡ 1 mod 2).
 
     Real volumes are near 1.00; an offset of 20 HU between blocks gives about 1.5 on a real scan.
+
+    Args:
+        overlap: Slices that each block repeats of the one before.
     """
 
     full_state_update = False
@@ -69,17 +82,18 @@ class SeamMonitor(Metric):
     patch_log: Tensor
     patch_count: Tensor
 
-    def __init__(self, block: int = BLOCK_LENGTH, **kwargs: Any) -> None:
+    def __init__(self, overlap: int = 0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.block = block
+        self.overlap = overlap
         for name in ("seam_log", "seam_count", "patch_log", "patch_count"):
             self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, hu: Tensor) -> None:
         """Add one volume ``[S, H, W]`` in HU, its end slices cut off, slices that do not count as NaN."""
         logs = boundary_ratios(hu.to(self.device)).log()
-        k = torch.arange(len(logs), device=logs.device)
-        for name, at in (("seam", k % self.block == self.block - 1), ("patch", k % 2 == 1)):
+        patches = torch.arange(len(logs)) % 2 == 1
+        for name, at in (("seam", block_boundaries(len(logs), self.overlap)), ("patch", patches)):
+            at = at.to(logs.device)
             valid = logs[at & torch.isfinite(logs)]
             setattr(self, f"{name}_log", getattr(self, f"{name}_log") + valid.sum())
             setattr(self, f"{name}_count", getattr(self, f"{name}_count") + len(valid))
