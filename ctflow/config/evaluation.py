@@ -19,6 +19,7 @@ ANALYSES = (
     "reading",
     "seams",
 )
+SPLITS = ("cases", "slices")
 PROTOCOLS = ("matched", "stylegan-v")
 
 
@@ -69,6 +70,8 @@ class AnalysisConfig:
         pairs: ``contrast``: CSV of report pairs.
         pair_seeds: ``contrast``: seeds per pair.
         readings: ``reading``: the filled CSV that came back; empty: a new pack is written.
+        split: ``severity``: damaged volumes are held against other ``cases``, or every case's odd ``slices``
+            against its even ones (for few scans).
         read_reports: ``reading``: systematic reports in a new pack, real and synthetic half and half.
     """
 
@@ -82,12 +85,15 @@ class AnalysisConfig:
     train_slices: str = "runs/shards/slices/train"
     pairs: str = "configs/eval/contrast_pairs.csv"
     pair_seeds: int = 4
+    split: str = "cases"
     readings: str = ""
     read_reports: int = 50
 
     def __post_init__(self) -> None:
         if self.name and self.name not in ANALYSES:
             raise ValueError(f"an analysis is one of {', '.join(ANALYSES)}, found {self.name!r}")
+        if self.split not in SPLITS:
+            raise ValueError(f"split is one of {', '.join(SPLITS)}, found {self.split!r}")
         counts = (self.reconstructed_slices, self.seeds, self.reports, self.pair_seeds, self.read_reports)
         if min(*counts, *self.lengths, *self.steps) < 1:
             raise ValueError(f"sizes of an analysis are at least 1, found {self}")

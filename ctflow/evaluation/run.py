@@ -16,6 +16,7 @@ from ctflow.evaluation.analyses import run_analysis
 from ctflow.evaluation.backbones import ClipScorer
 from ctflow.evaluation.evaluation import Evaluation, device_of, evaluate
 from ctflow.evaluation.external import evaluate_external
+from ctflow.evaluation.memory import keep_freed_buffers
 from ctflow.evaluation.ranks import Ranks
 from ctflow.evaluation.report_page import write_page
 from ctflow.evaluation.system import EvalSystem, scorer_name
@@ -37,6 +38,8 @@ def run(config: EvalConfig, output: Path, ranks: Ranks, checkpoint: Path | None)
         ranks: This process among others.
         checkpoint: Folder of the system; None where none is needed.
     """
+    if device_of(config.device).type == "cpu":
+        keep_freed_buffers()
     if config.external.volumes:
         result = evaluate_external(config, _scorer(config, checkpoint), ranks)
     else:

@@ -17,6 +17,7 @@ from ctflow.errors import CTFlowError
 from ctflow.evaluation.analyses import REGISTRY, Context, run_analysis
 from ctflow.evaluation.analyses.contrast import ReportPair, read_pairs, shows
 from ctflow.evaluation.analyses.damage import DAMAGES
+from ctflow.evaluation.analyses.halves import HalvedReader, halved
 from ctflow.evaluation.analyses.memorisation import nearest_distances
 from ctflow.evaluation.analyses.reading import as_seen, named_findings, systematic
 from ctflow.evaluation.analyses.reconstruction import spread
@@ -174,6 +175,21 @@ def test_severity_sweep_rises_above_the_floor(context, monkeypatch):
     assert rises(records, "drift_z", "shift")
     assert rises(records, "seam_ratio", "seam") and not rises(records, "seam_ratio", "shift")
     assert rises(records, "checkerboard_2", "checkerboard") and not rises(records, "checkerboard_2", "seam")
+
+
+def test_severity_of_a_single_scan_holds_its_odd_slices_against_its_even_ones(context, tmp_path, monkeypatch):
+    monkeypatch.setattr("ctflow.evaluation.analyses.severity.DAMAGES", {"blur": (DAMAGES["blur"][0], (2.0,))})
+    folder = write_shards(tmp_path / "one", [41])
+    one = replace(context, config=replace(context.config, slices=str(folder)))
+    (scan,) = one.reader().cases()
+    sets = halved([scan])
+    even, odd = (HalvedReader(folder).volume(*half) for half in (sets.evaluated, sets.others))
+    pixels = np.empty(scan.shape, np.float32)
+    pixels[::2], pixels[1::2] = even.hu, odd.hu
+    assert np.array_equal(pixels, one.reader().volume(scan).hu)
+    assert even.spacing == (8.0, 9.0, 9.0) and sets.evaluated[0].shape == even.hu.shape
+    floor, blurred = REGISTRY["severity"](with_analysis(one, split="slices")).records
+    assert blurred["fid_rand2d"] > floor["fid_rand2d"] and blurred["kid_rand2d"] > floor["kid_rand2d"]
 
 
 TRUTH = {

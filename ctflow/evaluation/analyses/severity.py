@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from tqdm import tqdm
 
 from ctflow.evaluation.analyses.base import AnalysisResult, Context
 from ctflow.evaluation.analyses.damage import DAMAGES
+from ctflow.evaluation.analyses.halves import HalvedReader, halved
 from ctflow.evaluation.cache import CaseFeatures, FeatureCache
 from ctflow.evaluation.cases import CaseReader, CaseSets, RealCase, choose_cases
 from ctflow.evaluation.features import FeatureExtractor, real_volume
@@ -27,15 +29,16 @@ SHOWN = ("fid_rand2d", "kid_rand2d", "fvd_rand3d_f16", "seam_ratio", "checkerboa
 
 
 def severity(context: Context) -> AnalysisResult:
-    """Damaged copies of half of the cases against the other half, beside the undamaged floor."""
+    """Damaged copies of half of the cases (or slices) against the other half, beside the undamaged floor."""
     config = context.config
-    reader = context.reader()
-    sets = choose_cases(reader.cases(), config.cases, floors=True)
+    reader, sets = _halves(context)
     backbones, plan = context.tools()
     backbones = replace(backbones, scorer=None)  # reports say nothing about damage
     collector = context.collector(reader, backbones, plan)
     reference = collector.real(sets.evaluated)
     half = len(reference) // 2
+    # The distance of windows needs a floor of its own among the real volumes; one volume has none.
+    real, others = (reference[:half], reference[half:]) if half else (reference, [])
     extractor = collector.extractor
     identity = {"plan": asdict(plan), "backbones": backbones.hashes, "damage": 1}
     cache = FeatureCache(collector.cache.folder, identity)
@@ -54,17 +57,18 @@ def severity(context: Context) -> AnalysisResult:
             REAL,
             OTHER_REAL,
             fake,
-            reference[:half],
-            reference[half:],
+            real,
+            others,
             backbones.slices[0],
             plan.resolutions[0],
         )
         values = {row.metric: row.value for row in rows} | {r.monitor: r.value for r in found}
         numbers = {key: value if math.isfinite(value) else None for key, value in values.items()}
         records.append({"damage": name, "severity": level, **numbers})
+    against = "the slices between" if config.analysis.split == "slices" else "others"
     text = (
-        f"{len(sets.others)} real volumes, damaged, against {len(sets.evaluated)} others. The first line is "
-        "the floor: the same volumes undamaged."
+        f"{len(sets.others)} real volumes, damaged, against {len(sets.evaluated)} {against}. The first line "
+        "is the floor: the same volumes undamaged."
     )
     return AnalysisResult(
         "Severity sweep", text, records, [(plot(records), "Over the floor, by severity (1 … 4)")]
@@ -79,7 +83,7 @@ def rises(records: Sequence[dict[str, Any]], metric: str, damage: str) -> bool:
 
 def plot(records: Sequence[dict[str, Any]]) -> Figure:
     """Every metric over its floor, by damage and severity."""
-    shown = [name for name in SHOWN if name in records[0]]
+    shown = [name for name in SHOWN if any(record.get(name) is not None for record in records)]
     columns = 3
     figure = Figure(figsize=(12, 3.2 * math.ceil(len(shown) / columns)))
     for i, name in enumerate(shown):
@@ -89,14 +93,29 @@ def plot(records: Sequence[dict[str, Any]]) -> Figure:
             values = [floor, *(r[name] for r in records if r["damage"] == damage)]
             axes.plot(range(len(values)), [math.nan if v is None else v for v in values], ".-", label=damage)
         axes.set_title(name, fontsize=9)
+        axes.set_xticks(range(5), ["floor", "1", "2", "3", "4"])
         if name.startswith("kid"):  # unbiased, so it may be negative
-            axes.set_yscale("symlog", linthresh=max(abs(floor or 0.01), 1e-4))
+            values = [record[name] for record in records if record[name] is not None]
+            linear = max(abs(floor or 0.01), 1e-4)
+            axes.set_yscale("symlog", linthresh=linear)
+            axes.set_ylim(min(0.0, *values) - linear, 2 * max(linear, *values))
+            axes.set_yticks([0, *(tick for tick in (1, 10, 100, 1000) if tick < max(values))])
         else:
             axes.set_yscale("log")
         axes.axhline(floor or 0, color="grey", linestyle=":", linewidth=1)
     figure.axes[0].legend(fontsize=6)
+    figure.supxlabel("severity of the damage", fontsize=9)
     figure.tight_layout()
     return figure
+
+
+def _halves(context: Context) -> tuple[CaseReader, CaseSets]:
+    config = context.config
+    if config.analysis.split == "slices":
+        scans = HalvedReader(Path(config.slices))
+        return scans, halved(scans.cases()[: config.cases])
+    reader = context.reader()
+    return reader, choose_cases(reader.cases(), config.cases, floors=True)
 
 
 def _prepare(
