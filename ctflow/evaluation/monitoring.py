@@ -75,15 +75,16 @@ def readings(
         values |= _seams(cases) | _statistics(cases, real) | _windows(cases, real, others, backbone, side)
     if setting.stops and source == "model":
         values |= _ends(cases)
+    missing = "too few slices or cases" if others else "needs other real cases beside these"
     return [
-        _reading(setting.name, source, name, value, references.get(name, math.nan))
+        _reading(setting.name, source, name, value, references.get(name, math.nan), missing)
         for name, value in values.items()
     ]
 
 
-def _reading(setting: str, source: str, name: str, value: float, real: float) -> Reading:
+def _reading(setting: str, source: str, name: str, value: float, real: float, missing: str) -> Reading:
     threshold = limit(name, real)
-    reason = "" if math.isfinite(value) else "too few slices or cases"
+    reason = "" if math.isfinite(value) else missing
     return Reading(setting, source, name, value, threshold, tripped(name, value, real), reason)
 
 

@@ -90,12 +90,12 @@ class Scoring:
         return source_rows(self.compared(setting, source), self.backbones, self.reports)
 
     def readings(self, setting: Setting) -> list[Reading]:
-        """The monitors of one setting: the model, and real volumes beside it."""
+        """The monitors of one setting: the model, and beside it other real cases (else the reference)."""
         compared = self.compared(setting, MODEL)
         others = self._restricted(REAL_SET, self.sets.others, setting)
         backbone, side = self.backbones.slices[0], self.plan.resolutions[0]
         found = readings(setting, MODEL, compared.fake, compared.real, others, backbone, side)
-        return found + readings(setting, "real", compared.real, compared.real, [], backbone, side)
+        return found + readings(setting, "real", others or compared.real, compared.real, [], backbone, side)
 
     def pictures(self, setting: Setting) -> list[Picture]:
         """Montages of the scored volumes, nearest to the reference first."""

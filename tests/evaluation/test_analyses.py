@@ -244,7 +244,14 @@ def test_contrast_pairs_are_judged_as_pairs():
     assert shows(volume("left"), sided, 0) and not shows(volume("left", "right"), sided, 0)
 
 
-def test_contrast_runs_from_a_csv(context, tmp_path):
+def test_contrast_runs_from_a_csv(context, tmp_path, monkeypatch):
+    spacings = []
+
+    def effusions(volume):
+        spacings.append(volume.spacing)
+        return {"Pleural effusion": [["right", 100.0]]}
+
+    monkeypatch.setattr("ctflow.evaluation.features.measured_findings", effusions)
     path = tmp_path / "pairs.csv"
     rows = [
         ["pair", "label", "slices", "report_a", "side_a", "report_b", "side_b"],
@@ -253,7 +260,10 @@ def test_contrast_runs_from_a_csv(context, tmp_path):
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(rows)
     result = REGISTRY["contrast"](with_analysis(context, pairs=str(path), pair_seeds=1))
-    assert result.records[0]["pairs"] == 1 and 0 <= result.records[0]["both right"] <= 1
+    record = result.records[0]
+    assert (record["first half right"], record["second half right"], record["both right"]) == (1, 0, 0)
+    own = context.system.config
+    assert spacings == 2 * [(own.z_spacing_mm, own.pixel_spacing_mm, own.pixel_spacing_mm)]
     rows[1][4] = "upwards"
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(rows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from ctflow.errors import CTFlowError
 from ctflow.evaluation.anatomy import Measurement, findings, measure
 from ctflow.types import HUVolume
 
@@ -89,6 +90,11 @@ def test_fluid_is_found_on_its_side_only(side):
     assert [item.side for item in found] == [side]
     dry = chest()[1][side]
     assert found[0].size == pytest.approx(dry - true[side], rel=0.3)
+
+
+def test_slices_of_a_millimetre_are_refused():
+    with pytest.raises(CTFlowError, match=r"1 × 1 mm.*\n.*between 20 and 1500 mm"):
+        measure(HUVolume(np.zeros((8, 64, 64), np.float32), (1.0, 1 / 64, 1 / 64)))
 
 
 def test_in_plane_resolution_does_not_change_the_volumes():

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from ctflow.config.system import SystemConfig
 from ctflow.evaluation.analyses.base import AnalysisResult, Context
 from ctflow.evaluation.cache import CaseFeatures
 from ctflow.evaluation.cases import EvaluationError, RealCase
@@ -56,7 +57,8 @@ def contrast(context: Context) -> AnalysisResult:
             # Equal case ids give both halves equal noise; the report is part of the cache's key.
             own = replace(config, seed=config.seed + seed)
             collector = context.collector(reader, backbones, plan, own, measured=True)
-            halves.append(collector.generated(REGISTRY["full-body"], [_case(pair, half) for pair in pairs]))
+            cases = [_case(pair, half, context.system.config) for pair in pairs]
+            halves.append(collector.generated(REGISTRY["full-body"], cases))
         for pair, first, second in zip(pairs, *halves, strict=True):
             outcomes.append((pair, shows(first, pair, 0), shows(second, pair, 1)))
     records = [
@@ -110,13 +112,14 @@ def shows(features: CaseFeatures, pair: ReportPair, half: int) -> bool:
     )
 
 
-def _case(pair: ReportPair, half: int) -> RealCase:
+def _case(pair: ReportPair, half: int, system: SystemConfig) -> RealCase:
+    side, pixel = system.image_size, system.pixel_spacing_mm
     return RealCase(
         case_id=f"contrast {pair.name}",
         patient_id=pair.name,
         report=pair.reports[half],
-        shape=(pair.slices, 1, 1),
-        spacing=(1.0, 1.0, 1.0),
+        shape=(pair.slices, side, side),
+        spacing=(system.z_spacing_mm, pixel, pixel),
         digest=pair.name,
     )
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from ctflow.errors import CTFlowError
 from ctflow.types import AIR_HU, HUVolume
 
 Mask = NDArray[np.bool_]
@@ -16,6 +17,9 @@ Array = NDArray[np.float32]
 
 TARGET_MM = 2.6
 """Voxels finer than this are averaged in whole-number groups until they are about this large."""
+
+FIELD_MM = (20.0, 1500.0)
+"""Sides of a slice that can be measured."""
 
 IN_PLANE_CROSS = np.zeros((3, 3, 3), dtype=bool)
 IN_PLANE_CROSS[1] = ndimage.generate_binary_structure(2, 1)
@@ -91,7 +95,17 @@ def working_grid(volume: HUVolume) -> Grid:
 
     Coarser axes stay as they are. A remainder at the far end of an axis is filled by repeating the last
     voxel, so that positions map back exactly.
+
+    Raises:
+        CTFlowError: A field of view no body part has: its spacing is wrong, and nothing would be found.
     """
+    extent = [n * s for n, s in zip(volume.hu.shape[1:], volume.spacing[1:], strict=True)]
+    if not FIELD_MM[0] <= min(extent) <= max(extent) <= FIELD_MM[1]:
+        raise CTFlowError(
+            f"slices of {extent[0]:.4g} × {extent[1]:.4g} mm (spacing {volume.spacing})",
+            f"between {FIELD_MM[0]:.0f} and {FIELD_MM[1]:.0f} mm",
+            "give the volume its own spacing in millimetres, along slices, rows and columns",
+        )
     hu = np.nan_to_num(volume.hu, nan=AIR_HU, posinf=3000.0, neginf=AIR_HU).astype(np.float32, copy=False)
     hu = np.clip(hu, AIR_HU, 3000.0)
     factors = tuple(max(1, round(TARGET_MM / s)) for s in volume.spacing)

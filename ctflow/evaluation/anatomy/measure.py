@@ -90,6 +90,9 @@ def measure(volume: HUVolume) -> Measurement:
 
     Returns:
         The measurement. What is not there is reported as absent, never raised.
+
+    Raises:
+        CTFlowError: A spacing that gives slices no body part's size.
     """
     return segment(volume)[0]
 
