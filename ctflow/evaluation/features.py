@@ -81,6 +81,7 @@ class FeatureExtractor:
             "stopped": volume.stopped,
             "side": volume.hu.shape[1],
             "overlap": volume.overlap,
+            "end_slices": volume.end_slices,
         }
         if len(volume.positions) and self.backbones.scorer is not None:
             arrays["latent"] = self.backbones.scorer.encode_volume(volume.scored()).numpy().astype(np.float32)

@@ -52,6 +52,7 @@ _MEANINGS = (  # the longest fitting beginning counts
     ("premature", Meaning("↓", "share of volumes that end more than 16 slices early, 0 … 1")),
     ("length_error", Meaning("↓", "mean absolute difference from the length asked for, in slices")),
     ("interior_white", Meaning("↓", "white slices before the end, per volume")),
+    ("end_slices", Meaning("↓", "scored slices that the model meant as the volume's end, per volume")),
 )
 
 

@@ -75,6 +75,9 @@ def readings(
         values |= _seams(cases) | _statistics(cases, real) | _windows(cases, real, others, backbone, side)
     if setting.stops and source == "model":
         values |= _ends(cases)
+    ends = [float(c.info["end_slices"]) for c in cases if c.info.get("end_slices") is not None]
+    if ends:  # of rollouts; volumes from elsewhere have no latents
+        values["end_slices"] = _mean(ends)
     missing = "too few slices or cases" if others else "needs other real cases beside these"
     return [
         _reading(setting.name, source, name, value, references.get(name, math.nan), missing)

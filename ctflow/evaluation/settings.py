@@ -80,6 +80,8 @@ class ScoredVolume:
         requested: Slices that were asked for.
         stopped: Whether the stop rule ended it (else the limit or the real volume's length).
         overlap: Slices that each generated block repeats of the one before.
+        end_slices: Scored slices whose latent is the end slice's; None for volumes of no rollout. What an
+            A-VAE makes of that latent need not be white, so that HU alone do not tell.
     """
 
     case_id: str
@@ -89,6 +91,7 @@ class ScoredVolume:
     requested: int
     stopped: bool = False
     overlap: int = 0
+    end_slices: int | None = None
 
     def __post_init__(self) -> None:
         if self.hu.ndim != 3:
@@ -116,11 +119,12 @@ class ScoredVolume:
         requested: int,
         stopped: bool = False,
         overlap: int = 0,
+        end_slices: int | None = None,
     ) -> ScoredVolume:
         """A whole rollout ``[S, H, W]``, given slices included; they are masked here, in a copy."""
         masked = np.array(hu, dtype=np.float32)
         masked[: setting.given] = np.nan
-        return cls(case_id, setting, masked, spacing, requested, stopped, overlap)
+        return cls(case_id, setting, masked, spacing, requested, stopped, overlap, end_slices)
 
     @property
     def positions(self) -> NDArray[np.int64]:

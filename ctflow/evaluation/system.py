@@ -170,7 +170,8 @@ def generate_batch(
         stopped = result.stop == StopReason.END_RECOGNISED
         requested = min(case.shape[0], config.max_slices)
         overlap = 0 if setting.spliced else config.overlap
-        yield ScoredVolume.of_rollout(case.case_id, setting, hu, spacing, requested, stopped, overlap)
+        ends = int(result.white[setting.given : result.slices].sum())
+        yield ScoredVolume.of_rollout(case.case_id, setting, hu, spacing, requested, stopped, overlap, ends)
 
 
 def _first(volume: HUVolume, slices: int) -> HUVolume:

@@ -141,7 +141,12 @@ def test_monitor_readings_and_alarms():
     assert values["length_error"].value == pytest.approx(1 / 6)
     assert not values["checkerboard_4"].alarm and values["checkerboard_4"].value == pytest.approx(0.2)
     spliced = readings(REGISTRY["next-block"], MODEL, cases, cases, cases, STAND_IN.slices[0], 32)
-    assert not {"seam_ratio", "drift_slope", "premature"} & {r.monitor for r in spliced}
+    assert not {"seam_ratio", "drift_slope", "premature", "end_slices"} & {r.monitor for r in spliced}
+    for rolled, ends in zip(cases, (3, 0, 0, 0, 0, 0), strict=True):
+        rolled.info["end_slices"] = ends
+    spliced = readings(REGISTRY["next-block"], MODEL, cases, cases, cases, STAND_IN.slices[0], 32)
+    kept = {r.monitor: r for r in spliced}["end_slices"]
+    assert kept.value == 0.5 and kept.alarm
 
 
 def test_cache_returns_what_was_stored(tmp_path):

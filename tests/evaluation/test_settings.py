@@ -93,6 +93,23 @@ def test_next_block_has_as_many_slices_as_the_real_volume(tiny_system, tiny_shar
     assert [len(v.hu) for v in made] == [c.shape[0] for c in cases]
 
 
+def test_end_slices_that_are_scored_are_counted(tiny_system, tiny_shards, extractor):
+    """Only next-block goes on past an end: with a threshold so wide that every latent is the end slice's."""
+    reader = CaseReader(tiny_shards)
+    cases = reader.cases()[:2]
+
+    def counted(name, stop):
+        config = RolloutConfig(steps=1, stop=stop)
+        made = list(generate_batch(tiny_system, REGISTRY[name], cases, reader.volume, config, 0))
+        assert all(extractor.extract(v).info["end_slices"] == v.end_slices for v in made)
+        return [v.end_slices for v in made]
+
+    always = StopConfig(threshold=1e9)
+    assert counted("next-block", always) == [c.shape[0] for c in cases]
+    assert counted("next-block", OPEN_END) == counted("full-body", always) == [0, 0]
+    assert real_volume("a", HUVolume(volume(20), SPACING)).end_slices is None
+
+
 def test_windows_hold_no_given_slice_and_no_splice():
     def starts(name, frames, stride=8):
         return ScoredVolume.of_rollout("a", REGISTRY[name], volume(50), SPACING, 50).window_starts(

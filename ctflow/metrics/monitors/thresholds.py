@@ -15,6 +15,7 @@ THRESHOLDS: dict[str, float] = {
     "drift_z_slope": 0.25,
     "premature": 0.05,
     "interior_white": 0.0,
+    "end_slices": 0.0,
 }
 """All are upper limits."""
 
