@@ -272,9 +272,13 @@ def test_contrast_runs_from_a_csv(context, tmp_path, monkeypatch):
 
 
 def test_reading_pack_there_and_back(context):
-    result = REGISTRY["reading"](with_analysis(context, read_reports=4))
-    assert result.records == [{"items": 4, "real": 2, "synthetic": 2}]
-    page = without_payloads((context.output / "reading.html").read_text(encoding="utf-8"))
+    pack = with_analysis(context, name="reading", read_reports=4)
+    run_analysis(
+        pack.config, pack.system, pack.ranks, pack.output
+    )  # the command: its own page must not replace
+    records = json.loads((context.output / "reading.json").read_text(encoding="utf-8"))
+    assert records == [{"items": 4, "real": 2, "synthetic": 2}]
+    page = without_payloads((context.output / "readings.html").read_text(encoding="utf-8"))
     key = json.loads((context.output / "key.json").read_text(encoding="utf-8"))
     assert "image/jpeg" in page and "case_0" not in page and "http" not in page
     assert not any(entry["case_id"] in page for entry in key)

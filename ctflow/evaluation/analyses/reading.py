@@ -26,7 +26,7 @@ from ctflow.evaluation.system import generate_batch
 from ctflow.types import HUVolume
 
 REAL_ITEM, SYNTHETIC_ITEM = "real", "synthetic"
-FORM, KEY, PAGE = "readings.csv", "key.json", "reading.html"
+FORM, KEY, PAGE = "readings.csv", "key.json", "readings.html"
 JUDGEMENT = "real_or_synthetic"
 YES, NO = "1", "0"
 

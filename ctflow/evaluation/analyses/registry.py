@@ -44,6 +44,8 @@ REGISTRY: dict[str, Callable[[Context], AnalysisResult]] = {
     "seams": seams,
 }
 assert tuple(REGISTRY) == ANALYSES
+SUFFIXES = (".md", ".json", ".csv", ".html")
+"""Of the files with an analysis's results; those an analysis writes itself have other names."""
 
 
 def run_analysis(config: EvalConfig, system: EvalSystem, ranks: Ranks, output: Path) -> None:
@@ -53,6 +55,8 @@ def run_analysis(config: EvalConfig, system: EvalSystem, ranks: Ranks, output: P
     if not ranks.first:
         return
     output.mkdir(parents=True, exist_ok=True)
+    taken = {path.name for path in output.iterdir()} & {f"{name}{suffix}" for suffix in SUFFIXES}
+    assert not taken, f"{name} wrote {taken}, which are the names of its results"
     table = records_markdown(result.records) if result.records else ""
     (output / "config.yaml").write_text(config_to_yaml(config), encoding="utf-8")
     facts = run_facts(config, time.monotonic() - started)
