@@ -70,8 +70,8 @@ class AnalysisConfig:
         pairs: ``contrast``: CSV of report pairs.
         pair_seeds: ``contrast``: seeds per pair.
         readings: ``reading``: the filled CSV that came back; empty: a new pack is written.
-        split: ``severity``: damaged volumes are held against other ``cases``, or every case's odd ``slices``
-            against its even ones (for few scans).
+        split: ``severity``: ``cases``: damaged volumes are held against other cases; ``slices``: every case's
+            odd slices against its even ones, for few scans.
         read_reports: ``reading``: systematic reports in a new pack, real and synthetic half and half.
     """
 

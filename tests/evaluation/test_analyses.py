@@ -273,9 +273,8 @@ def test_contrast_runs_from_a_csv(context, tmp_path, monkeypatch):
 
 def test_reading_pack_there_and_back(context):
     pack = with_analysis(context, name="reading", read_reports=4)
-    run_analysis(
-        pack.config, pack.system, pack.ranks, pack.output
-    )  # the command: its own page must not replace
+    # As the command does it: its summary must not replace the page for readers.
+    run_analysis(pack.config, pack.system, pack.ranks, pack.output)
     records = json.loads((context.output / "reading.json").read_text(encoding="utf-8"))
     assert records == [{"items": 4, "real": 2, "synthetic": 2}]
     page = without_payloads((context.output / "readings.html").read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Freed buffers stay in the process, and nothing that is computed changes."""
+"""Freed buffers stay in the process."""
 
 import platform
 import subprocess

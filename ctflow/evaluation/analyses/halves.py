@@ -12,12 +12,12 @@ EVEN, ODD = "even slices", "odd slices"
 
 
 class HalvedReader(CaseReader):
-    """The cases of ``halved`` in place of whole ones; spacing along the body is twice the scan's."""
+    """Pixels of the half scans that ``halved`` makes of a folder's cases."""
 
     def volume(self, case: RealCase) -> HUVolume:
         """Every second slice of the case's scan, in HU."""
         scan_id, half = case.case_id.rsplit(": ", 1)
-        whole = super().volume(replace(case, case_id=scan_id, spacing=_every_second(case.spacing, 0.5)))
+        whole = super().volume(replace(case, case_id=scan_id))
         return HUVolume(whole.hu[(EVEN, ODD).index(half) :: 2].copy(), case.spacing)
 
 
@@ -35,10 +35,6 @@ def _half(case: RealCase, half: str) -> RealCase:
         case,
         case_id=f"{case.case_id}: {half}",
         shape=(slices, *case.shape[1:]),
-        spacing=_every_second(case.spacing, 2.0),
+        spacing=(2 * case.spacing[0], *case.spacing[1:]),
         digest=f"{case.digest}: {half}",
     )
-
-
-def _every_second(spacing: tuple[float, float, float], factor: float) -> tuple[float, float, float]:
-    return (factor * spacing[0], *spacing[1:])

@@ -37,7 +37,7 @@ def severity(context: Context) -> AnalysisResult:
     collector = context.collector(reader, backbones, plan)
     reference = collector.real(sets.evaluated)
     half = len(reference) // 2
-    # The distance of windows needs a floor of its own among the real volumes; one volume has none.
+    # The windows' distance needs a floor among the real volumes; a single one has none.
     real, others = (reference[:half], reference[half:]) if half else (reference, [])
     extractor = collector.extractor
     identity = {"plan": asdict(plan), "backbones": backbones.hashes, "damage": 1}
