@@ -126,9 +126,7 @@ def _encode(config: EncodeConfig, avae: AVAE, encoder: Encoder, splits: list[Spl
         use_distributed_sampler=False,
     )
     rank, ranks = trainer.global_rank, trainer.world_size
-    loaders = [
-        EncodeLoader(s.source, s.shards, s.complete, config.batch_slices, rank, ranks) for s in splits
-    ]
+    loaders = [EncodeLoader(s.source, s.shards, s.complete, config.batch_slices, rank, ranks) for s in splits]
     with _one_thread():
         trainer.predict(encoder, loaders, return_predictions=False)
     return rank
