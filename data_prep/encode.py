@@ -142,7 +142,7 @@ def _avae(config: EncodeConfig, source: SliceShards) -> AVAE:
         log.info("whitening taken from %s", config.avae_output)
         return load_avae(config.avae_output)
     avae = load_avae(config.avae)
-    avae.config.whitening = measure_whitening(avae, source, config.batch_slices)
+    avae = avae.with_whitening(measure_whitening(avae, source, config.batch_slices))
     rank_zero_only(save_avae)(config.avae_output, avae)
     return avae
 

@@ -220,7 +220,7 @@ def test_other_file_names_are_found(fixtures, tmp_path, denoiser, name):
     model, io = load_fmvt(tmp_path), load_file(fixtures / "stdit/A/io.safetensors")
     assert model.config == denoiser[0].config
     with torch.no_grad():
-        out = model(io["x"], io["t"], io["encoder_hidden_states"], io["cond_image"])
+        out = model(io["x"], io["t"], Conditions(io["encoder_hidden_states"], io["cond_image"]))
     assert relative(out, io["out"]) < TOLERANCE
 
 

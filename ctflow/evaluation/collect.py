@@ -84,7 +84,7 @@ class Collector:
         self.extractor, self.ranks, self.measured = extractor, ranks, measured
         self.rollout = config.sampling.applied_to(system.config.rollout)
         self._avae = f"{system.avae.fingerprint()} {system.config.image_size}"
-        self.memo = BlockMemo(4 * config.batch_size)
+        self.memo = BlockMemo(4 * config.batch_size, first=2)  # settings share their first two blocks
         self.reused = 0
         self.cache = FeatureCache(
             folder=Path(config.cache),

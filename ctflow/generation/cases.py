@@ -87,6 +87,26 @@ class CaseRollout:
         return self.latents.shape[1]
 
 
+class Cancelled(Exception):
+    """A rollout was asked to end before its volumes were whole."""
+
+
+@dataclass(frozen=True)
+class RolloutRound:
+    """What has become final in one round of blocks.
+
+    Attributes:
+        index: Number of the round, from 0.
+        slices: Whitened latents ``[C, n, h, w]`` that follow those of earlier rounds, by case; given slices
+            come with the first round. White slices are held back until it is known that they are not the end.
+        finished: Volumes that ended in this round.
+    """
+
+    index: int
+    slices: dict[str, Tensor]
+    finished: list[CaseRollout]
+
+
 @dataclass(frozen=True)
 class BlockProgress:
     """What the progress callback is told after each round of blocks.
