@@ -12,7 +12,8 @@ from torch import Tensor
 from ctflow.checkpoint import System
 from ctflow.config.generation import RolloutConfig
 from ctflow.config.system import SystemConfig
-from ctflow.evaluation.cases import EvaluationError, RealCase
+from ctflow.errors import EvaluationError
+from ctflow.evaluation.cases import RealCase
 from ctflow.evaluation.features import at_side, real_volume
 from ctflow.evaluation.settings import ScoredVolume, Setting
 from ctflow.generation import (

@@ -1,28 +1,21 @@
-"""A measurement against a phantom's exact truth."""
+"""A volume's anatomy and findings against a phantom's exact truth."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ctflow.evaluation.anatomy.findings import DEFAULT_THRESHOLDS, Thresholds, findings
-from ctflow.evaluation.anatomy.types import SIDES, Measurement
+from ctflow.anatomy.findings import DEFAULT_THRESHOLDS, LABELS, SIDED, Found, Thresholds, findings
+from ctflow.anatomy.types import SIDES, Measurement
 
-SIDED = ("Pleural effusion", "Consolidation")
-UNSIDED = (
-    "Cardiomegaly",
-    "Pericardial effusion",
-    "Emphysema",
-    "Arterial wall calcification",
-    "Coronary artery wall calcification",
-    "Medical material",
-)
-MEASURED_LABELS = (*SIDED, "Lung nodule", *UNSIDED)
-"""The labels of CT-RATE that this module reads."""
+ANYWHERE = "none"
+"""Where a finding without a side is."""
 
+NODULE = "Lung nodule"
 MATCH_MM = 12.0
 """A found nodule belongs to a true one when their centres are at most this far, or the true radius, apart."""
 
@@ -32,14 +25,22 @@ class LabelCheck:
     """One label in one volume.
 
     Attributes:
-        true_sides: Sides on which the phantom has it (``none`` for findings without a side); empty: absent.
-        found_sides: Sides on which it was found.
-        sizes: Per true and found side, (true size, measured size), where the truth states one.
+        true: Place (a side, or ``none`` for a label without sides) to true size, where the phantom has the
+            finding: millilitres, of nodules the largest diameter in mm; NaN where the truth states none.
+        found: Place to measured size, where it was found.
+        places: All places at which the label can be.
     """
 
-    true_sides: frozenset[str]
-    found_sides: frozenset[str]
-    sizes: tuple[tuple[float, float], ...] = ()
+    true: dict[str, float]
+    found: dict[str, float]
+    places: tuple[str, ...]
+
+    @property
+    def size_errors(self) -> list[float]:
+        """Measured over true size less 1, per side that has the finding in truth and in the volume."""
+        sides = [place for place in self.places if place != ANYWHERE and place in self.true]
+        pairs = [(self.true[side], self.found[side]) for side in sides if side in self.found]
+        return [found / true - 1 for true, found in pairs if math.isfinite(true) and true > 0]
 
 
 @dataclass(frozen=True)
@@ -64,21 +65,17 @@ class Comparison:
     """What was right and wrong in one volume.
 
     Attributes:
-        case_id: The phantom's.
-        complete: The scan covers both lungs wholly.
         lung_error_ml: Per side, measured minus true aerated volume.
         lung_true_ml: Per side, the true volume.
         two_lungs: Both lungs were found.
         spine_error_mm: In-plane distance to the true centre; None where no spine was found.
         heart_error_mm: Measured minus true width; None where no heart was found.
         trachea_error_mm: Distance of the lower end of the path to the true one; None where none was found.
-        labels: Per measured label without nodules, the check.
+        labels: The check of every label.
         nodules: The true nodules and what was found of them.
         extra_nodules_mm: Diameters of found nodules that belong to no true one.
     """
 
-    case_id: str
-    complete: bool
     lung_error_ml: dict[str, float]
     lung_true_ml: dict[str, float]
     two_lungs: bool
@@ -108,8 +105,6 @@ def compare_with_truth(
     true_lungs = _aerated_truth(truth)
     heart_width = anatomy.get("heart_width_mm")
     return Comparison(
-        case_id=str(truth["case_id"]),
-        complete=bool(truth["coverage"]["lungs_complete"]),
         lung_error_ml={side: measurement.lungs.volume_ml[side] - true_lungs[side] for side in SIDES},
         lung_true_ml=true_lungs,
         two_lungs=all(measurement.lungs.present.values()),
@@ -120,46 +115,59 @@ def compare_with_truth(
             else None
         ),
         trachea_error_mm=_trachea_error(measurement, anatomy.get("trachea")),
-        labels=_check_labels(measurement, truth, thresholds),
+        labels=check_labels(findings(measurement, thresholds), truth),
         nodules=matches,
         extra_nodules_mm=extra,
     )
+
+
+def check_labels(found: Mapping[str, Sequence[Found]], truth: Mapping[str, Any]) -> dict[str, LabelCheck]:
+    """Every label: where the phantom has it, and where it was found.
+
+    Args:
+        found: What ``findings`` returned.
+        truth: The parsed ``<stem>.truth.json``.
+    """
+    return {
+        label: LabelCheck(
+            true_places(label, truth), found_places(label, found), SIDES if label in SIDED else (ANYWHERE,)
+        )
+        for label in LABELS
+    }
+
+
+def true_places(label: str, truth: Mapping[str, Any]) -> dict[str, float]:
+    """Where a phantom has a finding, with its size (see ``LabelCheck``)."""
+    places: dict[str, float] = {}
+    for item in truth["findings"]:
+        if item["label"] != label:
+            continue
+        side = item.get("side")
+        size = item.get("size_mm" if label == NODULE else "volume_ml")
+        # A volume stated for both sides together says nothing about either.
+        value = math.nan if size is None or side == "both" else float(size)
+        for place in (ANYWHERE,) if label not in SIDED else SIDES if side == "both" else (str(side),):
+            both = [v for v in (places.get(place), value) if v is not None]
+            places[place] = max(both) if label == NODULE else sum(both)
+    return places
+
+
+def found_places(label: str, found: Mapping[str, Sequence[Found]]) -> dict[str, float]:
+    """Where a finding was found, with its size; of several on a side, the largest."""
+    places: dict[str, float] = {}
+    for item in found.get(label, ()):
+        place = str(item.side) if label in SIDED else ANYWHERE
+        places[place] = max(item.size, places.get(place, 0.0))
+    return places
 
 
 def _aerated_truth(truth: Mapping[str, Any]) -> dict[str, float]:
     """The truth's lung volume is the whole pleural space: take fluid and consolidation off."""
     volumes = {side: float(truth["anatomy"]["lung_volume_ml"][side]) for side in SIDES}
     for item in truth["findings"]:
-        if item["label"] in SIDED and item.get("side") in SIDES:
+        if item["label"] in SIDED and item["label"] != NODULE and item.get("side") in SIDES:
             volumes[item["side"]] -= float(item.get("volume_ml") or 0.0)
     return volumes
-
-
-def _check_labels(
-    measurement: Measurement, truth: Mapping[str, Any], thresholds: Thresholds
-) -> dict[str, LabelCheck]:
-    found = findings(measurement, thresholds)
-    checks = {}
-    for label in (*SIDED, *UNSIDED):
-        true = [item for item in truth["findings"] if item["label"] == label]
-        true_sides = _sides(true, label)
-        measured = {item.side or "none": item.size for item in found.get(label, [])}
-        sizes = []
-        for side in true_sides & measured.keys():
-            volumes = [item.get("volume_ml") for item in true if side in ("none", item.get("side"))]
-            if label in SIDED and volumes and all(volume is not None for volume in volumes):
-                sizes.append((float(sum(volumes)), measured[side]))
-        checks[label] = LabelCheck(frozenset(true_sides), frozenset(measured), tuple(sizes))
-    return checks
-
-
-def _sides(items: list[Mapping[str, Any]], label: str) -> set[str]:
-    if label not in SIDED:
-        return {"none"} if items else set()
-    sides: set[str] = set()
-    for item in items:
-        sides |= set(SIDES) if item["side"] == "both" else {item["side"]}
-    return sides
 
 
 def _match_nodules(
@@ -171,7 +179,7 @@ def _match_nodules(
     true = [
         item
         for item in truth["findings"]
-        if item["label"] == "Lung nodule" and item.get("center_voxel") and item.get("size_mm")
+        if item["label"] == NODULE and item.get("center_voxel") and item.get("size_mm")
     ]
     matches = []
     for item in sorted(true, key=lambda item: -item["size_mm"]):

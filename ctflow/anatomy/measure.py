@@ -1,4 +1,4 @@
-"""The measuring module's front door: a HU volume in, a ``Measurement`` out."""
+"""The front door: a HU volume in, a ``Measurement`` out."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from ctflow.evaluation.anatomy.airways import find_trachea
-from ctflow.evaluation.anatomy.body import describe_body, find_body, find_spine
-from ctflow.evaluation.anatomy.calcium import measure_calcium, metal_ml
-from ctflow.evaluation.anatomy.consolidation import find_consolidation
-from ctflow.evaluation.anatomy.grid import Grid, Mask, working_grid
-from ctflow.evaluation.anatomy.heart import measure_heart, pericardial_fluid, without_fluid
-from ctflow.evaluation.anatomy.lungs import find_air, split_lungs
-from ctflow.evaluation.anatomy.nodules import find_nodules
-from ctflow.evaluation.anatomy.pleura import find_fluid, muscle_hu, tissue_darkness, volumes_ml
-from ctflow.evaluation.anatomy.ribs import count_ribs
-from ctflow.evaluation.anatomy.thorax import Polar, blood_hu, to_voxels, trace_wall
-from ctflow.evaluation.anatomy.types import SIDES, Calcification, Heart, Lungs, Measurement, Nodule
+from ctflow.anatomy.airways import find_trachea
+from ctflow.anatomy.body import describe_body, find_body, find_spine
+from ctflow.anatomy.calcium import measure_calcium, metal_ml
+from ctflow.anatomy.consolidation import find_consolidation
+from ctflow.anatomy.grid import Grid, Mask, working_grid
+from ctflow.anatomy.heart import measure_heart, pericardial_fluid, without_fluid
+from ctflow.anatomy.lungs import find_air, split_lungs
+from ctflow.anatomy.nodules import find_nodules
+from ctflow.anatomy.pleura import find_fluid, muscle_hu, tissue_darkness, volumes_ml
+from ctflow.anatomy.ribs import count_ribs
+from ctflow.anatomy.thorax import Polar, blood_hu, to_voxels, trace_wall
+from ctflow.anatomy.types import SIDES, Calcification, Heart, Lungs, Measurement, Nodule
 from ctflow.types import HUVolume
 
 EMPHYSEMA_HU = -900.0

@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from ctflow.evaluation.anatomy.grid import Grid, Mask, fill_small_holes
-from ctflow.evaluation.anatomy.pleura import beside_spine
-from ctflow.evaluation.anatomy.thorax import Rays
+from ctflow.anatomy.grid import Grid, Mask, fill_small_holes
+from ctflow.anatomy.pleura import beside_spine
+from ctflow.anatomy.thorax import Rays
 
 DENSE_BELOW_MUSCLE_HU = 77.0
 """Airless lung and organs are brighter than muscle less this, the fat between them darker."""

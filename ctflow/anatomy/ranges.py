@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ctflow.anatomy.types import SIDES, Measurement
 from ctflow.errors import CTFlowError
-from ctflow.evaluation.anatomy.types import SIDES, Measurement
 
 RESOURCE = "phantom_ranges.json"
 
@@ -48,12 +48,12 @@ def lung_ranges(measurements: Sequence[Measurement]) -> LungRanges:
 
 
 def phantom_ranges(file: Path | str | None = None) -> LungRanges:
-    """The range shipped with the module (its command is in docs/measuring.md), or one in a file.
+    """The range shipped with the module (its command is in docs/anatomy.md), or one in a file.
 
     Raises:
         CTFlowError: The file is missing or holds no ranges.
     """
-    source = Path(file) if file else resources.files("ctflow.evaluation.anatomy") / RESOURCE
+    source = Path(file) if file else resources.files("ctflow.anatomy") / RESOURCE
     try:
         stored = json.loads(source.read_text(encoding="utf-8"))
         return LungRanges(int(stored["volumes"]), {side: tuple(stored["lung_ml"][side]) for side in SIDES})
@@ -61,7 +61,7 @@ def phantom_ranges(file: Path | str | None = None) -> LungRanges:
         raise CTFlowError(
             f"no lung ranges in {source}: {error}",
             "a JSON with volumes and lung_ml",
-            "measure phantoms with `python -m ctflow.evaluation.anatomy --volumes DIR ranges_file=FILE`",
+            "measure phantoms with `python -m ctflow.accuracy --volumes DIR ranges_file=FILE`",
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""What the measuring module reads from a volume: plain dataclasses, millimetres, millilitres, voxels."""
+"""What is read from a volume: plain dataclasses, millimetres, millilitres, voxels."""
 
 from __future__ import annotations
 

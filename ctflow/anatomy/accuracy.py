@@ -1,4 +1,4 @@
-"""The module's own accuracy over many phantoms, as numbers and as a Markdown table."""
+"""How well findings and anatomy agree with the truth over many phantoms, as numbers and as a table."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from ctflow.evaluation.anatomy.truth import SIDED, UNSIDED, Comparison
+from ctflow.anatomy.comparison import ANYWHERE, Comparison, LabelCheck
+from ctflow.anatomy.findings import LABELS, SIDED
+from ctflow.anatomy.types import SIDES
 
 NODULE_BINS_MM = ((0.0, 6.0), (6.0, 8.0), (8.0, 12.0), (12.0, 20.0), (20.0, 100.0))
 
 
 @dataclass(frozen=True)
 class ErrorSummary:
-    """A set of signed errors.
+    """A set of signed errors; None where there are none.
 
     Attributes:
         n: How many.
@@ -25,20 +27,76 @@ class ErrorSummary:
     """
 
     n: int
-    bias: float
-    median_absolute: float
-    p95_absolute: float
+    bias: float | None = None
+    median_absolute: float | None = None
+    p95_absolute: float | None = None
 
 
 def summarise(errors: Iterable[float | None]) -> ErrorSummary:
     """Mean, median and 95th percentile; entries that are None (not measured) are left out."""
     values = np.asarray([error for error in errors if error is not None], dtype=float)
     if values.size == 0:
-        return ErrorSummary(0, float("nan"), float("nan"), float("nan"))
+        return ErrorSummary(0)
     size = np.abs(values)
     return ErrorSummary(
         int(values.size), float(values.mean()), float(np.median(size)), float(np.percentile(size, 95))
     )
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Found against true findings over many checks; places are sides, or whole volumes for labels without.
+
+    Attributes:
+        volumes: Checks whose phantom has the finding.
+        present: Places that have it.
+        hit: Of those, places where it was found.
+        absent: Places without it.
+        false: Of those, places where it was found nevertheless.
+        one_sided: Checks that have it on one side only and in which it was found.
+        right_side: Of those, found on that side only.
+        size_errors: Measured over true size less 1, per side found.
+    """
+
+    volumes: int
+    present: int
+    hit: int
+    absent: int
+    false: int
+    one_sided: int
+    right_side: int
+    size_errors: tuple[float, ...]
+
+    @classmethod
+    def of(cls, checks: Sequence[LabelCheck]) -> Agreement:
+        """Counts over checks, of one label or of several."""
+        flags = [(p in check.true, p in check.found) for check in checks for p in check.places]
+        one_sided = [c for c in checks if ANYWHERE not in c.places and len(c.true) == 1 and c.found]
+        return cls(
+            volumes=sum(bool(check.true) for check in checks),
+            present=sum(true for true, _ in flags),
+            hit=sum(true and found for true, found in flags),
+            absent=sum(not true for true, _ in flags),
+            false=sum(found and not true for true, found in flags),
+            one_sided=len(one_sided),
+            right_side=sum(set(check.found) == set(check.true) for check in one_sided),
+            size_errors=tuple(error for check in checks for error in check.size_errors),
+        )
+
+    @property
+    def recall(self) -> float | None:
+        """Share of the places with the finding where it was found; None without any."""
+        return _ratio(self.hit, self.present)
+
+    @property
+    def false_positive_rate(self) -> float | None:
+        """Share of the places without the finding where it was found; None without any."""
+        return _ratio(self.false, self.absent)
+
+    @property
+    def side_accuracy(self) -> float | None:
+        """Share of the one-sided findings that were found on their side only; None without any."""
+        return _ratio(self.right_side, self.one_sided)
 
 
 def aggregate(comparisons: Sequence[Comparison]) -> dict[str, Any]:
@@ -46,11 +104,9 @@ def aggregate(comparisons: Sequence[Comparison]) -> dict[str, Any]:
 
     Returns:
         ``volumes``; ``anatomy`` (shares found, error summaries); ``findings`` per label with ``n``
-        (volumes that have it), ``recall`` (of true sides), ``false_positive_rate`` (of sides without it),
-        ``side_accuracy`` (volumes found at all whose set of sides is exactly right) and
-        ``size_error_percent``; ``nodules`` by diameter and ``nodule_false_positives_per_volume``.
+        (volumes that have it), ``recall``, ``false_positive_rate`` and ``side_accuracy`` (see ``Agreement``)
+        and ``size_error_percent``; ``nodules`` by diameter and ``nodule_false_positives_per_volume``.
     """
-    sides = ("left", "right")
     anatomy = {
         "two_lungs": _share(c.two_lungs for c in comparisons),
         "spine": _share(c.spine_error_mm is not None for c in comparisons),
@@ -59,7 +115,7 @@ def aggregate(comparisons: Sequence[Comparison]) -> dict[str, Any]:
         "lung_error_percent": summarise(
             100.0 * c.lung_error_ml[side] / c.lung_true_ml[side]
             for c in comparisons
-            for side in sides
+            for side in SIDES
             if c.lung_true_ml[side] > 0
         ),
         "spine_error_mm": summarise(c.spine_error_mm for c in comparisons),
@@ -68,38 +124,35 @@ def aggregate(comparisons: Sequence[Comparison]) -> dict[str, Any]:
     }
     return {
         "volumes": len(comparisons),
-        "anatomy": {k: v if isinstance(v, float) else vars(v) for k, v in anatomy.items()},
-        "findings": {label: _label_row(comparisons, label) for label in (*SIDED, *UNSIDED)},
+        "anatomy": {k: vars(v) if isinstance(v, ErrorSummary) else v for k, v in anatomy.items()},
+        "findings": {label: _label_row([c.labels[label] for c in comparisons]) for label in LABELS},
         "nodules": _nodule_rows(comparisons),
         "nodule_side_accuracy": _share(
             m.same_side for c in comparisons for m in c.nodules if m.same_side is not None
         ),
-        "nodule_false_positives_per_volume": (
-            float(np.mean([len(c.extra_nodules_mm) for c in comparisons])) if comparisons else float("nan")
+        "nodule_false_positives_per_volume": _ratio(
+            sum(len(c.extra_nodules_mm) for c in comparisons), len(comparisons)
         ),
     }
 
 
-def _share(flags: Iterable[bool | None]) -> float:
+def _ratio(part: int, whole: int) -> float | None:
+    return part / whole if whole else None
+
+
+def _share(flags: Iterable[bool | None]) -> float | None:
     values = [bool(flag) for flag in flags]
-    return float(np.mean(values)) if values else float("nan")
+    return _ratio(sum(values), len(values))
 
 
-def _label_row(comparisons: Sequence[Comparison], label: str) -> dict[str, Any]:
-    sides = ("left", "right") if label in SIDED else ("none",)
-    checks = [c.labels[label] for c in comparisons]
-    pairs = [(side in check.true_sides, side in check.found_sides) for check in checks for side in sides]
-    errors = [100.0 * (found - true) / true for check in checks for true, found in check.sizes if true > 0]
+def _label_row(checks: Sequence[LabelCheck]) -> dict[str, Any]:
+    agreement = Agreement.of(checks)
     return {
-        "n": sum(bool(check.true_sides) for check in checks),
-        "recall": _share(found for true, found in pairs if true),
-        "false_positive_rate": _share(found for true, found in pairs if not true),
-        "side_accuracy": _share(
-            check.true_sides == check.found_sides
-            for check in checks
-            if check.true_sides and check.found_sides
-        ),
-        "size_error_percent": vars(summarise(errors)),
+        "n": agreement.volumes,
+        "recall": agreement.recall,
+        "false_positive_rate": agreement.false_positive_rate,
+        "side_accuracy": agreement.side_accuracy,
+        "size_error_percent": vars(summarise(100.0 * error for error in agreement.size_errors)),
     }
 
 
@@ -116,10 +169,8 @@ def _nodule_rows(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
                 "diameter_error_mm": vars(
                     summarise(m.found_mm - m.diameter_mm for m in true if m.found_mm is not None)
                 ),
-                "false_positives_per_volume": (
-                    float(np.mean([sum(low <= d < high for d in c.extra_nodules_mm) for c in comparisons]))
-                    if comparisons
-                    else float("nan")
+                "false_positives_per_volume": _ratio(
+                    sum(low <= d < high for c in comparisons for d in c.extra_nodules_mm), len(comparisons)
                 ),
             }
         )
@@ -171,15 +222,15 @@ def to_markdown(result: dict[str, Any]) -> str:
         lines.append(
             f"| {row['from_mm']:.0f}–{row['to_mm']:.0f} mm | {row['n']} | {_percent(row['recall'])} | "
             f"{_number(e['bias'])} mm | {_number(e['median_absolute'])} mm "
-            f"| {row['false_positives_per_volume']:.2f} |"
+            f"| {row['false_positives_per_volume'] or 0:.2f} |"
         )
     lines += ["", f"Nodules given the right side: {_percent(result['nodule_side_accuracy'])}."]
     return "\n".join(lines) + "\n"
 
 
-def _percent(share: float) -> str:
-    return "–" if np.isnan(share) else f"{100 * share:.1f} %"
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f} %"
 
 
-def _number(value: float) -> str:
-    return "–" if np.isnan(value) else f"{value:.1f}"
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f}"

@@ -1,4 +1,4 @@
-"""``python -m ctflow.evaluation.anatomy --volumes DIR``: how well the measuring module reads phantoms."""
+"""``python -m ctflow.accuracy --volumes DIR``: how well anatomy and findings are read from phantoms."""
 
 from __future__ import annotations
 
@@ -8,17 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from scipy import ndimage
 from tqdm import tqdm
 
+from ctflow.anatomy import compare_with_truth, lung_ranges, measure, save_ranges
+from ctflow.anatomy.accuracy import aggregate, to_markdown
 from ctflow.config import Flag, parse_command, run_command
-from ctflow.config.measuring import MeasuringConfig
+from ctflow.config.accuracy import AccuracyConfig
 from ctflow.errors import CTFlowError
-from ctflow.evaluation.anatomy.accuracy import aggregate, to_markdown
-from ctflow.evaluation.anatomy.measure import measure
-from ctflow.evaluation.anatomy.ranges import lung_ranges, save_ranges
-from ctflow.evaluation.anatomy.truth import compare_with_truth
-from ctflow.types import BLOCK_LENGTH, HUVolume
+from ctflow.metrics.damage import blur, noise, seam
+from ctflow.types import HUVolume
 
 log = logging.getLogger("ctflow")
 TRUTH_SUFFIX = ".truth.json"
@@ -49,16 +47,13 @@ def find_phantoms(folder: Path) -> list[tuple[Path, Path]]:
     return pairs
 
 
-def spoil(volume: HUVolume, config: MeasuringConfig, rng: np.random.Generator) -> HUVolume:
-    """Blur, add noise, and shift whole blocks of slices, as configured."""
+def spoil(volume: HUVolume, config: AccuracyConfig, rng: np.random.Generator) -> HUVolume:
+    """Blur, add noise, and shift blocks of slices, as configured."""
     hu = volume.hu
-    if config.blur_voxels:
-        hu = ndimage.gaussian_filter(hu, config.blur_voxels)
-    if config.noise_hu:
-        hu = hu + rng.normal(0.0, config.noise_hu, hu.shape).astype(np.float32)
-    if config.seam_hu:
-        blocks = np.arange(hu.shape[0]) // BLOCK_LENGTH
-        hu = hu + rng.normal(0.0, config.seam_hu, blocks[-1] + 1).astype(np.float32)[blocks][:, None, None]
+    damages = ((blur, config.blur_pixels), (noise, config.noise_hu), (seam, config.seam_hu))
+    for damage, severity in damages:
+        if severity:
+            hu = damage(hu, severity, rng)
     return HUVolume(hu, volume.spacing)
 
 
@@ -67,9 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from ctflow.data.nifti import read_nifti
 
     config = parse_command(
-        MeasuringConfig,
-        "python -m ctflow.evaluation.anatomy",
-        "Accuracy of the measuring module on phantoms.",
+        AccuracyConfig,
+        "python -m ctflow.accuracy",
+        "Read anatomy and findings from phantoms and compare them with the truth beside them.",
         FLAGS,
         argv,
     ).config

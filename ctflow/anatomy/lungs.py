@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from ctflow.evaluation.anatomy.body import body_extent
-from ctflow.evaluation.anatomy.grid import Grid, Mask, keep_components
-from ctflow.evaluation.anatomy.types import SIDES
+from ctflow.anatomy.body import body_extent
+from ctflow.anatomy.grid import Grid, Mask, keep_components
+from ctflow.anatomy.types import SIDES
 
 LUNG_HU = -400.0
 """Half way between lung tissue and soft tissue: the border of the aerated lung."""

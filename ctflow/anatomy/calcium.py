@@ -6,10 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from ctflow.evaluation.anatomy.grid import Grid, Mask
-from ctflow.evaluation.anatomy.pleura import beside_spine
-from ctflow.evaluation.anatomy.thorax import Rays
-from ctflow.evaluation.anatomy.types import Calcification
+from ctflow.anatomy.grid import Grid, Mask
+from ctflow.anatomy.pleura import beside_spine
+from ctflow.anatomy.thorax import Rays
+from ctflow.anatomy.types import Calcification
 
 METAL_HU = 1200.0
 """Brighter than any bone on the working grid."""

@@ -7,8 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from ctflow.errors import CTFlowError
-from ctflow.evaluation.anatomy import (
+from ctflow.anatomy import (
     Measurement,
     compare_with_truth,
     findings,
@@ -16,8 +15,9 @@ from ctflow.evaluation.anatomy import (
     phantom_ranges,
     save_ranges,
 )
-from ctflow.evaluation.anatomy.accuracy import aggregate, to_markdown
-from ctflow.evaluation.anatomy.types import Body, Heart, Lungs, Nodule, Spine, Trachea
+from ctflow.anatomy.accuracy import aggregate, to_markdown
+from ctflow.anatomy.types import Body, Heart, Lungs, Nodule, Spine, Trachea
+from ctflow.errors import CTFlowError
 
 
 def measurement(**changes: object) -> Measurement:
@@ -80,7 +80,8 @@ def test_comparison_takes_fluid_off_the_true_lung_and_matches_sides():
     assert comparison.heart_error_mm == pytest.approx(2.0)
     assert comparison.trachea_error_mm == pytest.approx(4.0)
     check = comparison.labels["Pleural effusion"]
-    assert check.true_sides == check.found_sides == {"right"} and check.sizes == ((300.0, 240.0),)
+    assert check.true == {"right": 300.0} and check.found == {"right": 240.0}
+    assert check.size_errors == [pytest.approx(-0.2)]
 
 
 def test_each_found_nodule_serves_one_true_one():

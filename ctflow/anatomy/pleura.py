@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from ctflow.evaluation.anatomy.grid import Array, Grid, Mask
-from ctflow.evaluation.anatomy.thorax import Rays
-from ctflow.evaluation.anatomy.types import SIDES
+from ctflow.anatomy.grid import Array, Grid, Mask
+from ctflow.anatomy.thorax import Rays
+from ctflow.anatomy.types import SIDES
 
 MUSCLE_HU = 52.0
 """Where no chest wall is seen, and where the search for its muscle begins."""

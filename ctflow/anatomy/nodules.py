@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from ctflow.evaluation.anatomy.consolidation import between_lung, open_box
-from ctflow.evaluation.anatomy.grid import Array, Grid, Mask
-from ctflow.evaluation.anatomy.pleura import beside_spine
-from ctflow.evaluation.anatomy.thorax import Rays
-from ctflow.evaluation.anatomy.types import Nodule
+from ctflow.anatomy.consolidation import between_lung, open_box
+from ctflow.anatomy.grid import Array, Grid, Mask
+from ctflow.anatomy.pleura import beside_spine
+from ctflow.anatomy.thorax import Rays
+from ctflow.anatomy.types import Nodule
 
 SCALES_MM = (2.6, 4.0, 6.2, 9.5)
 """Gaussian widths of the blob filter; a ball of diameter d answers most at d / 3.5."""

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from ctflow.evaluation.anatomy.grid import Array, Grid, Mask
+from ctflow.anatomy.grid import Array, Grid, Mask
 
 ANGLES = 120
 RADIUS_STEP_MM = 2.5
@@ -49,14 +49,6 @@ class Polar:
     lung: NDArray[np.float64]
     body: NDArray[np.float64]
     wall: NDArray[np.float64]
-
-
-def chest_slices(lungs: Mask, grid: Grid) -> slice:
-    """Slices from the lowest to the highest with lung, with 40 mm more below."""
-    present = np.flatnonzero(lungs.any(axis=(1, 2)))
-    if present.size == 0:
-        return slice(0, 0)
-    return slice(max(0, present[0] - round(40.0 / grid.spacing[0])), int(present[-1]) + 1)
 
 
 def trace_wall(grid: Grid, body: Mask, lungs: Mask, spine: NDArray[np.float64]) -> Polar:

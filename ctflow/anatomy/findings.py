@@ -4,12 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ctflow.evaluation.anatomy.types import SIDES, Measurement
+from ctflow.anatomy.types import SIDES, Measurement
+
+SIDED = ("Pleural effusion", "Consolidation", "Lung nodule")
+"""Labels that are found on a side."""
+
+UNSIDED = (
+    "Cardiomegaly",
+    "Pericardial effusion",
+    "Emphysema",
+    "Arterial wall calcification",
+    "Coronary artery wall calcification",
+    "Medical material",
+)
+LABELS = (*SIDED, *UNSIDED)
+"""All labels of CT-RATE that are read from a volume."""
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """When a measured quantity counts as a finding; the defaults are those of docs/measuring.md.
+    """When a measured quantity counts as a finding; the defaults are those of docs/anatomy.md.
 
     Attributes:
         effusion_ml: Pleural fluid of one side.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
-from ctflow.evaluation.anatomy.grid import Grid, Mask
-from ctflow.evaluation.anatomy.thorax import ANGLES, Polar, sample_rays
+from ctflow.anatomy.grid import Grid, Mask
+from ctflow.anatomy.thorax import ANGLES, Polar, sample_rays
 
 RIB_HU = 130.0
 MIN_DISTANCE_MM = 14.0

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from ctflow.evaluation.anatomy.grid import Array, Grid, Mask, fill_slices, largest_component
-from ctflow.evaluation.anatomy.types import Body, Spine
+from ctflow.anatomy.grid import Array, Grid, Mask, fill_slices, largest_component
+from ctflow.anatomy.types import Body, Spine
 
 BODY_HU = -350.0
 """Half way between air and fat, blurred skin included."""

@@ -1,12 +1,12 @@
-"""The measuring module on shapes whose volumes and places are known exactly."""
+"""Anatomy read from shapes whose volumes and places are known exactly."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
+from ctflow.anatomy import Measurement, findings, measure
 from ctflow.errors import CTFlowError
-from ctflow.evaluation.anatomy import Measurement, findings, measure
 from ctflow.types import HUVolume
 
 SPACING = (4.0, 3.4, 3.4)

@@ -1,4 +1,4 @@
-"""The measuring module on phantoms: findings on their side, the accuracy command."""
+"""Anatomy and findings of phantoms: findings on their side, the accuracy command."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import json
 import numpy as np
 import pytest
 
-from ctflow.config.measuring import MeasuringConfig
+from ctflow.accuracy import main, spoil
+from ctflow.anatomy import compare_with_truth, findings, measure
+from ctflow.config.accuracy import AccuracyConfig
 from ctflow.errors import CTFlowError
-from ctflow.evaluation.anatomy import compare_with_truth, findings, measure
-from ctflow.evaluation.anatomy.__main__ import main, spoil
 from data_prep.phantom import Finding, PhantomSpec, make_phantom, sample_spec
 
 
@@ -26,7 +26,7 @@ def healthy():
 
 def test_healthy_anatomy_agrees_with_the_truth(healthy):
     phantom, measurement = healthy
-    comparison = compare_with_truth(measurement, {"case_id": "healthy", **phantom.truth})
+    comparison = compare_with_truth(measurement, phantom.truth)
     assert comparison.two_lungs
     for side in ("left", "right"):
         assert abs(comparison.lung_error_ml[side]) < 0.05 * comparison.lung_true_ml[side]
@@ -38,7 +38,7 @@ def test_healthy_anatomy_agrees_with_the_truth(healthy):
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_effusion_on_its_side_also_when_blurred_noisy_and_with_seams(side):
     phantom = make_phantom(patient(Finding("Pleural effusion", side=side, volume_ml=400.0, seed=1)))
-    spoilt = MeasuringConfig(blur_voxels=1.0, noise_hu=30.0, seam_hu=20.0)
+    spoilt = AccuracyConfig(blur_pixels=1.0, noise_hu=30.0, seam_hu=20.0)
     clean = findings(measure(phantom.volume))["Pleural effusion"]
     assert [item.side for item in clean] == [side]
     assert clean[0].size == pytest.approx(phantom.truth["findings"][0]["volume_ml"], rel=0.35)
@@ -50,7 +50,7 @@ def test_effusion_on_its_side_also_when_blurred_noisy_and_with_seams(side):
 
 @pytest.mark.parametrize("blur", [1.0, 1.5])
 def test_no_effusion_is_feigned_in_a_blurred_chest_and_a_large_one_is_found(blur, healthy):
-    spoilt = MeasuringConfig(blur_voxels=blur, noise_hu=30.0, seam_hu=30.0)
+    spoilt = AccuracyConfig(blur_pixels=blur, noise_hu=30.0, seam_hu=30.0)
     dry = spoil(healthy[0].volume, spoilt, np.random.default_rng(1))
     assert "Pleural effusion" not in findings(measure(dry))
     wet = make_phantom(patient(Finding("Pleural effusion", side="right", volume_ml=800.0, seed=1)))
@@ -71,7 +71,7 @@ def test_solid_nodule_is_found_where_it_is():
     phantom = make_phantom(
         patient(Finding("Lung nodule", side="right", lobe="right upper lobe", size_mm=18.0, seed=5))
     )
-    comparison = compare_with_truth(measure(phantom.volume), {"case_id": "nodule", **phantom.truth})
+    comparison = compare_with_truth(measure(phantom.volume), phantom.truth)
     (match,) = comparison.nodules
     assert match.found_mm == pytest.approx(18, abs=3)
     assert match.same_side and match.distance_mm < 6

@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from ctflow.evaluation.anatomy.grid import Grid, Mask
-from ctflow.evaluation.anatomy.pleura import beside_spine
-from ctflow.evaluation.anatomy.thorax import Polar
-from ctflow.evaluation.anatomy.types import Heart
+from ctflow.anatomy.grid import Grid, Mask
+from ctflow.anatomy.pleura import beside_spine
+from ctflow.anatomy.thorax import Polar
+from ctflow.anatomy.types import Heart
 
 SOFT_BELOW_MUSCLE_HU = 87.0
 """Blood is brighter than muscle less this; the fat between heart and lung is darker."""

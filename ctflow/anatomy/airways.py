@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from ctflow.evaluation.anatomy.grid import IN_PLANE_CROSS, Grid, Mask
-from ctflow.evaluation.anatomy.types import Trachea
+from ctflow.anatomy.grid import IN_PLANE_CROSS, Grid, Mask
+from ctflow.anatomy.types import Trachea
 
 LUMEN_HU = (-450.0, -600.0, -750.0)
 """Thresholds tried in turn: a thin wall towards a lung vanishes in the higher ones first."""
