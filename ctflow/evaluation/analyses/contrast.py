@@ -15,6 +15,7 @@ from ctflow.evaluation.cache import CaseFeatures
 from ctflow.evaluation.cases import EvaluationError, RealCase
 from ctflow.evaluation.scorecard import LABELS, SIDED, found_slots
 from ctflow.evaluation.settings import REGISTRY
+from ctflow.shipped import shipped_path
 
 COLUMNS = ("pair", "label", "slices", "report_a", "side_a", "report_b", "side_b")
 EXPECTED = ("left", "right", "present", "absent")
@@ -47,7 +48,7 @@ class ReportPair:
 def contrast(context: Context) -> AnalysisResult:
     """Per finding: how often each half of a pair, and the pair as a whole, shows what its report says."""
     config = context.config
-    pairs = read_pairs(Path(config.analysis.pairs))
+    pairs = read_pairs(shipped_path(config.analysis.pairs))
     backbones, plan = context.tools()
     reader = context.reader()
     outcomes: list[tuple[ReportPair, bool, bool]] = []
