@@ -22,6 +22,7 @@ from ctflow.config import parse_command, run_command
 from ctflow.config.data import EncodeConfig
 from ctflow.data import (
     LatentHeader,
+    LatentShards,
     LatentShardWriter,
     SliceShards,
     read_manifest,
@@ -114,7 +115,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     log.info("%d of %d shards are complete in %s", len(complete), len(shards), config.output)
     if len(complete) < len(shards):
         with _one_thread():
-            trainer.predict(Encoder(avae, text_encoder), loader, return_predictions=False)
+            model = Encoder(avae, text_encoder, source, _posteriors(config, source, writer.header))
+            trainer.predict(model, loader, return_predictions=False)
     if rank == 0:
         log.info("encoded %d cases to %s", len(source), config.output)
     return 0
@@ -144,6 +146,34 @@ def _avae(config: EncodeConfig, source: SliceShards) -> AVAE:
     avae.config.whitening = measure_whitening(avae, source, config.batch_slices)
     rank_zero_only(save_avae)(config.avae_output, avae)
     return avae
+
+
+def _posteriors(config: EncodeConfig, source: SliceShards, header: LatentHeader) -> LatentShards | None:
+    """The shards whose posteriors are taken over, if any.
+
+    Raises:
+        ShardError: They hold latents of another A-VAE, or not of these slices.
+    """
+    if not config.posteriors:
+        return None
+    shards = LatentShards(config.posteriors)
+    for name in ("avae_fingerprint", "whitening", "hu_window"):
+        found, ours = getattr(shards.header, name), getattr(header, name)
+        if found != ours:
+            raise ShardError(
+                f"{config.posteriors} has {name} {found}, avae={config.avae} has {ours}",
+                "posteriors of the same A-VAE",
+                "name that A-VAE, or leave posteriors empty to encode the slices",
+            )
+    ours = {case.case_id: case.slices for case in source.cases}
+    theirs = {case.case_id: case.slices for case in shards.cases}
+    if missing := [name for name, slices in ours.items() if theirs.get(name) != slices]:
+        raise ShardError(
+            f"{config.posteriors} lacks {len(missing)} of {len(ours)} cases or slices, e.g. {missing[0]}",
+            f"latents of all cases of {config.source}",
+            "leave posteriors empty to encode the slices",
+        )
+    return shards
 
 
 def _shards(source: str) -> dict[str, range]:

@@ -25,7 +25,7 @@ from ctflow.config.prep import IngestConfig
 from ctflow.config.training import TrainConfig
 from ctflow.data.nifti import read_nifti
 from ctflow.errors import ConfigError, WeightsError
-from ctflow.models import FMvT, train_wordpiece
+from ctflow.models import Conditions, FMvT, train_wordpiece
 from ctflow.models.ctclip_preprocess import volume_input
 from ctflow.models.fmvt_published import published_preset
 from ctflow.training.schedule import learning_rate
@@ -54,13 +54,22 @@ def denoiser(fixtures):
 def test_published_transformer(fixtures, name):
     model, io = load_fmvt(fixtures / "stdit" / name), load_file(fixtures / "stdit" / name / "io.safetensors")
     x, t, text, previous = (io[key] for key in ("x", "t", "encoder_hidden_states", "cond_image"))
-    assert relative(model(x, t, text, previous), io["out"]) < TOLERANCE
-    assert relative(model(x, io["t_scalar"], text, previous)[:1], io["out_t_scalar"][:1]) < TOLERANCE
-    assert relative(model(x, torch.zeros(len(x)), text, previous)[:1], io["out_t0"][:1]) < TOLERANCE
-    assert relative(model(x, torch.ones(len(x)), text, previous)[:1], io["out_t1"][:1]) < TOLERANCE
-    assert relative(model(x, t, None, previous)[:1], io["out_no_text"][:1]) < TOLERANCE
+    assert relative(model(x, t, Conditions(text, previous)), io["out"]) < TOLERANCE
+    assert (
+        relative(model(x, io["t_scalar"], Conditions(text, previous))[:1], io["out_t_scalar"][:1]) < TOLERANCE
+    )
+    assert (
+        relative(model(x, torch.zeros(len(x)), Conditions(text, previous))[:1], io["out_t0"][:1]) < TOLERANCE
+    )
+    assert (
+        relative(model(x, torch.ones(len(x)), Conditions(text, previous))[:1], io["out_t1"][:1]) < TOLERANCE
+    )
+    assert relative(model(x, t, Conditions(None, previous))[:1], io["out_no_text"][:1]) < TOLERANCE
     if "mask" in io:
-        assert relative(model(x, t, text, previous, text_mask=io["mask"]), io["out_mask"]) < TOLERANCE
+        assert (
+            relative(model(x, t, Conditions(text, previous, text_mask=io["mask"])), io["out_mask"])
+            < TOLERANCE
+        )
 
 
 @torch.no_grad()
@@ -84,7 +93,7 @@ def test_a_wrong_transformer_is_caught(denoiser, wrong):
         t = 1 - t
     else:
         previous = previous / 0.3611 + 0.1159
-    assert relative(model(x, t, text, previous), io["out"]) > 20 * TOLERANCE
+    assert relative(model(x, t, Conditions(text, previous)), io["out"]) > 20 * TOLERANCE
 
 
 CASES = [
@@ -218,7 +227,7 @@ def test_other_file_names_are_found(fixtures, tmp_path, denoiser, name):
     model, io = load_fmvt(tmp_path), load_file(fixtures / "stdit/A/io.safetensors")
     assert model.config == denoiser[0].config
     with torch.no_grad():
-        out = model(io["x"], io["t"], io["encoder_hidden_states"], io["cond_image"])
+        out = model(io["x"], io["t"], Conditions(io["encoder_hidden_states"], io["cond_image"]))
     assert relative(out, io["out"]) < TOLERANCE
 
 

@@ -19,8 +19,10 @@ class SamplingChoice:
 
     steps: int | None = None
     solver: str | None = None
+    time_shift: float | None = None
     overlap: int | None = None
     text_guidance: float | None = None
+    guidance_from: float | None = None
     previous_guidance: float | None = None
     max_slices: int | None = None
 

@@ -8,7 +8,7 @@ from lightning.pytorch import LightningDataModule
 from ctflow.config.data import DataConfig
 from ctflow.data.reader import LatentShards, SliceShards
 from ctflow.data.stream import EvaluationLoader, TrainLoader
-from ctflow.data.views import BlockView, SliceView, View, VolumeView
+from ctflow.data.views import BlockView, PairView, SliceView, View, VolumeView
 
 
 class LatentDataModule(LightningDataModule):
@@ -41,7 +41,7 @@ class LatentDataModule(LightningDataModule):
         rank, world_size = self._ranks()
         return TrainLoader(
             self.view("train"),
-            batch_size=self.config.batch_size,
+            batch_size=self._samples(self.config.batch_size, self.view("train")),
             accumulate=self.trainer.accumulate_grad_batches if self.trainer else 1,
             repeat=self.config.repeat,
             seed=self.config.seed,
@@ -57,7 +57,9 @@ class LatentDataModule(LightningDataModule):
         rank, world_size = self._ranks()
         return EvaluationLoader(
             self.view("valid"),
-            batch_size=self.config.valid_batch_size or self.config.batch_size,
+            batch_size=self._samples(
+                self.config.valid_batch_size or self.config.batch_size, self.view("valid")
+            ),
             rank=rank,
             world_size=world_size,
             num_workers=self.config.num_workers,
@@ -68,11 +70,18 @@ class LatentDataModule(LightningDataModule):
         config = self.config
         folder = config.train if split == "train" else config.valid
         cases = 0 if split == "train" else config.max_valid_cases
+        if config.view == "blocks" and config.pairs:
+            shards = LatentShards(folder, cases, config.in_memory)
+            return PairView(shards, config.seed, config.p_start, config.differing_share)
         if config.view == "blocks":
             return BlockView(LatentShards(folder, cases, config.in_memory), config.seed, config.p_start)
         if config.view == "slices":
             return SliceView(SliceShards(folder, cases, config.in_memory))
         return VolumeView(SliceShards(folder, cases), config.grid, config.in_memory)
+
+    def _samples(self, rows: int, view: View) -> int:
+        """Samples that make a batch of so many rows."""
+        return max(rows // view.rows, 1)
 
     def _ranks(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

@@ -151,6 +151,7 @@ def generate_batch(
                 text=embedded.tokens[row],
                 text_mask=embedded.mask[row],
                 length=case.shape[0],
+                spacing=_model_spacing(system, case),
                 given=real if setting.given else None,
                 real=real if setting.spliced else None,
             )
@@ -161,8 +162,7 @@ def generate_batch(
         results = rollout(system.fmvt, prepared, start, rule, config, seed, progress=progress, memo=memo)
     for case, result in zip(cases, results, strict=True):
         assert result.given_slices == setting.given
-        zoom = case.shape[1] / system.config.image_size
-        spacing = (case.spacing[0], case.spacing[1] * zoom, case.spacing[2] * zoom)
+        spacing = _model_spacing(system, case)
         # Given slices are not decoded: they would be masked.
         made = result.latents[:, setting.given :]
         hu = system.decode(made) if made.shape[1] else _nothing(system)
@@ -172,6 +172,12 @@ def generate_batch(
         overlap = 0 if setting.spliced else config.overlap
         ends = int(result.white[setting.given : result.slices].sum())
         yield ScoredVolume.of_rollout(case.case_id, setting, hu, spacing, requested, stopped, overlap, ends)
+
+
+def _model_spacing(system: EvalSystem, case: RealCase) -> tuple[float, float, float]:
+    """A real case's spacing in mm (z, y, x) at the model's number of pixels."""
+    zoom = case.shape[1] / system.config.image_size
+    return (case.spacing[0], case.spacing[1] * zoom, case.spacing[2] * zoom)
 
 
 def _first(volume: HUVolume, slices: int) -> HUVolume:

@@ -11,10 +11,10 @@ from torch import Tensor
 from ctflow.config.generation import RolloutConfig
 from ctflow.flow import ADAPTIVE_SOLVER, KnownRegion, solve
 from ctflow.generation.cases import BlockProgress, CaseRollout, NoiseSource, RolloutCase, StopReason
-from ctflow.generation.guidance import BlockConditions, encode_reports, guided_velocity
+from ctflow.generation.guidance import encode_reports, guided_velocity
 from ctflow.generation.memo import LAST_SHARED, BlockMemo, block_key
 from ctflow.generation.stop import StopRule, trailing_run
-from ctflow.models import FMvT, TextCondition
+from ctflow.models import Conditions, FMvT, TextCondition
 from ctflow.seeding import case_noise
 from ctflow.types import BLOCK_LENGTH
 
@@ -218,16 +218,18 @@ def _generate(
     )
     rows = torch.tensor([case.row for case in group], device=device)
     lengths = [torch.nan if case.case.length is None else float(case.case.length) for case in group]
-    conditions = BlockConditions(
-        text=text.select(rows),
-        no_text=None if no_text is None else no_text.select(rows),
-        previous=previous,
-        position=torch.tensor([float(case.position) for case in group], device=device),
-        length=torch.tensor(lengths, device=device),
-    )
-    known = None
+    spacings = [(torch.nan,) * 3 if case.case.spacing is None else case.case.spacing for case in group]
+    known, clean = None, model.config.slice_times
     if any(case.held for case in group):
         masks, values = zip(*(case.known(z) for case, z in zip(group, z1, strict=True)), strict=True)
-        known = KnownRegion(torch.stack(masks), torch.stack(values))
-    velocity = guided_velocity(model, conditions, config.text_guidance, config.previous_guidance)
-    return solve(velocity, z1, config.steps, config.solver, known)
+        known = KnownRegion(torch.stack(masks), torch.stack(values), clean)
+    conditions = Conditions(
+        text=text.select(rows),
+        previous=previous,
+        known=known.mask[:, 0, :, 0, 0] if known is not None and clean else None,
+        position=torch.tensor([float(case.position) for case in group], device=device),
+        length=torch.tensor(lengths, device=device),
+        spacing=torch.tensor(spacings, device=device),
+    )
+    velocity = guided_velocity(model, conditions, None if no_text is None else no_text.select(rows), config)
+    return solve(velocity, z1, config.steps, config.solver, known, config.time_shift)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import lightning as L
@@ -37,13 +38,17 @@ class RolloutMonitor(L.Callback):
 
     Args:
         settings: How often, how many, how long.
+        sampling: Solver, guidance and overlap of the rollouts.
         text_mode: ``tokens`` or ``pooled``, as the module reads the reports.
         avae: Sharing folder of the A-VAE whose latents the shards hold.
         seed: Seed of the rollouts' noise.
     """
 
-    def __init__(self, settings: FlowMonitor, text_mode: str, avae: Path, seed: int) -> None:
-        self.settings, self.text_mode, self.folder, self.seed = settings, text_mode, avae, seed
+    def __init__(
+        self, settings: FlowMonitor, sampling: RolloutConfig, text_mode: str, avae: Path, seed: int
+    ) -> None:
+        self.settings, self.sampling = settings, sampling
+        self.text_mode, self.folder, self.seed = text_mode, avae, seed
         self.metrics = [FrechetSliceMetric(), FrechetClipMetric(BLOCK_LENGTH)] if settings.frechet else []
         self._avae: AVAE | None = None
         self._rule: StopRule | None = None
@@ -79,8 +84,8 @@ class RolloutMonitor(L.Callback):
             text, text_mask = text_tokens(stored, mask, pooled, self.text_mode)
             entry = shards.cases[case]
             # The true length is what the network was trained with; ``max_slices`` cuts longer volumes short.
-            prepared.append(RolloutCase(entry.case_id, text, text_mask, length=entry.slices))
-        config = RolloutConfig(steps=self.settings.steps, max_slices=limit)
+            prepared.append(RolloutCase(entry.case_id, text, text_mask, entry.slices, entry.spacing))
+        config = replace(self.sampling, max_slices=limit)
         assert self._rule is not None
         start = shards.air().to(module.device)
         results = rollout(module.trained, prepared, start, self._rule, config, seed=self.seed)

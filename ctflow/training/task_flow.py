@@ -93,7 +93,8 @@ class FlowTraining:
                 "no rollouts: processes with fewer cases would leave the others waiting for their shard",
                 "set flow.monitor.rollout_every=0 and evaluate the export with ctflow.eval",
             )
-        return [RolloutMonitor(monitor, config.flow.text, Path(config.flow.avae), config.seed)]
+        task = config.flow
+        return [RolloutMonitor(monitor, task.rollout, task.text, Path(task.avae), config.seed)]
 
     def gradient_clip(self, config: TrainConfig) -> float:
         """As configured."""
@@ -120,6 +121,7 @@ def system_config(config: TrainConfig, shards: LatentShards, downscale: int) -> 
         z_spacing_mm=float(spacing[0]),
         pixel_spacing_mm=float(spacing[2]),
         text_mode=config.flow.text,
+        rollout=config.flow.rollout,
         max_slices=max(case.slices for case in shards.cases),
         provenance={"training_data": config.data.train, "avae": config.flow.avae, "clip": config.flow.clip},
     )

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from ctflow.config.models import FlowConfig
 from ctflow.flow import flow_matching_loss, training_path
-from ctflow.models import FMvT
+from ctflow.models import Conditions, FMvT
 from ctflow.models.fmvt_published import fmvt_config_from_published, fmvt_state_from_published
 from ctflow.whitening import Whitening
 
@@ -58,7 +58,7 @@ def test_one_step(file, parity_dir: Path):
     model.load_state_dict(
         fmvt_state_from_published(load_file(folder / "diffusion_pytorch_model.safetensors"))
     )
-    prediction = model(point.z_t, recorded["t"], recorded["encoder_hidden_states"], previous)
+    prediction = model(point.z_t, recorded["t"], Conditions(recorded["encoder_hidden_states"], previous))
     assert relative(prediction[:, :, :KEPT], recorded["v"]) < TOLERANCE
     loss = flow_matching_loss(prediction, point.velocity).mean()
     assert relative(loss, recorded["loss"]) < TOLERANCE

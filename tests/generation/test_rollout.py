@@ -11,8 +11,8 @@ from torch import nn
 from ctflow.config.generation import RolloutConfig, StopConfig
 from ctflow.config.models import FMvTConfig
 from ctflow.generation import BlockMemo, RolloutCase, StopReason, StopRule, rollout
-from ctflow.generation.guidance import BlockConditions, encode_reports, guided_velocity
-from ctflow.models import FMvT
+from ctflow.generation.guidance import encode_reports, guided_velocity
+from ctflow.models import Conditions, FMvT
 from ctflow.models.fmvt_text import TextCondition
 
 C, SIDE = 4, 4
@@ -40,11 +40,20 @@ class Scripted(nn.Module):
         self.volumes = volumes  # by the case's only text value
         self.calls: list[dict[str, torch.Tensor]] = []
 
-    def encode_text(self, text, mask=None, drop=None, batch=1):
+    def encode_text(self, text, mask=None, batch=1):
         return TextCondition(text[:, 0], ())
 
-    def forward(self, z, t, text, previous, position, length):
-        self.calls.append({"z": z, "previous": previous, "position": position, "length": length})
+    def forward(self, z, t, conditions):
+        text, position = conditions.text, conditions.position
+        self.calls.append(
+            {
+                "z": z,
+                "known": conditions.known,
+                "previous": conditions.previous,
+                "position": position,
+                "length": conditions.length,
+            }
+        )
         target = torch.stack(
             [
                 self.volumes[float(key[0])][:, int(start) : int(start) + 16]
@@ -241,14 +250,18 @@ def test_guidance_is_the_stated_sum():
     z, previous = torch.randn(2, C, 16, SIDE, SIDE), torch.randn(2, C, 16, SIDE, SIDE)
     text, no_text = encode_reports(model, [torch.randn(3, 6), torch.randn(2, 6)], [None, None], guided=True)
     place = {"position": torch.tensor([0.0, 16.0]), "length": torch.tensor([40.0, torch.nan])}
-    conditions = BlockConditions(text, no_text, previous, **place)
+    conditions = Conditions(text, previous, **place)
     t = torch.tensor(0.4)
-    full = model(z, t, text, previous, **place)
-    without_text = model(z, t, None, previous, **place)
-    without_previous = model(z, t, text, None, **place)
+    full = model(z, t, Conditions(text, previous, **place))
+    without_text = model(z, t, Conditions(None, previous, **place))
+    without_previous = model(z, t, Conditions(text, None, **place))
     expected = full + 2 * (full - without_text) - 0.5 * (full - without_previous)
-    found = guided_velocity(model, conditions, 3.0, 0.5)(z, t)
+    scales = RolloutConfig(text_guidance=3.0, previous_guidance=0.5)
+    found = guided_velocity(model, conditions, no_text, scales)(z, t)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    early = replace(scales, guidance_from=0.5)
+    below = guided_velocity(model, conditions, no_text, early)(z, t)
+    torch.testing.assert_close(below, full - 0.5 * (full - without_previous), rtol=1e-4, atol=1e-4)
 
 
 def test_guidance_scales_act_separately():
