@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         CTFlowError: Nothing could be generated as asked.
     """
-    line = parse_command(GenerateConfig, "python -m ctflow.generate", DESCRIPTION, FLAGS, argv)
+    line = parse_command(GenerateConfig, "ctflow generate", DESCRIPTION, FLAGS, argv)
     config, report, table = line.config, line.flags["report"], line.flags["reports"]
     if (report is None) == (table is None):
         raise CTFlowError("neither or both of --report and --reports", "one of them")

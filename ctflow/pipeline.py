@@ -19,12 +19,10 @@ from ctflow.config.generation import RolloutConfig
 from ctflow.errors import CTFlowError, WeightsError
 from ctflow.generation import CaseRollout, RolloutCase, SliceUpdate, VolumeGenerator
 from ctflow.seeding import SINGLE_REPORT_CASE, case_noise
+from ctflow.shipped import EMBEDDED
 from ctflow.types import HUVolume
 
 log = logging.getLogger("ctflow")
-
-EMBEDDED = Path(__file__).resolve().parents[1] / "checkpoints"
-"""The checkpoint that comes with the source tree: trained on phantoms."""
 
 _BEYOND = 1.02
 """Spacings beyond the trained ones by no more than this factor are taken as within."""

@@ -31,6 +31,7 @@ from ctflow.data import (
 from ctflow.data.reader import read_shard_header
 from ctflow.errors import ShardError
 from ctflow.models import AVAE
+from ctflow.shipped import shipped_path
 from ctflow.types import AIR_HU
 from ctflow.whitening import Whitening
 from data_prep.encode_predict import SOURCE_SHARD, EncodeLoader, Encoder, ShardWriting
@@ -45,7 +46,7 @@ def make_header(avae: AVAE, config: EncodeConfig, image_size: tuple[int, int]) -
     window = avae.config.intensity
     return LatentHeader(
         avae_fingerprint=avae.fingerprint(),
-        text_fingerprint=folder_fingerprint(config.clip),
+        text_fingerprint=folder_fingerprint(shipped_path(config.clip)),
         whitening=avae.config.whitening,
         air=_flat_mean(avae, AIR_HU, image_size),
         white=_flat_mean(avae, window.hu_max, image_size),
@@ -90,9 +91,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         CTFlowError: Bad configuration, missing weights or shards, or an output made by other weights.
     """
-    config = parse_command(EncodeConfig, "python -m data_prep.encode", __doc__ or "", [], argv).config
+    config = parse_command(EncodeConfig, "ctflow encode", __doc__ or "", [], argv).config
     source = SliceShards(config.source)
-    text_encoder = load_text_encoder(config.clip)
+    text_encoder = load_text_encoder(shipped_path(config.clip))
     avae = _avae(config, source)
     writer = LatentShardWriter(config.output, make_header(avae, config, source.one_size()))
     shards = _shards(config.source)
@@ -137,11 +138,11 @@ def _one_thread() -> Iterator[None]:
 
 def _avae(config: EncodeConfig, source: SliceShards) -> AVAE:
     if config.whitening == "model":
-        return load_avae(config.avae)
+        return load_avae(shipped_path(config.avae))
     if (Path(config.avae_output) / "config.yaml").is_file():
         log.info("whitening taken from %s", config.avae_output)
         return load_avae(config.avae_output)
-    avae = load_avae(config.avae)
+    avae = load_avae(shipped_path(config.avae))
     avae = avae.with_whitening(measure_whitening(avae, source, config.batch_slices))
     rank_zero_only(save_avae)(config.avae_output, avae)
     return avae

@@ -16,8 +16,8 @@ from ctflow.models.fmvt_published import published_preset
 
 
 @pytest.fixture(scope="module")
-def layouts(shared_dir) -> Path:
-    return shared_dir / "fixtures/layouts"
+def layouts(parity_dir) -> Path:
+    return parity_dir / "layouts"
 
 
 def listing(path: Path) -> dict[str, str]:

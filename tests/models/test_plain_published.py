@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from parity import STDIT_B
 from plain_published import SingleFile, bert_states, transformer, unit, volume_latent
 from safetensors.torch import load_file, save_file
 
@@ -32,9 +33,9 @@ def randomised(module, seed):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["A", "B"])
-def test_the_plain_transformer_reproduces_the_fixtures(shared_dir, name):
-    folder = shared_dir / "fixtures/stdit" / name
+@pytest.mark.parametrize("name", ["A", STDIT_B])
+def test_the_plain_transformer_reproduces_the_fixtures(parity_dir, name):
+    folder = parity_dir / "stdit" / name
     io, config = load_file(folder / "io.safetensors"), json.loads((folder / "config.json").read_text("utf-8"))
     state = load_file(folder / "diffusion_pytorch_model.safetensors")
     out = transformer(config, state, io["x"], io["t"], io["encoder_hidden_states"], io["cond_image"])
@@ -42,12 +43,12 @@ def test_the_plain_transformer_reproduces_the_fixtures(shared_dir, name):
 
 
 @torch.no_grad()
-def test_the_plain_encoders_reproduce_the_fixtures(shared_dir):
-    folder = shared_dir / "fixtures/vae/tiny"
+def test_the_plain_encoders_reproduce_the_fixtures(parity_dir):
+    folder = parity_dir / "vae/tiny"
     plain, io = SingleFile(load_file(folder / "ae_bfl.safetensors"), 8), load_file(folder / "io.safetensors")
     assert relative(plain.encode(io["image"])[0], io["mean"]) < 1e-5
     assert relative(plain.decode(io["latent"]), io["decoded"]) < 1e-5
-    folder = shared_dir / "fixtures/ctclip/tiny"
+    folder = parity_dir / "ctclip/tiny"
     config, io = json.loads((folder / "config.json").read_text("utf-8")), load_file(folder / "io.safetensors")
     state = torch.load(folder / "ctclip.pt", weights_only=True)
     states = bert_states(config["bert"], state, io["input_ids"], io["attention_mask"])

@@ -17,8 +17,8 @@ from ctflow.training.schedule import ema_decay, learning_rate
 
 
 @pytest.fixture
-def one_step(shared_dir: Path) -> Path:
-    return shared_dir / "fixtures" / "train" / "one_step.safetensors"
+def one_step(parity_dir: Path) -> Path:
+    return parity_dir / "train" / "one_step.safetensors"
 
 
 def test_published_learning_rates(one_step: Path) -> None:

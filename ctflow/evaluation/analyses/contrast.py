@@ -17,6 +17,7 @@ from ctflow.evaluation.cache import CaseFeatures
 from ctflow.evaluation.cases import RealCase
 from ctflow.evaluation.findings import found_of
 from ctflow.evaluation.settings import REGISTRY
+from ctflow.shipped import shipped_path
 
 COLUMNS = ("pair", "label", "slices", "report_a", "side_a", "report_b", "side_b")
 EXPECTED = ("left", "right", "present", "absent")
@@ -49,7 +50,7 @@ class ReportPair:
 def contrast(context: Context) -> AnalysisResult:
     """Per finding: how often each half of a pair, and the pair as a whole, shows what its report says."""
     config = context.config
-    pairs = read_pairs(Path(config.analysis.pairs))
+    pairs = read_pairs(shipped_path(config.analysis.pairs))
     backbones, plan = context.tools()
     reader = context.reader()
     outcomes: list[tuple[ReportPair, bool, bool]] = []
