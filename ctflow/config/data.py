@@ -7,6 +7,28 @@ from dataclasses import dataclass, field
 from ctflow.config.encoders import VolumeGrid
 
 VIEWS = ("slices", "blocks", "volumes")
+RECONSTRUCTIONS = ("soft", "sharp", "all")
+
+
+@dataclass
+class CaseChoice:
+    """Which volumes of a set stand for its patients where volumes are evaluated.
+
+    Attributes:
+        reconstruction: ``soft`` or ``sharp``: one reconstruction of each scan, of this kind by its kernel;
+            ``all``: every one.
+        every_scan: Every scan of a patient; false: the first.
+    """
+
+    reconstruction: str = "soft"
+    every_scan: bool = False
+
+    def __post_init__(self) -> None:
+        if self.reconstruction not in RECONSTRUCTIONS:
+            raise ValueError(
+                f"reconstruction is {', '.join(RECONSTRUCTIONS[:-1])} or {RECONSTRUCTIONS[-1]}, "
+                f"found {self.reconstruction!r}"
+            )
 
 
 @dataclass
@@ -29,6 +51,8 @@ class DataConfig:
         shuffle_shards: Shards mixed with each other at a time; reading stays within that many files.
         in_memory: Keep all arrays of the set in memory (small sets: latents of 600 phantoms are 180 MB).
         max_valid_cases: Validation cases used, the first of the manifest; 0 takes all.
+        valid_choice: Which scans and reconstructions of the validation shards are used; training draws a
+            scan, then one of its reconstructions.
         grid: What ``volumes`` resamples to; the same as the volume tower's.
     """
 
@@ -46,6 +70,7 @@ class DataConfig:
     shuffle_shards: int = 8
     in_memory: bool = False
     max_valid_cases: int = 0
+    valid_choice: CaseChoice = field(default_factory=CaseChoice)
     grid: VolumeGrid = field(default_factory=VolumeGrid)
 
     def __post_init__(self) -> None:

@@ -6,6 +6,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 
 from ctflow.config.data import DataConfig
+from ctflow.data.choice import scans_of
 from ctflow.data.reader import LatentShards, SliceShards
 from ctflow.data.stream import EvaluationLoader, TrainLoader
 from ctflow.data.views import BlockView, PairView, SliceView, View, VolumeView
@@ -69,15 +70,21 @@ class LatentDataModule(LightningDataModule):
     def _open(self, split: str) -> View:
         config = self.config
         folder = config.train if split == "train" else config.valid
-        cases = 0 if split == "train" else config.max_valid_cases
-        if config.view == "blocks" and config.pairs:
-            shards = LatentShards(folder, cases, config.in_memory)
-            return PairView(shards, config.seed, config.p_start, config.differing_share)
+        # Training draws among all reconstructions, so all are read; validation chooses before it reads.
+        drawn = split == "train"
+        cases, choice = (0, None) if drawn else (config.max_valid_cases, config.valid_choice)
+        seed = config.seed
+        if config.view == "blocks" and config.pairs:  # both scans of a patient, in validation too
+            both = LatentShards(folder, cases, config.in_memory)
+            return PairView(both, seed, config.p_start, config.differing_share)
         if config.view == "blocks":
-            return BlockView(LatentShards(folder, cases, config.in_memory), config.seed, config.p_start)
+            latents = LatentShards(folder, cases, config.in_memory, choice)
+            return BlockView(latents, seed, config.p_start, scans_of(latents.cases) if drawn else None)
+        slices = SliceShards(folder, cases, config.in_memory and config.view == "slices", choice)
+        scans = scans_of(slices.cases) if drawn else None
         if config.view == "slices":
-            return SliceView(SliceShards(folder, cases, config.in_memory))
-        return VolumeView(SliceShards(folder, cases), config.grid, config.in_memory)
+            return SliceView(slices, seed, scans)
+        return VolumeView(slices, config.grid, config.in_memory, seed, scans)
 
     def _samples(self, rows: int, view: View) -> int:
         """Samples that make a batch of so many rows."""

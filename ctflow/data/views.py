@@ -33,11 +33,16 @@ class Place(NamedTuple):
 
 
 class View(ABC):
-    """Samples of a set, numbered case by case.
+    """Samples of a set, numbered scan by scan.
+
+    A scan has as many samples as the longest of its reconstructions; which of them a sample is read from is a
+    function of (seed, epoch, scan, number, pass).
 
     Args:
         shards: The set.
         items: Samples of each case.
+        seed: Seed of the draws.
+        scans: Cases of each scan, ordered by their first; None: every case by itself.
 
     Attributes:
         rows: Rows of a batch that one sample makes.
@@ -45,28 +50,42 @@ class View(ABC):
 
     rows = 1
 
-    def __init__(self, shards: ShardSet, items: Sequence[int]) -> None:
-        self.shards = shards
-        self.starts = np.concatenate([[0], np.cumsum(items)])
+    def __init__(
+        self,
+        shards: ShardSet,
+        items: Sequence[int],
+        seed: int = 0,
+        scans: Sequence[Sequence[int]] | None = None,
+    ) -> None:
+        self.shards, self.items, self.seed = shards, items, seed
+        self.scans = [[case] for case in range(len(shards))] if scans is None else scans
+        self.starts = np.concatenate([[0], np.cumsum([max(items[c] for c in scan) for scan in self.scans])])
 
     def __len__(self) -> int:
         """Samples in one pass."""
         return int(self.starts[-1])
 
     def shard_items(self) -> list[int]:
-        """Samples in each shard."""
-        ends = np.cumsum([0, *self.shards.shard_sizes])
-        return np.diff(self.starts[ends]).tolist()
+        """Samples in each shard; a scan counts where its first reconstruction lies."""
+        ends = np.cumsum(self.shards.shard_sizes)
+        first = np.searchsorted([scan[0] for scan in self.scans], [0, *ends])
+        return np.diff(self.starts[first]).tolist()
 
-    def case_items(self, case: int) -> range:
-        """Sample numbers of a case."""
-        return range(int(self.starts[case]), int(self.starts[case + 1]))
+    def scan_items(self, scan: int) -> range:
+        """Sample numbers of a scan."""
+        return range(int(self.starts[scan]), int(self.starts[scan + 1]))
 
-    def locate(self, item: int) -> Place:
-        """What a sample number means; numbers beyond the set are further passes over it."""
+    def locate(self, item: int, epoch: int | None = None) -> Place:
+        """What a sample number means in an epoch; numbers beyond the set are further passes over it."""
         turn, item = divmod(item, len(self))
-        case = int(np.searchsorted(self.starts, item, side="right")) - 1
-        return Place(case, int(item - self.starts[case]), turn)
+        scan = int(np.searchsorted(self.starts, item, side="right")) - 1
+        number, cases = int(item - self.starts[scan]), self.scans[scan]
+        case = cases[0]
+        if len(cases) > 1:
+            name = self.shards.cases[case].scan
+            generator = derived_generator(self.seed, "reconstruction", epoch, name, number, turn)
+            case = cases[int(torch.randint(len(cases), (), generator=generator))]
+        return Place(case, number % self.items[case], turn)
 
     @abstractmethod
     def batch(self, items: Sequence[int], epoch: int | None) -> Batch:
@@ -74,17 +93,25 @@ class View(ABC):
 
 
 class SliceView(View):
-    """Every slice of every case."""
+    """Every slice of every scan.
+
+    Args:
+        shards: The set.
+        seed: Seed of the draws.
+        scans: As in ``View``.
+    """
 
     shards: SliceShards
 
-    def __init__(self, shards: SliceShards) -> None:
+    def __init__(
+        self, shards: SliceShards, seed: int = 0, scans: Sequence[Sequence[int]] | None = None
+    ) -> None:
         shards.one_size()
-        super().__init__(shards, [case.slices for case in shards.cases])
+        super().__init__(shards, [case.slices for case in shards.cases], seed, scans)
 
     def batch(self, items: Sequence[int], epoch: int | None) -> SliceBatch:
-        """HU slices ``[B, 1, H, W]``; the epoch changes nothing."""
-        places = [self.locate(i) for i in items]
+        """HU slices ``[B, 1, H, W]``; the epoch decides which reconstruction."""
+        places = [self.locate(i, epoch) for i in items]
         cases = [self.shards.cases[p.case] for p in places]
         images = [torch.from_numpy(self.shards.hu(p.case, p.number, p.number + 1)).float() for p in places]
         return SliceBatch(
@@ -107,14 +134,22 @@ class BlockView(View):
         shards: The set.
         seed: Seed of the draws and of the posterior noise.
         p_start: StartBoost's probability.
+        scans: As in ``View``.
     """
 
     shards: LatentShards
 
-    def __init__(self, shards: LatentShards, seed: int, p_start: float) -> None:
+    def __init__(
+        self,
+        shards: LatentShards,
+        seed: int,
+        p_start: float,
+        scans: Sequence[Sequence[int]] | None = None,
+    ) -> None:
         shards.one_size()
-        super().__init__(shards, [padded_slices(case.slices) // BLOCK_LENGTH for case in shards.cases])
-        self.seed, self.p_start = seed, p_start
+        blocks = [padded_slices(case.slices) // BLOCK_LENGTH for case in shards.cases]
+        super().__init__(shards, blocks, seed, scans)
+        self.p_start = p_start
 
     def first_slice(self, place: Place, epoch: int | None) -> int:
         """Where the target of a case's pair begins; 0 is the first block."""
@@ -139,7 +174,7 @@ class BlockView(View):
 
     def batch(self, items: Sequence[int], epoch: int | None) -> BlockBatch:
         """Pairs of blocks with their reports; text padded to the longest of the set."""
-        places = [self.locate(i) for i in items]
+        places = [self.locate(i, epoch) for i in items]
         return self._rows([(place.case, self.first_slice(place, epoch)) for place in places], epoch)
 
     def _rows(self, chosen: Sequence[tuple[int, int]], epoch: int | None) -> BlockBatch:
@@ -189,19 +224,15 @@ class PairView(BlockView):
     rows = 2
 
     def __init__(self, shards: LatentShards, seed: int, p_start: float, differing_share: float) -> None:
-        super().__init__(shards, seed, p_start)
-        self.differing_share = differing_share
         self.partner = contrast_partners(shards.cases)
+        super().__init__(shards, seed, p_start, [[case] for case in sorted(self.partner)])
+        self.differing_share = differing_share
         if not self.partner:
             raise ShardError(
                 f"{shards.folder} has no contrast pair",
                 "two cases of a patient with equal numbers of slices and equal spacing",
                 "make some (python -m data_prep.phantom … pairs=true), or leave data.pairs=false",
             )
-        counts = [padded_slices(case.slices) // BLOCK_LENGTH for case in shards.cases]
-        self.starts = np.concatenate(
-            [[0], np.cumsum([n * (i in self.partner) for i, n in enumerate(counts)])]
-        )
         self._differences: dict[int, NDArray[np.float64]] = {}
 
     def first_slice(self, place: Place, epoch: int | None) -> int:
@@ -233,14 +264,14 @@ class PairView(BlockView):
     def batch(self, items: Sequence[int], epoch: int | None) -> BlockBatch:
         """Rows 2i and 2i + 1 are partners."""
         chosen = []
-        for place in map(self.locate, items):
+        for place in (self.locate(item, epoch) for item in items):
             first = self.first_slice(place, epoch)
             chosen += [(place.case, first), (self.partner[place.case], first)]
         return replace(self._rows(chosen, epoch), partner=torch.arange(len(chosen)) ^ 1)
 
 
 def contrast_partners(cases: Sequence[CaseEntry]) -> dict[int, int]:
-    """The second case of every contrast pair, by the first: two of a patient, on one grid."""
+    """The second case of every contrast pair, by the first: two scans of a patient, on one grid."""
     patients: dict[str, list[int]] = {}
     for i, case in enumerate(cases):
         patients.setdefault(case.patient_id, []).append(i)
@@ -248,7 +279,9 @@ def contrast_partners(cases: Sequence[CaseEntry]) -> dict[int, int]:
     return {
         a: b
         for a, b in twos
-        if cases[a].slices == cases[b].slices and np.allclose(cases[a].spacing, cases[b].spacing, rtol=1e-4)
+        if (cases[a].scan != cases[b].scan or not cases[a].scan)
+        and cases[a].slices == cases[b].slices
+        and np.allclose(cases[a].spacing, cases[b].spacing, rtol=1e-4)
     }
 
 
@@ -259,20 +292,29 @@ class VolumeView(View):
         shards: The set.
         grid: What volumes are resampled to.
         in_memory: Keep the resampled volumes (int16), which are small where the grid is.
+        seed: Seed of the draws.
+        scans: As in ``View``.
     """
 
     shards: SliceShards
 
-    def __init__(self, shards: SliceShards, grid: VolumeGrid, in_memory: bool) -> None:
-        super().__init__(shards, [1] * len(shards))
+    def __init__(
+        self,
+        shards: SliceShards,
+        grid: VolumeGrid,
+        in_memory: bool,
+        seed: int = 0,
+        scans: Sequence[Sequence[int]] | None = None,
+    ) -> None:
+        super().__init__(shards, [1] * len(shards), seed, scans)
         self.grid = grid
         self.metadata = [shards.metadata(i) for i in range(len(shards))]
         self.label_names = sorted({name for m in self.metadata for name in m["labels"]})
         self._volumes = [self._volume(i).to(torch.int16) for i in range(len(shards))] if in_memory else []
 
     def batch(self, items: Sequence[int], epoch: int | None) -> VolumeBatch:
-        """Volumes ``[B, 1, D, H, W]`` with reports and labels; the epoch changes nothing."""
-        items = [self.locate(i).case for i in items]
+        """Volumes ``[B, 1, D, H, W]`` with reports and labels; the epoch decides which reconstruction."""
+        items = [self.locate(i, epoch).case for i in items]
         labels = [[float(self.metadata[i]["labels"].get(n, np.nan)) for n in self.label_names] for i in items]
         volumes = [self._volumes[i].float() if self._volumes else self._volume(i) for i in items]
         return VolumeBatch(

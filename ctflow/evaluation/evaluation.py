@@ -62,7 +62,7 @@ def evaluate(config: EvalConfig, system: EvalSystem, ranks: Ranks) -> Evaluation
     """
     started = time.monotonic()
     reader = CaseReader(Path(config.slices))
-    sets = choose_cases(reader.cases(), config.cases, config.floors)
+    sets = choose_cases(reader.cases(), config.cases, config.floors, choice=config.evaluated)
     backbones = backbones_of(config, system)
     # Only full-body makes whole volumes to hold against the ground truth.
     measured = "full-body" in config.settings and any(case.truth_path for case in sets.evaluated)

@@ -77,7 +77,7 @@ def test_partners_are_two_cases_of_a_patient_on_one_grid():
 
 def test_rows_are_partners_on_equal_slices():
     pairs = view()
-    assert len(pairs) == 3 and list(pairs.case_items(0)) == [0, 1, 2] and not pairs.case_items(2)
+    assert len(pairs) == 3 and list(pairs.scan_items(0)) == [0, 1, 2]
     assert sum(pairs.shard_items()) == 3
     batch = pairs.batch([0, 1], epoch=0)
     assert batch.case_id == ["p1a", "p1b", "p1a", "p1b"] and batch.partner.tolist() == [1, 0, 3, 2]

@@ -66,7 +66,7 @@ def test_spacing_is_what_the_model_was_told_or_an_error(model):
     assert model.spacing(GenerationRequest("a"))[0] == own.z_spacing_mm
     with pytest.raises(CTFlowError, match="z_spacing of 9 mm"):
         model.spacing(GenerationRequest("a", z_spacing=9.0))
-    with pytest.raises(CTFlowError, match="z_spacing of -1.0 mm"):
+    with pytest.raises(CTFlowError, match=r"z_spacing of -1\.0 mm"):
         GenerationRequest("a", z_spacing=-1.0)
     own.z_spacing_range, own.pixel_spacing_range, own.height_mm = [1.0, 5.0], [2.0, 4.0], 300.0
     try:

@@ -26,7 +26,7 @@ def memorisation(context: Context) -> AnalysisResult:
     config, setting = context.config, REGISTRY["full-body"]
     backbones, plan = context.tools()
     reader = context.reader()
-    sets = choose_cases(reader.cases(), config.cases, floors=False)
+    sets = choose_cases(reader.cases(), config.cases, floors=False, choice=config.evaluated)
     held_out = context.collector(reader, backbones, plan).collect(sets, [setting.name])
     train_reader = context.reader(config.analysis.train_slices)
     trained = train_reader.cases()
