@@ -20,9 +20,10 @@ from lightning.pytorch.utilities import rank_zero_only
 from ctflow.checkpoint import folder_fingerprint, load_avae, load_text_encoder, save_avae
 from ctflow.config import parse_command, run_command
 from ctflow.config.data import EncodeConfig
-from ctflow.data import LatentHeader, LatentShardWriter, SliceShards
+from ctflow.data import LatentHeader, LatentShards, LatentShardWriter, SliceShards
 from ctflow.errors import ShardError
 from ctflow.models import AVAE
+from ctflow.shipped import shipped_path
 from ctflow.training.parts import newest_part
 from ctflow.types import AIR_HU
 from ctflow.whitening import Whitening
@@ -84,19 +85,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         CTFlowError: Bad configuration, missing weights or shards, or an output made by other weights.
     """
-    config = parse_command(EncodeConfig, "python -m data_prep.encode", __doc__ or "", [], argv).config
+    config = parse_command(EncodeConfig, "ctflow encode", __doc__ or "", [], argv).config
     places = find_splits(Path(config.source), Path(config.output))
     sources = [SliceShards(source) for source, _ in places]
     config = _with_parts(config)
-    text_encoder = load_text_encoder(config.clip)
+    text_encoder = load_text_encoder(shipped_path(config.clip))
     avae = _avae(config, sources[0])
     header = make_header(avae, config, _one_size(sources))
     splits = [
-        Split(source, LatentShardWriter(output, header))
-        for source, (_, output) in zip(sources, places, strict=True)
+        Split(source, LatentShardWriter(output, header), _posteriors(config, folder))
+        for source, (folder, output) in zip(sources, places, strict=True)
     ]
     for split in splits:
         split.check_output()
+        split.check_posteriors()
         log.info(
             "%d of %d shards of %s are complete in %s",
             len(split.complete),
@@ -126,7 +128,10 @@ def _encode(config: EncodeConfig, avae: AVAE, encoder: Encoder, splits: list[Spl
         use_distributed_sampler=False,
     )
     rank, ranks = trainer.global_rank, trainer.world_size
-    loaders = [EncodeLoader(s.source, s.shards, s.complete, config.batch_slices, rank, ranks) for s in splits]
+    loaders = [
+        EncodeLoader(s.source, s.shards, s.complete, config.batch_slices, rank, ranks, s.posteriors)
+        for s in splits
+    ]
     with _one_thread():
         trainer.predict(encoder, loaders, return_predictions=False)
     return rank
@@ -163,14 +168,22 @@ def _with_parts(config: EncodeConfig) -> EncodeConfig:
 
 def _avae(config: EncodeConfig, source: SliceShards) -> AVAE:
     if config.whitening == "model":
-        return load_avae(config.avae)
+        return load_avae(shipped_path(config.avae))
     if (Path(config.avae_output) / "config.yaml").is_file():
         log.info("whitening taken from %s", config.avae_output)
         return load_avae(config.avae_output)
-    avae = load_avae(config.avae)
-    avae.config.whitening = measure_whitening(avae, source, config.batch_slices)
+    avae = load_avae(shipped_path(config.avae))
+    avae = avae.with_whitening(measure_whitening(avae, source, config.batch_slices))
     rank_zero_only(save_avae)(config.avae_output, avae)
     return avae
+
+
+def _posteriors(config: EncodeConfig, source: Path) -> LatentShards | None:
+    """The latents to take over for one folder of slices: ``posteriors``, or its folder of that name."""
+    if not config.posteriors:
+        return None
+    folder = Path(config.posteriors)
+    return LatentShards(folder if source == Path(config.source) else folder / source.name)
 
 
 def _one_size(sources: list[SliceShards]) -> tuple[int, int]:

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from ctflow.data import LatentRecord, LatentShardWriter, SliceShards, read_manifest
+from ctflow.data import LatentRecord, LatentShards, LatentShardWriter, SliceShards, read_manifest
 from ctflow.errors import ShardError
 from ctflow.models import AVAE, Posterior, TextEncoder
 
@@ -29,6 +29,7 @@ class EncodeBatch:
         case: Index of the case in the source.
         ends_case: These are the case's last slices.
         ends_shard: The case is the shard's last one.
+        posterior: The slices' posterior where it is known already; else None.
     """
 
     hu: Tensor
@@ -36,6 +37,7 @@ class EncodeBatch:
     case: int
     ends_case: bool
     ends_shard: bool
+    posterior: Posterior | None = None
 
 
 class EncodeLoader:
@@ -48,6 +50,7 @@ class EncodeLoader:
         batch_slices: Slices of a batch.
         rank: This process.
         world_size: All processes.
+        posteriors: Latents of the same slices and A-VAE that are taken over; None: all slices are encoded.
     """
 
     def __init__(
@@ -58,8 +61,9 @@ class EncodeLoader:
         batch_slices: int,
         rank: int,
         world_size: int,
+        posteriors: LatentShards | None = None,
     ) -> None:
-        self.source, self.batch_slices = source, batch_slices
+        self.source, self.batch_slices, self.posteriors = source, batch_slices, posteriors
         mine = list(shards)[rank::world_size]
         self.shards = {name: shards[name] for name in mine if name not in complete}
 
@@ -74,7 +78,15 @@ class EncodeLoader:
                 for start in range(0, len(hu), self.batch_slices):
                     part = hu[start : start + self.batch_slices]
                     last = start + self.batch_slices >= len(hu)
-                    yield EncodeBatch(part, name, case, last, last and case == cases[-1])
+                    ends_shard = last and case == cases[-1]
+                    yield EncodeBatch(part, name, case, last, ends_shard, self._known(case, start, len(part)))
+
+    def _known(self, case: int, start: int, slices: int) -> Posterior | None:
+        if self.posteriors is None:
+            return None
+        index = self.posteriors.index(self.source.cases[case].case_id)
+        mean, logvar = self.posteriors.posterior(index, start, start + slices)
+        return Posterior(torch.from_numpy(mean), torch.from_numpy(logvar))
 
 
 class Encoder(LightningModule):
@@ -94,6 +106,8 @@ class Encoder(LightningModule):
 
     def predict_step(self, batch: EncodeBatch, batch_idx: int, dataloader_idx: int = 0) -> Posterior:
         """Posterior of the batch's slices, float16 on the CPU."""
+        if batch.posterior is not None:
+            return batch.posterior
         mean, logvar = self.avae.encode_hu(batch.hu.float())
         return Posterior(mean.float().half().cpu(), logvar.float().half().cpu())
 

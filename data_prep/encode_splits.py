@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ctflow.data import LatentShardWriter, SliceShards, read_manifest, shards_to_encode
+from ctflow.data import LatentShards, LatentShardWriter, SliceShards, read_manifest, shards_to_encode
 from ctflow.data.manifest import MANIFEST
 from ctflow.data.reader import read_shard_header
 from ctflow.errors import ShardError
@@ -38,10 +38,12 @@ class Split:
     Attributes:
         source: The slices.
         writer: Of the latents.
+        posteriors: Latents of the same slices that are taken over; None: the slices are encoded.
     """
 
     source: SliceShards
     writer: LatentShardWriter
+    posteriors: LatentShards | None = None
 
     def __post_init__(self) -> None:
         self.shards: dict[str, range] = {}
@@ -50,6 +52,32 @@ class Split:
             self.shards[entry.file] = range(first, first + len(entry.cases))
             first += len(entry.cases)
         self.complete = set(self.shards) - set(shards_to_encode(self.source.folder, self.writer.folder))
+
+    def check_posteriors(self) -> None:
+        """Look at the latents that are to be taken over.
+
+        Raises:
+            ShardError: They are another A-VAE's, or not of these slices.
+        """
+        if self.posteriors is None:
+            return
+        folder = self.posteriors.folder
+        for name in ("avae_fingerprint", "whitening", "hu_window"):
+            found, ours = getattr(self.posteriors.header, name), getattr(self.writer.header, name)
+            if found != ours:
+                raise ShardError(
+                    f"{folder} has {name} {found}, the A-VAE has {ours}",
+                    "posteriors of the same A-VAE",
+                    "name that A-VAE with avae=FOLDER, or leave posteriors empty to encode the slices",
+                )
+        known = {case.case_id: case.slices for case in self.posteriors.cases}
+        wanted = self.source.cases
+        if missing := [case.case_id for case in wanted if known.get(case.case_id) != case.slices]:
+            raise ShardError(
+                f"{folder} lacks {len(missing)} of {len(wanted)} cases or their slices, e.g. {missing[0]}",
+                f"latents of all cases of {self.source.folder}",
+                "leave posteriors empty to encode the slices",
+            )
 
     def check_output(self) -> None:
         """Look at the shards that are complete already.

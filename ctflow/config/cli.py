@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 from ctflow.config.helptext import explain_keys
 from ctflow.config.loading import Override, load_config
 from ctflow.errors import CTFlowError, Stopped
+from ctflow.shipped import SHIPPED_CONFIGS
 
 SchemaT = TypeVar("SchemaT")
 log = logging.getLogger("ctflow")
@@ -53,7 +54,7 @@ def parse_command(
 
     Args:
         schema: Dataclass type of the command's configuration.
-        prog: Name in the usage line, e.g. ``python -m ctflow.generate``.
+        prog: Name in the usage line, e.g. ``ctflow generate``.
         description: First lines of ``--help``; the keys with their defaults follow it.
         flags: The command's fixed flags.
         argv: Arguments without the program's name; ``sys.argv[1:]`` where None.
@@ -71,7 +72,7 @@ def parse_command(
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config", type=Path, help="YAML file of keys; see configs/")
+    parser.add_argument("--config", type=Path, help=f"YAML file of keys; shipped ones: {SHIPPED_CONFIGS}")
     for flag in flags:
         parser.add_argument(flag.name, **flag.options)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="any key below, e.g. seed=3")
@@ -92,9 +93,9 @@ def parse_command(
 def run_command(main: Callable[[], int | None]) -> None:
     """Run a command's main function with logging on and end with its status.
 
-    What a user can mend is said in a line, without a traceback, with status 2: errors of this project, of the
-    operating system (a full disk, a folder that cannot be written to), and too little memory. Ctrl-C ends with
-    status 130.
+    What a user can mend is said in a line, without a traceback, with status 2: errors of this project, of
+    the operating system (a full disk, a folder that cannot be written to), and too little memory. Ctrl-C ends
+    with status 130.
     """
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"

@@ -21,6 +21,7 @@ from ctflow.config.values import (
     refuse_interpolations,
 )
 from ctflow.errors import ConfigError
+from ctflow.shipped import SHIPPED_CONFIGS, shipped_path
 
 SchemaT = TypeVar("SchemaT")
 BASE_KEY = "base"
@@ -38,7 +39,8 @@ def load_config(
 
     Args:
         schema: A dataclass type; its ``__post_init__`` checks the values.
-        file: A YAML file; a top-level ``base: other.yaml`` (relative to it) is merged first.
+        file: A YAML file, maybe a shipped one (``configs/train/vae.yaml``); a top-level ``base: other.yaml``
+            (relative to it) is merged first.
         overrides: ``key=value`` with dotted keys, or pairs of a key and its value.
 
     Returns:
@@ -48,7 +50,7 @@ def load_config(
         ConfigError: An unknown key (the nearest valid ones are named), a wrong type, an impossible value.
     """
     structure = config = OmegaConf.structured(schema)
-    layers = _file_layers(Path(file), structure) if file else []
+    layers = _file_layers(shipped_path(file), structure) if file else []
     layers += [_override_layer(override, structure) for override in overrides]
     for origin, layer in layers:
         try:
@@ -118,13 +120,8 @@ def _file_layers(file: Path, structure: Any) -> list[tuple[str, DictConfig]]:
 
 
 def _where_it_may_be(file: Path) -> str:
-    if file.is_absolute():
-        return "check the path; the shipped ones lie in configs/"
-    here = f"relative paths begin at the current folder, {Path.cwd()}"
-    shipped = Path(__file__).resolve().parents[2] / file
-    if shipped.is_file():
-        return f"{here}: change to {shipped.parents[len(file.parts) - 1]}, or give {shipped}"
-    return f"{here}; the shipped ones lie in configs/"
+    here = "" if file.is_absolute() else f"relative paths begin at the current folder, {Path.cwd()}; "
+    return f"{here}the shipped ones are in {SHIPPED_CONFIGS}"
 
 
 def _wrong_type(origin: str, structure: Any, layer: DictConfig, error: OmegaConfBaseException) -> ConfigError:

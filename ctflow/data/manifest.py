@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ctflow.data.records import CaseEntry, ShardEntry
+from ctflow.data.records import Acquisition, CaseEntry, ShardEntry
 from ctflow.errors import ShardError
 from ctflow.locks import short_lock
 
@@ -76,7 +76,14 @@ def file_sha256(path: Path | str) -> str:
 
 def _entry(line: dict[str, Any]) -> ShardEntry:
     cases = [
-        CaseEntry(**{**case, "spacing": tuple(case["spacing"]), "size": tuple(case["size"])})
+        CaseEntry(
+            **{
+                **case,
+                "spacing": tuple(case["spacing"]),
+                "size": tuple(case["size"]),
+                "acquisition": Acquisition(**case.get("acquisition", {})),
+            }
+        )
         for case in line["cases"]
     ]
     return ShardEntry(**{**line, "cases": tuple(cases)})

@@ -53,6 +53,7 @@ class ShardFile:
             split=record.split,
             tokens=tokens,
             size=(size[0], size[1]),
+            acquisition=record.acquisition,
         )
         self.cases.append(entry)
 

@@ -14,9 +14,10 @@ from tqdm import tqdm
 from ctflow.config.evaluation import EvalConfig
 from ctflow.data.manifest import file_sha256
 from ctflow.data.nifti import read_nifti
+from ctflow.errors import EvaluationError
 from ctflow.evaluation.backbones import Backbones, build_backbones
 from ctflow.evaluation.cache import CaseFeatures, FeatureCache
-from ctflow.evaluation.cases import CaseSets, EvaluationError, RealCase
+from ctflow.evaluation.cases import CaseSets, RealCase
 from ctflow.evaluation.evaluation import Evaluation, device_of
 from ctflow.evaluation.features import FeatureExtractor, FeaturePlan, real_volume
 from ctflow.evaluation.monitoring import readings
@@ -76,7 +77,7 @@ def evaluate_external(config: EvalConfig, scorer: TextVolumeScorer | None, ranks
     result.rows = source_rows(compared, backbones, reports) + _half_floor(compared, backbones)
     first, resolution = backbones.slices[0], plan.resolutions[0]
     half = len(real) // 2
-    # The real volumes' own drift: the half that is not the reference comes first, where sets are cut to one size.
+    # Of the real volumes, those that are not the reference come first: sets are cut to one size.
     for source, cases in ((MODEL, fake), ("real", [*real[half:], *real[:half]])):
         result.readings += readings(EXTERNAL, source, cases, real[:half], real[half:], first, resolution)
     result.pictures[EXTERNAL.name] = pictures(compared, first.name, resolution)
