@@ -62,13 +62,22 @@ class Muon(AdamW):
                 shapes.setdefault(parameter.shape, []).append(parameter)
         for shape, parameters in shapes.items():
             gradients = [p.grad for p in parameters if p.grad is not None]
-            means = [self.state[p].setdefault("mean", torch.zeros_like(p)) for p in parameters]
+            means = [self._mean(p) for p in parameters]
             torch._foreach_lerp_(means, gradients, 1 - self.momentum)
             ahead = torch._foreach_lerp(gradients, means, self.momentum)  # Nesterov
             updates = orthogonalise(torch.stack(list(ahead)))
             scale = group["lr"] * _RMS * max(shape) ** 0.5
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
             torch._foreach_add_(parameters, list(updates.unbind(0)), alpha=-scale)
+
+    def _mean(self, parameter: nn.Parameter) -> Tensor:
+        """Running mean of a matrix's gradients."""
+        state = self.state[parameter]
+        if not state:
+            # AdamW reads the step of every parameter when a state is loaded.
+            state.update(step=torch.zeros(()), mean=torch.zeros_like(parameter))
+        state["step"] += 1
+        return state["mean"]
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:
