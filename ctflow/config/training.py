@@ -75,7 +75,6 @@ class AdversaryConfig:
         weight: Factor on the adaptive weight of the generator's adversarial term.
         channels: Filters of the first layer, doubled by each further one.
         layers: Strided layers.
-        max_adaptive_weight: Cap on the ratio of gradient norms at the last decoder layer.
         optimizer: The discriminator's own optimizer.
     """
 
@@ -83,7 +82,6 @@ class AdversaryConfig:
     weight: float = 0.5
     channels: int = 32
     layers: int = 3
-    max_adaptive_weight: float = 1e4
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
 
@@ -98,8 +96,8 @@ class AutoencoderTask:
             shards already encoded and transformers trained on them stay valid.
         flat_fraction: Share of training slices replaced by flat ones, half air and half at the top of the
             window: start and end slices are none that scans contain, and a rollout decodes them.
-        l1_weight: Weight of the mean absolute error in the network's intensity range.
-        kl_weight: Weight of the KL divergence, averaged over latent values.
+        kl_weight: Weight of the KL divergence, averaged over latent values; the mean absolute error in the
+            network's intensity range weighs 1.
         perceptual_weight: Weight of the VGG-16 feature distance; 0 switches it off.
         perceptual_weights_path: torchvision's ``vgg16`` state dict on disk, needed where the weight is not 0.
         adversary: The discriminator.
@@ -114,7 +112,6 @@ class AutoencoderTask:
     init_from: str = ""
     train_encoder: bool = True
     flat_fraction: float = 0.0
-    l1_weight: float = 1.0
     kl_weight: float = 1e-6
     perceptual_weight: float = 0.0
     perceptual_weights_path: str = ""

@@ -10,6 +10,7 @@ from pathlib import Path
 from ctflow.config import Flag, parse_command
 from ctflow.config.prep import IngestConfig
 from ctflow.errors import ConfigError, ScanError
+from ctflow.files import write_text
 
 log = logging.getLogger(__name__)
 SETTINGS = "settings.json"
@@ -106,7 +107,4 @@ def _claim(output: Path, settings: dict[str, object]) -> None:
                 "give another --output, or delete this one",
             )
         return
-    output.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, json.dumps(settings, indent=2) + "\n")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 import warnings
 from dataclasses import asdict, dataclass, field
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctflow.config.prep import IngestConfig
+from ctflow.files import replaced
 from data_prep.ct_rate.dicom_reader import read_dicom_series
 from data_prep.ct_rate.dicom_series import sort_folder
 from data_prep.ct_rate.discovery import TRUTH, Item, case_id_of, patient_and_split
@@ -264,7 +264,5 @@ def _truth(item: Item) -> str | None:
 
 
 def _stage(hu: NDArray[np.int16], path: Path) -> None:
-    temporary = path.with_suffix(".partial")
-    with temporary.open("wb") as stream:
-        np.save(stream, hu)
-    os.replace(temporary, path)
+    with replaced(path) as temporary:
+        np.save(temporary, hu)

@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw
 from ctflow.data import schema
 from ctflow.data.manifest import read_manifest
 from ctflow.data.montage import LUNG, SOFT_TISSUE, axial, coronal, save_png, stack
+from ctflow.files import write_text
 from ctflow.types import HUVolume
 from data_prep.ct_rate.prepare import ACCEPTED, EXPANDED, FLAGGED, IGNORED, REFUSED, Outcome
 from data_prep.ct_rate.run import SPLITS
@@ -84,7 +85,7 @@ def write_reports(
     ]
     _write_csv(output / VOLUMES, columns + facts, rows)
     summary = summarise(outcomes, len(stray), settings) | {"listed_but_missing": missing}
-    _replace(output / SUMMARY, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    write_text(output / SUMMARY, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     return summary
 
 
@@ -173,10 +174,4 @@ def _write_csv(path: Path, header: list[str], rows: list[list[Any]]) -> None:
     writer = csv.writer(text)
     writer.writerow(header)
     writer.writerows(rows)
-    _replace(path, text.getvalue())
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(text, encoding="utf-8", newline="")
-    temporary.replace(path)
+    write_text(path, text.getvalue())
