@@ -43,8 +43,6 @@ def read_itk_scan(path: Path, memory_bytes: float) -> RawScan:
     if reader.GetNumberOfComponents() != 1:
         raise ScanRefused("not_3d", f"{reader.GetNumberOfComponents()} values per voxel")
     check_shape(tuple(reader.GetSize()), 4, memory_bytes)
-    if path.suffix.lower() in (".nrrd", ".nhdr") and not _nrrd_has_space(path):
-        raise ScanRefused("no_orientation", "the NRRD header has no anatomical space (left, posterior …)")
     try:
         image = reader.Execute()
     except RuntimeError as error:
@@ -56,7 +54,9 @@ def read_itk_scan(path: Path, memory_bytes: float) -> RawScan:
     while image.GetDimension() > 3:
         image = image[..., 0]
     stored = sitk.GetArrayFromImage(image).transpose(2, 1, 0)
-    return RawScan(stored, itk_affine(image), format=_FORMATS[path.suffix.lower()])
+    lost = path.suffix.lower() in (".nrrd", ".nhdr") and not _nrrd_has_space(path)
+    unplaced = "the NRRD header has no anatomical space (left, posterior …)" if lost else ""
+    return RawScan(stored, itk_affine(image), format=_FORMATS[path.suffix.lower()], unplaced=unplaced)
 
 
 def itk_affine(image: sitk.Image) -> NDArray[np.float64]:

@@ -59,6 +59,15 @@ def read_nifti_scan(path: Path, memory_bytes: float) -> RawScan:
             raise ScanRefused("damaged", f"the compressed stream is damaged ({error})") from error
 
 
+def read_nifti_header(stream: BinaryIO | gzip.GzipFile) -> nib.Nifti1Header:
+    """The header of a NIfTI in one piece, from its decompressed beginning.
+
+    Raises:
+        ScanRefused: None there.
+    """
+    return _header(stream.read(544), (b"n+1", b"n+2"))
+
+
 def _read(stream: BinaryIO | gzip.GzipFile, compressed: bool, memory_bytes: float) -> RawScan:
     head = stream.read(544)
     header = _header(head, (b"n+1", b"n+2"))
@@ -104,8 +113,16 @@ def _scan(header: nib.Nifti1Header, sizes: tuple[int, ...], data: bytes) -> RawS
     stored = np.frombuffer(data, header.get_data_dtype()).reshape(sizes, order="F")
     slope, intercept = header.get_slope_inter()
     affine, conflict = _affine(header), _conflict(header)
-    flags = [["header_conflict", conflict]] if conflict else []
-    return RawScan(stored, affine, slope or 1.0, intercept or 0.0, "NIfTI", facts=_facts(header), flags=flags)
+    return RawScan(
+        stored,
+        affine,
+        slope or 1.0,
+        intercept or 0.0,
+        "NIfTI",
+        facts=_facts(header),
+        flags=[["header_conflict", conflict]] if conflict else [],
+        unplaced="" if _is_placed(header) else "neither sform nor qform is set",
+    )
 
 
 def _header(head: bytes, magics: tuple[bytes, ...]) -> nib.Nifti1Header:
@@ -119,9 +136,11 @@ def _header(head: bytes, magics: tuple[bytes, ...]) -> nib.Nifti1Header:
     raise ScanRefused("unreadable", f"no NIfTI header (magic {' or '.join(m.decode() for m in magics)})")
 
 
+def _is_placed(header: nib.Nifti1Header) -> bool:
+    return int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0
+
+
 def _affine(header: nib.Nifti1Header) -> np.ndarray:
-    if int(header["sform_code"]) <= 0 and int(header["qform_code"]) <= 0:
-        raise ScanRefused("no_orientation", "neither sform nor qform is set")
     try:
         affine = np.asarray(header.get_best_affine(), np.float64)
     except (HeaderDataError, ValueError, np.linalg.LinAlgError) as error:

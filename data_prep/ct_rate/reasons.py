@@ -33,6 +33,7 @@ REFUSALS = {
 """Code to meaning; a refused file is in no shard."""
 
 FLAGS = {
+    "orientation_doubt": "the anatomy lies otherwise than the header says: turned, upside down or mirrored",
     "not_chest": "hardly any lung: another part of the body",
     "one_lung": "lung on one side only",
     "short_coverage": "too short, or the lungs go on beyond the first or last slice",
@@ -46,7 +47,16 @@ FLAGS = {
     "duplicate_content": "voxel for voxel another volume of this output; both count as one patient",
     "no_report": "report CSVs are there, but not this volume",
 }
-"""Code to meaning; a flagged scan is kept unless ``keep_flagged=false``."""
+"""Code to meaning; a flagged scan is kept unless ``keep_flagged=false`` (``not_chest``: only if
+``keep_no_chest=true``)."""
+
+EXCLUSIONS = {
+    "first_version": "CT-RATE's first version of a volume whose corrected version is there",
+    "label_map": "a label map (segmentation) under the name of a volume",
+    "listed_no_chest": "named in a list of volumes that show no chest",
+    "not_chest": FLAGS["not_chest"],
+}
+"""Code to meaning; excluded files are in no shard, and leave the exit status alone."""
 
 IGNORED = {
     "stray_file": "no image by its name, or no image beside a DICOM series",
@@ -58,6 +68,20 @@ IGNORED = {
 def printable(text: str) -> str:
     """Text that every file and terminal takes: bytes of a name or tag that are no UTF-8 become escapes."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+class ScanExcluded(Exception):
+    """A file that is left out by a rule, without fault of its own.
+
+    Args:
+        code: A key of ``EXCLUSIONS``.
+        detail: What was found, in words with numbers.
+    """
+
+    def __init__(self, code: str, detail: str) -> None:
+        assert code in EXCLUSIONS, code
+        super().__init__(f"{code}: {detail}")
+        self.code, self.detail = code, detail
 
 
 class ScanRefused(Exception):

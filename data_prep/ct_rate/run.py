@@ -17,13 +17,13 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ctflow.config.prep import IngestConfig
 from ctflow.data.manifest import read_manifest
-from ctflow.data.records import SliceRecord
+from ctflow.data.records import Acquisition, SliceRecord
 from ctflow.data.writer import SliceShardWriter
-from data_prep.ct_rate.discovery import Item, Source
+from data_prep.ct_rate.discovery import Item, Source, case_id_of
 from data_prep.ct_rate.journal import FOLDER, Journal
 from data_prep.ct_rate.likeness import alike
 from data_prep.ct_rate.pool import GuardedPool
-from data_prep.ct_rate.prepare import EXPANDED, FLAGGED, REFUSED, Job, Outcome, outcome_fingerprint
+from data_prep.ct_rate.prepare import EXCLUDED, EXPANDED, FLAGGED, REFUSED, Job, Outcome, outcome_fingerprint
 from data_prep.ct_rate.tables import CsvRow, Tables
 
 log = logging.getLogger(__name__)
@@ -58,6 +58,11 @@ class IngestRun:
         self._unclaimed = self._cases - {o.case_id for o in journal.outcomes.values() if o.usable}
         self._pending: list[tuple[str, Item]] = []
         self._waiting: list[tuple[str, Outcome, Path]] = []
+        for key, detail in source.excluded.items():
+            reasons = [["listed_no_chest", detail]]
+            self.seen[key] = Outcome(key, "", EXCLUDED, reasons, case_id=case_id_of(key))
+            if self.seen[key].case_id in self._cases:
+                log.warning("%s is %s, but an earlier run put it into the shards", key, detail)
         for item in source.items:
             self._plan(item)
 
@@ -169,7 +174,7 @@ class IngestRun:
             self._compare(outcome)
         self.journal.add(outcome)
         self.seen[outcome.key] = outcome
-        if outcome.reasons:
+        if outcome.reasons and [code for code, _ in outcome.reasons] != ["label_map"]:
             _tell(outcome)
         if outcome.usable and not there and not self._dropped(outcome):
             self._cases.add(outcome.case_id)
@@ -186,6 +191,7 @@ class IngestRun:
             if like.key != outcome.key:
                 outcome.patient_id, outcome.split = like.patient_id, like.split
                 outcome.facts["patient_from"] = f"likeness to {like.case_id}"
+                outcome.acquisition["scan"] = like.acquisition.get("scan") or like.case_id
                 log.info("%s looks like %s and counts as the same patient", outcome.key, like.case_id)
         elif first.key != outcome.key:
             outcome.status, outcome.patient_id, outcome.split = FLAGGED, first.patient_id, first.split
@@ -215,6 +221,7 @@ def settings(config: IngestConfig) -> dict[str, object]:
         "valid_fraction",
         "patient_pattern",
         "keep_flagged",
+        "keep_no_chest",
     )
     values = asdict(config)
     return {name: values[name] for name in names}
@@ -233,4 +240,5 @@ def _record(outcome: Outcome, path: Path) -> SliceRecord:
         split=outcome.split,
         truth_path=outcome.truth_path,
         extra={"ingest": outcome.facts, "flags": outcome.reasons},
+        acquisition=Acquisition(**outcome.acquisition),
     )

@@ -28,6 +28,7 @@ class RawScan:
         patient_id: Patient in the header; empty where there is none.
         facts: What else the header tells, for the record (JSON values).
         flags: Code and detail of what the header makes doubtful.
+        unplaced: Why the header tells no orientation; empty where it tells one.
     """
 
     stored: NDArray[Any]
@@ -38,6 +39,21 @@ class RawScan:
     patient_id: str = ""
     facts: dict[str, Any] = field(default_factory=dict)
     flags: list[list[str]] = field(default_factory=list)
+    unplaced: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.unplaced and _is_blank(self.affine):
+            self.unplaced = "the header is blank (an identity: voxels of 1 mm at the origin)"
+
+    @property
+    def oriented(self) -> bool:
+        """Whether the affine tells where the patient's axes lie."""
+        return not self.unplaced
+
+
+def _is_blank(affine: NDArray[np.float64]) -> bool:
+    """What libraries write for an array without geometry: an identity, in RAS or in LPS."""
+    return any(np.allclose(affine, np.diag([sign, sign, 1.0, 1.0]), atol=1e-6) for sign in (1.0, -1.0))
 
 
 def check_shape(shape: tuple[int, ...], itemsize: int, memory_bytes: float) -> tuple[int, ...]:
