@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         CTFlowError: Input that cannot be evaluated; the message says what to do.
     """
-    config = parse_command(EvalConfig, "python -m ctflow.eval", DESCRIPTION, FLAGS, argv).config
+    config = parse_command(EvalConfig, "ctflow eval", DESCRIPTION, FLAGS, argv).config
     # These take seconds to import: after the arguments are checked.
     from ctflow.evaluation.ranks import joined_ranks
     from ctflow.evaluation.run import run

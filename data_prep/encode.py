@@ -22,6 +22,7 @@ from ctflow.config import parse_command, run_command
 from ctflow.config.data import EncodeConfig
 from ctflow.data import (
     LatentHeader,
+    LatentShards,
     LatentShardWriter,
     SliceShards,
     read_manifest,
@@ -30,6 +31,7 @@ from ctflow.data import (
 from ctflow.data.reader import read_shard_header
 from ctflow.errors import ShardError
 from ctflow.models import AVAE
+from ctflow.shipped import shipped_path
 from ctflow.types import AIR_HU
 from ctflow.whitening import Whitening
 from data_prep.encode_predict import SOURCE_SHARD, EncodeLoader, Encoder, ShardWriting
@@ -44,7 +46,7 @@ def make_header(avae: AVAE, config: EncodeConfig, image_size: tuple[int, int]) -
     window = avae.config.intensity
     return LatentHeader(
         avae_fingerprint=avae.fingerprint(),
-        text_fingerprint=folder_fingerprint(config.clip),
+        text_fingerprint=folder_fingerprint(shipped_path(config.clip)),
         whitening=avae.config.whitening,
         air=_flat_mean(avae, AIR_HU, image_size),
         white=_flat_mean(avae, window.hu_max, image_size),
@@ -89,9 +91,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         CTFlowError: Bad configuration, missing weights or shards, or an output made by other weights.
     """
-    config = parse_command(EncodeConfig, "python -m data_prep.encode", __doc__ or "", [], argv).config
+    config = parse_command(EncodeConfig, "ctflow encode", __doc__ or "", [], argv).config
     source = SliceShards(config.source)
-    text_encoder = load_text_encoder(config.clip)
+    text_encoder = load_text_encoder(shipped_path(config.clip))
     avae = _avae(config, source)
     writer = LatentShardWriter(config.output, make_header(avae, config, source.one_size()))
     shards = _shards(config.source)
@@ -113,7 +115,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     log.info("%d of %d shards are complete in %s", len(complete), len(shards), config.output)
     if len(complete) < len(shards):
         with _one_thread():
-            trainer.predict(Encoder(avae, text_encoder), loader, return_predictions=False)
+            model = Encoder(avae, text_encoder, source, _posteriors(config, source, writer.header))
+            trainer.predict(model, loader, return_predictions=False)
     if rank == 0:
         log.info("encoded %d cases to %s", len(source), config.output)
     return 0
@@ -135,14 +138,42 @@ def _one_thread() -> Iterator[None]:
 
 def _avae(config: EncodeConfig, source: SliceShards) -> AVAE:
     if config.whitening == "model":
-        return load_avae(config.avae)
+        return load_avae(shipped_path(config.avae))
     if (Path(config.avae_output) / "config.yaml").is_file():
         log.info("whitening taken from %s", config.avae_output)
         return load_avae(config.avae_output)
-    avae = load_avae(config.avae)
-    avae.config.whitening = measure_whitening(avae, source, config.batch_slices)
+    avae = load_avae(shipped_path(config.avae))
+    avae = avae.with_whitening(measure_whitening(avae, source, config.batch_slices))
     rank_zero_only(save_avae)(config.avae_output, avae)
     return avae
+
+
+def _posteriors(config: EncodeConfig, source: SliceShards, header: LatentHeader) -> LatentShards | None:
+    """The shards whose posteriors are taken over, if any.
+
+    Raises:
+        ShardError: They hold latents of another A-VAE, or not of these slices.
+    """
+    if not config.posteriors:
+        return None
+    shards = LatentShards(config.posteriors)
+    for name in ("avae_fingerprint", "whitening", "hu_window"):
+        found, ours = getattr(shards.header, name), getattr(header, name)
+        if found != ours:
+            raise ShardError(
+                f"{config.posteriors} has {name} {found}, avae={config.avae} has {ours}",
+                "posteriors of the same A-VAE",
+                "name that A-VAE, or leave posteriors empty to encode the slices",
+            )
+    ours = {case.case_id: case.slices for case in source.cases}
+    theirs = {case.case_id: case.slices for case in shards.cases}
+    if missing := [name for name, slices in ours.items() if theirs.get(name) != slices]:
+        raise ShardError(
+            f"{config.posteriors} lacks {len(missing)} of {len(ours)} cases or slices, e.g. {missing[0]}",
+            f"latents of all cases of {config.source}",
+            "leave posteriors empty to encode the slices",
+        )
+    return shards
 
 
 def _shards(source: str) -> dict[str, range]:

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from ctflow.data import LatentRecord, LatentShardWriter, SliceShards, read_manifest
+from ctflow.data import LatentRecord, LatentShards, LatentShardWriter, SliceShards, read_manifest
 from ctflow.errors import ShardError
 from ctflow.models import AVAE, Posterior, TextEncoder
 
@@ -25,6 +25,7 @@ class EncodeBatch:
 
     Attributes:
         hu: Int16 HU ``[N, rows, columns]``.
+        start: Index of the first of them in the case.
         shard: File name the case goes to.
         case: Index of the case in the source.
         ends_case: These are the case's last slices.
@@ -32,6 +33,7 @@ class EncodeBatch:
     """
 
     hu: Tensor
+    start: int
     shard: str
     case: int
     ends_case: bool
@@ -74,7 +76,7 @@ class EncodeLoader:
                 for start in range(0, len(hu), self.batch_slices):
                     part = hu[start : start + self.batch_slices]
                     last = start + self.batch_slices >= len(hu)
-                    yield EncodeBatch(part, name, case, last, last and case == cases[-1])
+                    yield EncodeBatch(part, start, name, case, last, last and case == cases[-1])
 
 
 class Encoder(LightningModule):
@@ -83,10 +85,20 @@ class Encoder(LightningModule):
     Args:
         avae: Encodes slices.
         text_encoder: Encodes reports.
+        source: Where the slices come from.
+        posteriors: Latent shards of the same slices and A-VAE, whose posteriors are taken over; None: all
+            slices are encoded.
     """
 
-    def __init__(self, avae: AVAE, text_encoder: TextEncoder) -> None:
+    def __init__(
+        self,
+        avae: AVAE,
+        text_encoder: TextEncoder,
+        source: SliceShards,
+        posteriors: LatentShards | None = None,
+    ) -> None:
         super().__init__()
+        self.source, self.posteriors = source, posteriors
         self.allow_zero_length_dataloader_with_multiple_devices = True
         self.avae = avae.to(memory_format=torch.channels_last)  # a quarter faster on CPUs
         self.clip = text_encoder.clip
@@ -94,6 +106,10 @@ class Encoder(LightningModule):
 
     def predict_step(self, batch: EncodeBatch, batch_idx: int) -> Posterior:
         """Posterior of the batch's slices, float16 on the CPU."""
+        if self.posteriors is not None:
+            known = self.posteriors.index(self.source.cases[batch.case].case_id)
+            parts = self.posteriors.posterior(known, batch.start, batch.start + len(batch.hu))
+            return Posterior(*map(torch.from_numpy, parts))
         mean, logvar = self.avae.encode_hu(batch.hu.float())
         return Posterior(mean.float().half().cpu(), logvar.float().half().cpu())
 

@@ -44,6 +44,9 @@ class DataConfig:
         num_workers: Loader processes; 0 reads in the training process.
         seed: Seed of the order and of the posterior noise.
         p_start: Probability that a training pair of ``blocks`` is (start block, first block): StartBoost.
+        pairs: Read contrast pairs (two cases of a patient that differ in one finding) side by side; cases
+            without partner are left out.
+        differing_share: With ``pairs``, probability that a training block is drawn where the two differ.
         repeat: Times the data set is seen in one epoch; raise it for sets smaller than a global batch.
         shuffle_shards: Shards mixed with each other at a time; reading stays within that many files.
         in_memory: Keep all arrays of the set in memory (small sets: latents of 600 phantoms are 180 MB).
@@ -61,6 +64,8 @@ class DataConfig:
     num_workers: int = 0
     seed: int = 0
     p_start: float = 0.15
+    pairs: bool = False
+    differing_share: float = 0.5
     repeat: int = 1
     shuffle_shards: int = 8
     in_memory: bool = False
@@ -73,6 +78,12 @@ class DataConfig:
             raise ValueError(f"view must be one of {', '.join(VIEWS)}, found {self.view!r}")
         if not 0.0 <= self.p_start <= 1.0:
             raise ValueError(f"p_start must be in [0, 1], found {self.p_start}")
+        if not 0.0 <= self.differing_share <= 1.0:
+            raise ValueError(f"differing_share must be in [0, 1], found {self.differing_share}")
+        if self.pairs and (self.batch_size % 2 or self.valid_batch_size % 2):
+            raise ValueError(
+                f"pairs need even batch sizes, found {self.batch_size} and {self.valid_batch_size}"
+            )
         for name in ("batch_size", "repeat", "shuffle_shards"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
@@ -98,6 +109,8 @@ class EncodeConfig:
         whitening: ``model`` takes the A-VAE's own; ``measured`` measures it on ``source`` and writes an A-VAE
             with it to ``avae_output``, to be decoded with. One already there is used as it is.
         avae_output: Folder for ``whitening=measured``.
+        posteriors: Latent shards of the same slices and A-VAE: their posteriors are taken over and the
+            reports alone are encoded, for another text encoder.
     """
 
     avae: str = "checkpoints/avae"
@@ -110,6 +123,7 @@ class EncodeConfig:
     devices: int = 1
     whitening: str = "model"
     avae_output: str = ""
+    posteriors: str = ""
 
     def __post_init__(self) -> None:
         if self.precision not in ("fp32", "bf16"):

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ctflow.config.encoders import VolumeGrid
 from ctflow.data.batches import BlockBatch, SliceBatch, VolumeBatch
 from ctflow.data.reader import LatentShards, ShardSet, SliceShards, padded_slices
+from ctflow.data.records import CaseEntry
+from ctflow.errors import ShardError
 from ctflow.seeding import derived_generator
 from ctflow.types import BLOCK_LENGTH, HUVolume
 from ctflow.volume_grid import to_grid
@@ -39,7 +43,12 @@ class View(ABC):
         items: Samples of each case.
         seed: Seed of the draws.
         scans: Cases of each scan, ordered by their first; None: every case by itself.
+
+    Attributes:
+        rows: Rows of a batch that one sample makes.
     """
+
+    rows = 1
 
     def __init__(
         self,
@@ -166,17 +175,20 @@ class BlockView(View):
     def batch(self, items: Sequence[int], epoch: int | None) -> BlockBatch:
         """Pairs of blocks with their reports; text padded to the longest of the set."""
         places = [self.locate(i, epoch) for i in items]
-        first = [self.first_slice(place, epoch) for place in places]
-        pairs = [self.pair(place.case, start, epoch) for place, start in zip(places, first, strict=True)]
-        cases = [self.shards.cases[place.case] for place in places]
-        text, mask, pooled = self._texts([place.case for place in places])
+        return self._rows([(place.case, self.first_slice(place, epoch)) for place in places], epoch)
+
+    def _rows(self, chosen: Sequence[tuple[int, int]], epoch: int | None) -> BlockBatch:
+        """A batch of given cases and first slices."""
+        pairs = [self.pair(case, first, epoch) for case, first in chosen]
+        cases = [self.shards.cases[case] for case, _ in chosen]
+        text, mask, pooled = self._texts([case for case, _ in chosen])
         return BlockBatch(
             previous=torch.stack([previous for previous, _ in pairs]),
             target=torch.stack([target for _, target in pairs]),
             text=text,
             text_mask=mask,
             pooled=pooled,
-            position=torch.tensor(first),
+            position=torch.tensor([first for _, first in chosen]),
             length=torch.tensor([case.slices for case in cases]),
             spacing=torch.tensor([case.spacing for case in cases]),
             case_id=[case.case_id for case in cases],
@@ -190,6 +202,87 @@ class BlockView(View):
             text[row, : len(tokens)] = torch.from_numpy(tokens)
             mask[row, : len(tokens)] = torch.from_numpy(real)
         return text, mask, torch.stack([torch.from_numpy(pooled) for _, _, pooled in texts])
+
+
+class PairView(BlockView):
+    """The same block of both volumes of a contrast pair, in neighbouring rows.
+
+    A contrast pair is two cases of one patient on one grid (``data_prep.phantom`` with ``pairs=true``); other
+    cases are left out. In training a share of the blocks is drawn where the two volumes differ.
+
+    Args:
+        shards: The set.
+        seed: As for ``BlockView``.
+        p_start: As for ``BlockView``.
+        differing_share: Probability that a training block is drawn in proportion to the difference of its
+            slices.
+
+    Raises:
+        ShardError: The set has no contrast pair.
+    """
+
+    rows = 2
+
+    def __init__(self, shards: LatentShards, seed: int, p_start: float, differing_share: float) -> None:
+        self.partner = contrast_partners(shards.cases)
+        super().__init__(shards, seed, p_start, [[case] for case in sorted(self.partner)])
+        self.differing_share = differing_share
+        if not self.partner:
+            raise ShardError(
+                f"{shards.folder} has no contrast pair",
+                "two cases of a patient with equal numbers of slices and equal spacing",
+                "make some (python -m data_prep.phantom … pairs=true), or leave data.pairs=false",
+            )
+        self._differences: dict[int, NDArray[np.float64]] = {}
+
+    def first_slice(self, place: Place, epoch: int | None) -> int:
+        """As in ``BlockView``, or where the two differ."""
+        if epoch is not None:
+            case = self.shards.cases[place.case]
+            generator = derived_generator(
+                self.seed, "differing", epoch, case.case_id, place.number, place.turn
+            )
+            if torch.rand((), generator=generator).item() < self.differing_share:
+                return self._differing_slice(place.case, generator)
+        return super().first_slice(place, epoch)
+
+    def _differing_slice(self, case: int, generator: torch.Generator) -> int:
+        """The first slice of a block that holds, at any place, a slice drawn by its difference."""
+        if case not in self._differences:
+            means = [self.shards.whitened(i) for i in (case, self.partner[case])]  # [C, S, h, w]
+            weight = (means[0] - means[1]).square().mean(dim=(0, 2, 3)).double().numpy()  # [S]
+            self._differences[case] = np.cumsum(
+                weight / weight.sum() if weight.any() else weight + 1 / len(weight)
+            )
+        chosen = int(np.searchsorted(self._differences[case], torch.rand((), generator=generator).item()))
+        last = padded_slices(self.shards.cases[case].slices) - BLOCK_LENGTH
+        first = chosen - int(torch.randint(0, BLOCK_LENGTH, (), generator=generator))
+        if first < BLOCK_LENGTH:  # the previous block would mix air and body
+            first = 0 if chosen < BLOCK_LENGTH else BLOCK_LENGTH
+        return min(first, last)
+
+    def batch(self, items: Sequence[int], epoch: int | None) -> BlockBatch:
+        """Rows 2i and 2i + 1 are partners."""
+        chosen = []
+        for place in (self.locate(item, epoch) for item in items):
+            first = self.first_slice(place, epoch)
+            chosen += [(place.case, first), (self.partner[place.case], first)]
+        return replace(self._rows(chosen, epoch), partner=torch.arange(len(chosen)) ^ 1)
+
+
+def contrast_partners(cases: Sequence[CaseEntry]) -> dict[int, int]:
+    """The second case of every contrast pair, by the first: two scans of a patient, on one grid."""
+    patients: dict[str, list[int]] = {}
+    for i, case in enumerate(cases):
+        patients.setdefault(case.patient_id, []).append(i)
+    twos = [own for own in patients.values() if len(own) == 2]
+    return {
+        a: b
+        for a, b in twos
+        if (cases[a].scan != cases[b].scan or not cases[a].scan)
+        and cases[a].slices == cases[b].slices
+        and np.allclose(cases[a].spacing, cases[b].spacing, rtol=1e-4)
+    }
 
 
 class VolumeView(View):

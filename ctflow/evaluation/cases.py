@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ctflow.config.data import CaseChoice
 from ctflow.data import Acquisition, SliceShards
 from ctflow.data.choice import chosen_cases
-from ctflow.errors import CTFlowError
+from ctflow.errors import EvaluationError
 from ctflow.types import HUVolume
 
 log = logging.getLogger(__name__)
-
-
-class EvaluationError(CTFlowError):
-    """An evaluation that cannot be run, or would give a number that means nothing."""
 
 
 @dataclass(frozen=True)
@@ -156,3 +154,20 @@ def choose_cases(
     patients = {case.patient_id for case in evaluated}
     others = [case for case in cases[number:] if case.patient_id not in patients]
     return CaseSets(evaluated, tuple(others[:number]) if floors else ())
+
+
+def read_truth(case: RealCase) -> dict[str, Any]:
+    """The ground truth beside a phantom.
+
+    Raises:
+        EvaluationError: The file is gone or is no JSON.
+    """
+    assert case.truth_path is not None
+    try:
+        return json.loads(Path(case.truth_path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise EvaluationError(
+            f"case {case.case_id}: no ground truth at {case.truth_path} ({error})",
+            "the phantoms the shards were made from, still in their place",
+            "make them again with data_prep.phantom and data_prep.ct_rate",
+        ) from error

@@ -197,5 +197,5 @@ class ClipModule(CountingModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW and the schedule, stepped with every update."""
-        optimizer, scheduler = build_optimizer(self.network.parameters(), self.config.optimizer)
+        optimizer, scheduler = build_optimizer(self.network, self.config.optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -8,10 +8,8 @@ from pathlib import Path
 from ctflow.checkpoint import AVAE_FOLDER, CLIP_FOLDER, CONFIG_FILE, folder_fingerprint, load_avae
 from ctflow.data import LatentHeader
 from ctflow.errors import ConfigError, WeightsError
+from ctflow.shipped import EMBEDDED
 from ctflow.training.runs import EXPORT
-
-EMBEDDED = Path(__file__).resolve().parents[2] / "checkpoints"
-"""The embedded checkpoint of this repository."""
 
 FOLDERS = {"autoencoder": AVAE_FOLDER, "clip": CLIP_FOLDER}
 TARGETS = {"autoencoder": "make train-vae", "clip": "make train-clip"}

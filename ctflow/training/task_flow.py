@@ -93,7 +93,8 @@ class FlowTraining:
                 "no rollouts: processes with fewer cases would leave the others waiting for their shard",
                 "set flow.monitor.rollout_every=0 and evaluate the export with ctflow.eval",
             )
-        return [RolloutMonitor(monitor, config.flow.text, Path(config.flow.avae), config.seed)]
+        task = config.flow
+        return [RolloutMonitor(monitor, task.rollout, task.text, Path(task.avae), config.seed)]
 
     def gradient_clip(self, config: TrainConfig) -> float:
         """As configured."""
@@ -105,8 +106,7 @@ class FlowTraining:
         shards = LatentShards(config.data.train)
         text = card("FMvT", config, module.updates)
         save_fmvt(run.export / FMVT_FOLDER, module.trained.eval(), card=text)
-        avae = load_avae(config.flow.avae)
-        avae.config.whitening = shards.header.whitening
+        avae = load_avae(config.flow.avae).with_whitening(shards.header.whitening)
         save_avae(run.export / AVAE_FOLDER, avae)
         _copy_text_encoder(Path(config.flow.clip), run.export / CLIP_FOLDER)
         write_system_config(run.export, system_config(config, shards, avae.downscale), card=text)
@@ -114,12 +114,23 @@ class FlowTraining:
 
 def system_config(config: TrainConfig, shards: LatentShards, downscale: int) -> SystemConfig:
     """What the training data say about the volumes the network will generate."""
-    spacing = np.median(np.array([case.spacing for case in shards.cases]), axis=0)  # [3], z y x
+    spacings = np.array([case.spacing for case in shards.cases])  # [N, 3], z y x
+    slices = np.array([case.slices for case in shards.cases])
+    spacing = np.median(spacings, axis=0)
+
+    def ends(axis: int) -> list[float]:
+        low, high = float(spacings[:, axis].min()), float(spacings[:, axis].max())
+        return [low, high] if high > 1.001 * low else []
+
     return SystemConfig(
         image_size=int(shards.header.white.shape[-1]) * downscale,
         z_spacing_mm=float(spacing[0]),
         pixel_spacing_mm=float(spacing[2]),
+        z_spacing_range=ends(0),
+        pixel_spacing_range=ends(2),
+        height_mm=float(np.median(slices * spacings[:, 0])),
         text_mode=config.flow.text,
+        rollout=config.flow.rollout,
         max_slices=max(case.slices for case in shards.cases),
         provenance={"training_data": config.data.train, "avae": config.flow.avae, "clip": config.flow.clip},
     )

@@ -142,6 +142,9 @@ def prepare(job: Job) -> Outcome:
     except MemoryError:
         detail = f"needs more than memory_gb={job.config.memory_gb:g}"
         outcome.status, outcome.reasons = REFUSED, [["too_large", detail]]
+    except OSError as error:
+        code = "not_read" if error.errno else "unreadable"  # the system's word, or a library's
+        outcome.status, outcome.reasons = REFUSED, [[code, f"{type(error).__name__}: {error}"]]
     except Exception as error:
         detail = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         outcome.status, outcome.reasons = REFUSED, [["unreadable", detail]]
@@ -165,7 +168,8 @@ def _sort(item: Item, outcome: Outcome) -> None:
 
 
 def _prepare_volume(job: Job, outcome: Outcome) -> None:
-    scan = with_geometry(_read(job.item, job.config.memory_gb * 2**30), job.row.spacing, job.row.tags)
+    scan = _read(job.item, Path(job.config.source), job.config.memory_gb * 2**30)
+    scan = with_geometry(scan, job.row.spacing, job.row.tags)
     check_affine(scan.affine)
     flags = list(scan.flags)
     rescale, facts = decide_rescale(scan.stored, (scan.slope, scan.intercept), job.row.rescale)
@@ -233,14 +237,15 @@ def _status(flags: list[list[str]], config: IngestConfig) -> str:
     return FLAGGED if flags else ACCEPTED
 
 
-def _read(item: Item, memory_bytes: float) -> RawScan:
+def _read(item: Item, source: Path, memory_bytes: float) -> RawScan:
     path = Path(item.files[0])
     if item.shared_name and item.kind == "nifti" and is_label_map_file(path):
         raise ScanExcluded("label_map", "few different whole numbers under the name of another file")
     if item.kind == "nifti":
         return read_nifti_scan(path, memory_bytes)
     if item.kind == "itk":
-        scan = read_itk_scan(path, memory_bytes)
+        root = source.parent if source.is_file() else source
+        scan = read_itk_scan(path, root, memory_bytes)
         if item.shared_name and is_label_map(scan.stored):
             raise ScanExcluded("label_map", "few different whole numbers under the name of another file")
         return scan

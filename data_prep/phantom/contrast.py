@@ -1,7 +1,7 @@
 """Pairs of phantoms and of reports that differ in one finding and in nothing else.
 
-A set of random patients hardly tells a network what one sentence of a report does: two volumes of it differ in
-everything. Pairs do (``sample_pair``), and an evaluation of pairs tells whether it was learned.
+A set of random patients hardly tells a network what one sentence of a report does: two volumes of it
+differ in everything. Pairs do (``sample_pair``), and an evaluation of pairs tells whether it was learned.
 """
 
 from __future__ import annotations

@@ -231,7 +231,7 @@ def test_a_worker_that_hangs_or_dies_costs_its_file_only(tmp_path, task, code):
             pool.submit(
                 Job(Item(name, "nifti", (name,), "f"), CsvRow(), IngestConfig(), str(tmp_path / "x.npy"))
             )
-            while pool.busy():
+            while not pool.free():
                 outcomes += [outcome for _, outcome in pool.results()]
     finally:
         pool.close()

@@ -196,6 +196,26 @@ def test_measured_whitening_gives_unit_variance_and_an_avae_that_decodes_it(root
     assert "whitening taken from" in caplog.text
 
 
+def test_reports_alone_are_encoded_where_posteriors_are_taken_over(root, encoded, tmp_path):
+    clip = load_text_encoder(root / "clip")
+    with torch.no_grad():
+        for parameter in clip.clip.parameters():
+            parameter.mul_(1.1)
+    save_ctclip(tmp_path / "clip", clip.clip, clip.tokenizer)
+    encode.main(arguments(root, tmp_path / "whole", clip=tmp_path / "clip"))
+    encode.main(arguments(root, tmp_path / "text", clip=tmp_path / "clip", posteriors=encoded))
+    shards = sorted(p.name for p in (tmp_path / "whole").glob("*.h5"))
+    assert len(shards) == 3
+    for name in shards:
+        assert (tmp_path / "text" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    old, new = LatentShards(encoded), LatentShards(tmp_path / "text")
+    assert (old.posterior(1)[0] == new.posterior(1)[0]).all() and (old.text(1)[0] != new.text(1)[0]).any()
+    other = AVAE(load_avae(root / "avae").config)
+    save_avae(tmp_path / "avae", other)
+    with pytest.raises(ShardError, match="avae_fingerprint"):
+        encode.main(arguments(root, tmp_path / "no", avae=tmp_path / "avae", posteriors=encoded))
+
+
 def test_bf16_stays_near_fp32(root, encoded, tmp_path):
     encode.main(arguments(root, tmp_path, precision="bf16"))
     exact, rounded = (LatentShards(folder).whitened(2) for folder in (encoded, tmp_path))

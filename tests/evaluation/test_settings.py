@@ -10,8 +10,9 @@ from ctflow.config.data import CaseChoice
 from ctflow.config.evaluation import BackboneFiles
 from ctflow.config.generation import RolloutConfig, StopConfig
 from ctflow.data import Acquisition
+from ctflow.errors import EvaluationError
 from ctflow.evaluation.backbones import build_backbones
-from ctflow.evaluation.cases import CaseReader, EvaluationError, case_set_hash, choose_cases
+from ctflow.evaluation.cases import CaseReader, case_set_hash, choose_cases
 from ctflow.evaluation.collect import Collector  # noqa: F401
 from ctflow.evaluation.features import FeatureExtractor, FeaturePlan, real_volume, restricted
 from ctflow.evaluation.settings import REGISTRY, ScoredVolume

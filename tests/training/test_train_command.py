@@ -261,8 +261,8 @@ def test_the_decoder_alone_is_trained_and_latents_stay_valid(
 
 
 def test_rollouts_are_shown_and_measured(tiny: TinyData, tmp_path: Path, curves_of: ReadCurves) -> None:
-    monitor = ["rollout_every=1", "cases=2", "max_blocks=2", "steps=2"]
-    more = [f"flow.monitor.{setting}" for setting in monitor]
+    monitor = ["rollout_every=1", "cases=2", "max_blocks=2"]
+    more = ["flow.rollout.steps=2", *(f"flow.monitor.{setting}" for setting in monitor)]
     main(tiny.arguments("flow", tmp_path, "name=shown", "loop.max_steps=2", "loop.val_every=2", *more))
     curves = curves_of(tmp_path / "flow" / "shown")
     assert {"val/fid_rand2d", "val/fvd_rand3d_f16", "val/length_error", "val/checkerboard_2"} <= curves.keys()
@@ -333,6 +333,6 @@ def test_trains_on_a_gpu(tiny: TinyData, tmp_path: Path, task: str, compiled: st
         pytest.skip("no CUDA device")
     more = ["name=gpu", f"loop.max_steps={STEPS}", "loop.accelerator=gpu", f"loop.compile={compiled}"]
     more += ["loop.precision=auto"]
-    more += ["flow.monitor.rollout_every=1", "flow.monitor.steps=2", "flow.monitor.max_blocks=2"]
+    more += ["flow.monitor.rollout_every=1", "flow.rollout.steps=2", "flow.monitor.max_blocks=2"]
     main(tiny.arguments(task, tmp_path, *more))
     assert (tmp_path / task / "gpu" / "export" / "config.yaml").is_file()

@@ -10,9 +10,10 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.stats import mannwhitneyu
 
+from ctflow.errors import EvaluationError
 from ctflow.evaluation.analyses.base import AnalysisResult, Context
 from ctflow.evaluation.cache import CaseFeatures
-from ctflow.evaluation.cases import EvaluationError, choose_cases
+from ctflow.evaluation.cases import choose_cases
 from ctflow.evaluation.collect import REAL_SET
 from ctflow.evaluation.settings import REGISTRY
 

@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from ctflow.evaluation.analyses.base import AnalysisResult, Context
-from ctflow.evaluation.analyses.damage import DAMAGES
 from ctflow.evaluation.analyses.halves import HalvedReader, halved
 from ctflow.evaluation.cache import CaseFeatures, FeatureCache
 from ctflow.evaluation.cases import CaseReader, CaseSets, RealCase, choose_cases
@@ -22,6 +21,7 @@ from ctflow.evaluation.monitoring import readings
 from ctflow.evaluation.scores import Compared, clip_rows, slice_rows
 from ctflow.evaluation.settings import REAL
 from ctflow.evaluation.table import OTHER_REAL
+from ctflow.metrics.damage import DAMAGES
 from ctflow.types import HUVolume
 
 UNDAMAGED = "none"
