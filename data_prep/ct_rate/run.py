@@ -17,8 +17,9 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ctflow.config.prep import IngestConfig
 from ctflow.data.manifest import read_manifest
-from ctflow.data.records import Acquisition, SliceRecord
+from ctflow.data.records import SliceRecord
 from ctflow.data.writer import SliceShardWriter
+from ctflow.types import Acquisition
 from data_prep.ct_rate.discovery import Item, Source, case_id_of
 from data_prep.ct_rate.journal import FOLDER, Journal
 from data_prep.ct_rate.likeness import alike
