@@ -38,6 +38,13 @@ _FLAGS = [
             "action": "append",
         },
     ),
+    Flag(
+        "--plan",
+        options={
+            "help": "read names and tables alone, say what a run would do, and end",
+            "action": "store_true",
+        },
+    ),
 ]
 
 
@@ -47,13 +54,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         CTFlowError: A user's mistake (``run_command`` ends with status 2).
     """
-    config = parse_command(
+    command = parse_command(
         IngestConfig,
         "ctflow prepare",
         "Chest CT scans and reports to slice shards.",
         _FLAGS,
         argv,
-    ).config
+    )
+    config = command.config
+    if command.flags["plan"] and config.source:
+        from data_prep.ct_rate.plan import make_plan, tell
+
+        tell(make_plan(config), config)
+        return 0
     if not config.source or not config.output:
         raise ConfigError("no --source or no --output", "--source DIR --output DIR", "see --help")
     return ingest(config)

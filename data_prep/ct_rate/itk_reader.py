@@ -40,7 +40,7 @@ def read_itk_scan(path: Path, root: Path, memory_bytes: float) -> RawScan:
         raise ScanRefused("unreadable", last_line(error)) from error
     if reader.GetNumberOfComponents() != 1:
         raise ScanRefused("not_3d", f"{reader.GetNumberOfComponents()} values per voxel")
-    check_shape(tuple(reader.GetSize()), 4, memory_bytes)
+    check_shape(tuple(reader.GetSize()), 8, memory_bytes)
     checksum = check_voxels(place)
     try:
         image = reader.Execute()

@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 from ctflow.errors import ScanError
@@ -28,6 +29,7 @@ _SEGMENTATIONS = re.compile(r"^ts_(seg|total|lung|pleural)", re.IGNORECASE)
 _WORD = r"(seg|segs|segmentations?|masks?|labels?|labelmaps?|labels?tr|labels?ts|rois?|annotations?)"
 _LABEL_FOLDER = re.compile(rf"(^|[_\-. ]){_WORD}([_\-. ]|$)|^totalsegmentator", re.IGNORECASE)
 _LABEL_SUFFIX = re.compile(rf"[_\-. ]{_WORD}$", re.IGNORECASE)
+_ENDINGS = ("nii", "hdr", "img", "mha", "mhd", "nrrd", "nhdr", "dcm")
 _CHANNEL = re.compile(r"_0000$")
 """Of a volume's name where label maps of the same case have none (nnU-Net's folders)."""
 
@@ -66,8 +68,10 @@ class Layout:
 
 def stem_of(key: str) -> str:
     """A file's name without folders and without the endings of images."""
-    name = key.rsplit("/", 1)[-1]
-    return re.sub(r"\.(nii|hdr|img|mha|mhd|nrrd|nhdr|dcm)(\.gz)?$", "", name, flags=re.IGNORECASE)
+    name = key.rpartition("/")[2]
+    whole = name[:-3] if name[-3:].lower() == ".gz" else name
+    stem, dot, ending = whole.rpartition(".")
+    return stem if dot and ending.lower() in _ENDINGS else name
 
 
 def is_list(name: str) -> bool:
@@ -139,13 +143,21 @@ def _without_label_maps(keys: list[str], root: str, layout: Layout) -> list[str]
 
 def _label_place(key: str) -> str:
     """The path down to the first folder that by its name holds label maps, or ``*_seg``; empty: neither."""
-    *folders, _ = key.split("/")
-    for certain in (True, False):
-        for depth, folder in enumerate(folders, start=1):
-            if (_SEGMENTATIONS if certain else _LABEL_FOLDER).search(folder):
-                return "/".join(folders[:depth])
+    if place := _label_folder(key.rpartition("/")[0]):
+        return place
     suffix = _LABEL_SUFFIX.search(stem_of(key))
     return f"*{suffix.group(0)}" if suffix else ""
+
+
+@lru_cache(maxsize=2**16)
+def _label_folder(path: str) -> str:
+    """The path down to the first of its folders that holds label maps; empty: none does."""
+    folders = path.split("/")
+    for words in (_SEGMENTATIONS, _LABEL_FOLDER):
+        for depth, folder in enumerate(folders, start=1):
+            if words.search(folder):
+                return "/".join(folders[:depth])
+    return ""
 
 
 def _folder_name(place: str) -> str:

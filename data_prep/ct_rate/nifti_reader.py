@@ -21,6 +21,7 @@ _TAIL_BYTES = 2**20
 """Most bytes read behind the voxels; more is a damaged header, not a NIfTI."""
 _EXTENSION_BYTES = 2**26
 """Most bytes between header and voxels (comments, DICOM tags, XML)."""
+_PIECE_BYTES = 2**24
 _HEAD_BYTES = {nib.Nifti1Header: 348, nib.Nifti2Header: 540}
 _UNIT_QUATERNION = 1.001
 """Largest length of a quaternion's vector that rounding explains; beyond 1 it is none of a rotation."""
@@ -72,6 +73,34 @@ def read_nifti_header(stream: BinaryIO | gzip.GzipFile) -> nib.Nifti1Header:
     return _header(stream.read(544), (b"n+1", b"n+2"))
 
 
+def header_bytes(path: Path) -> float:
+    """Bytes of a NIfTI's voxels, by its header alone.
+
+    Raises:
+        ScanRefused: No NIfTI header.
+    """
+    with path.open("rb") as raw:
+        stream = gzip.GzipFile(fileobj=raw) if raw.read(2) == b"\x1f\x8b" else raw
+        raw.seek(0)
+        try:
+            header = _header(stream.read(544), (b"n+1", b"n+2", b"ni1", b"ni2"))
+        except (EOFError, zlib.error) as error:
+            raise ScanRefused("unreadable", str(error)) from error
+    return float(np.prod([float(n) for n in header.get_data_shape()])) * header.get_data_dtype().itemsize
+
+
+def _take(stream: BinaryIO | gzip.GzipFile, count: int, first: bytes = b"") -> bytearray:
+    """So many bytes after those read already, without a second copy of them; fewer where the stream ends."""
+    data = bytearray(count)
+    filled = min(len(first), count)
+    data[:filled] = first[:filled]
+    while filled < count and (piece := stream.read(min(_PIECE_BYTES, count - filled))):
+        data[filled : filled + len(piece)] = piece
+        filled += len(piece)
+    del data[filled:]
+    return data
+
+
 def _read(stream: BinaryIO | gzip.GzipFile, compressed: bool, memory_bytes: float) -> RawScan:
     head = stream.read(544)
     header = _header(head, (b"n+1", b"n+2"))
@@ -81,7 +110,7 @@ def _read(stream: BinaryIO | gzip.GzipFile, compressed: bool, memory_bytes: floa
         raise ScanRefused("unreadable", f"voxel data at byte {offset}")
     skipped = offset - len(head)
     body = head[offset:] if skipped < 0 else stream.read(skipped)[:0]
-    data = body + stream.read(need - len(body))
+    data = _take(stream, need, body)
     if len(data) < need:
         raise ScanRefused("truncated", f"{len(data):,} of {need:,} bytes of voxels are there")
     if compressed and len(stream.read(_TAIL_BYTES)) == _TAIL_BYTES:  # reaching the end is what checks the CRC
@@ -98,7 +127,7 @@ def _read_pair(stream: BinaryIO | gzip.GzipFile, path: Path, memory_bytes: float
     with image.open("rb") as raw:
         data = gzip.GzipFile(fileobj=raw) if image.name.lower().endswith(".gz") else raw
         data.seek(max(0, int(header.get_data_offset())))
-        voxels = data.read(need)
+        voxels = _take(data, need)
     if len(voxels) < need:
         raise ScanRefused("truncated", f"{image.name}: {len(voxels):,} of {need:,} bytes of voxels are there")
     return _scan(header, sizes, voxels)
@@ -113,7 +142,7 @@ def _sizes(header: nib.Nifti1Header, memory_bytes: float) -> tuple[tuple[int, ..
     return sizes, int(np.prod(sizes)) * dtype.itemsize
 
 
-def _scan(header: nib.Nifti1Header, sizes: tuple[int, ...], data: bytes) -> RawScan:
+def _scan(header: nib.Nifti1Header, sizes: tuple[int, ...], data: bytearray) -> RawScan:
     stored = np.frombuffer(data, header.get_data_dtype()).reshape(sizes, order="F")
     slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
     if not slope or not np.isfinite(slope):  # NIfTI: no scaling
@@ -197,10 +226,13 @@ def _conflict(places: dict[str, np.ndarray]) -> str | None:
     spacing = {name: np.linalg.norm(place[:3, :3], axis=0) for name, place in places.items()}
     if len(set(axes.values())) == 1 and np.allclose(*spacing.values(), rtol=0.01):
         return None
-    return ", ".join(
-        f"{name} {axes[name]} of {' x '.join(f'{v:g}' for v in np.round(spacing[name], 4))} mm"
-        for name in places
-    ) + "; the sform was taken"
+    return (
+        ", ".join(
+            f"{name} {axes[name]} of {' x '.join(f'{v:g}' for v in np.round(spacing[name], 4))} mm"
+            for name in places
+        )
+        + "; the sform was taken"
+    )
 
 
 def _facts(header: nib.Nifti1Header) -> dict[str, str]:

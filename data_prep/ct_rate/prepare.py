@@ -34,10 +34,11 @@ from data_prep.ct_rate.hounsfield import Rescale, decide_rescale, is_coarse
 from data_prep.ct_rate.itk_reader import read_itk_scan
 from data_prep.ct_rate.label_maps import is_label_map, is_label_map_file
 from data_prep.ct_rate.likeness import coarse_picture
+from data_prep.ct_rate.memory import worker_bytes
 from data_prep.ct_rate.nifti_reader import read_nifti_scan
 from data_prep.ct_rate.noise import tissue_noise
 from data_prep.ct_rate.reasons import ScanExcluded, ScanRefused, printable
-from data_prep.ct_rate.scan import MIN_SLICES, RawScan, check_affine
+from data_prep.ct_rate.scan import MIN_SLICES, RawScan, check_affine, check_memory
 from data_prep.ct_rate.screening import screen
 from data_prep.ct_rate.tables import CsvRow
 from data_prep.ct_rate.tags import acquisition_of, with_geometry
@@ -168,7 +169,7 @@ def _sort(item: Item, outcome: Outcome) -> None:
 
 
 def _prepare_volume(job: Job, outcome: Outcome) -> None:
-    scan = _read(job.item, Path(job.config.source), job.config.memory_gb * 2**30)
+    scan = _read(job.item, Path(job.config.source), worker_bytes(job.config.memory_gb))
     scan = with_geometry(scan, job.row.spacing, job.row.tags)
     check_affine(scan.affine)
     flags = list(scan.flags)
@@ -179,7 +180,7 @@ def _prepare_volume(job: Job, outcome: Outcome) -> None:
         flags.append(["coarse_intensities", f"{facts['distinct_values']} distinct values"])
     if facts["not_finite_share"] > 0:
         flags.append(["not_finite_filled", f"{facts['not_finite_share']:.2%} of the voxels"])
-    view, spacing, used, geometry = _place(scan, rescale)
+    view, spacing, used, geometry = _place(scan, rescale, worker_bytes(job.config.memory_gb))
     view, blank = trim_blank(view)
     if blank and geometry["oblique_degrees"] <= OBLIQUE_DEGREES:  # straightening makes some of its own
         flags.append(["blank_ends", f"{blank} slices"])
@@ -252,11 +253,14 @@ def _read(item: Item, source: Path, memory_bytes: float) -> RawScan:
     return read_dicom_series([Path(f) for f in item.files], memory_bytes)
 
 
-def _place(scan: RawScan, rescale: Rescale) -> tuple[NDArray[Any], Spacing, Rescale, dict[str, Any]]:
+def _place(
+    scan: RawScan, rescale: Rescale, memory_bytes: float
+) -> tuple[NDArray[Any], Spacing, Rescale, dict[str, Any]]:
     """Axes S,P,R; oblique volumes are resampled first, and are HU from then on."""
     angle = obliqueness(scan.affine)
     stored, affine, used = scan.stored, scan.affine, rescale
     if angle > OBLIQUE_DEGREES:
+        check_memory(stored.shape, 8, memory_bytes)  # float32 HU, and their straight copy
         stored, affine = straighten(scan.stored, scan.affine, rescale)
         used = Rescale(1.0, 0.0, "stored")
     view, spacing, _ = to_patient_axes(stored, affine)

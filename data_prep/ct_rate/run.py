@@ -23,7 +23,8 @@ from ctflow.types import Acquisition
 from data_prep.ct_rate.discovery import Item, Source, case_id_of
 from data_prep.ct_rate.journal import FOLDER, Journal
 from data_prep.ct_rate.likeness import alike
-from data_prep.ct_rate.pool import GuardedPool
+from data_prep.ct_rate.memory import available_bytes, needed_bytes
+from data_prep.ct_rate.pool import GuardedPool, failure
 from data_prep.ct_rate.prepare import EXCLUDED, EXPANDED, FLAGGED, REFUSED, Job, Outcome, outcome_fingerprint
 from data_prep.ct_rate.tables import CsvRow, Tables
 
@@ -104,14 +105,24 @@ class IngestRun:
     def _loop(
         self, pool: GuardedPool, writers: dict[str, SliceShardWriter], staging: Path, bar: tqdm, ahead: int
     ) -> None:
-        running: set[str] = set()
+        running: dict[str, float] = {}
+        memory = available_bytes()
         while self._pending or running:
             while self._pending and pool.free() and (not running or len(self._waiting) < ahead):
+                need = needed_bytes(self._pending[0][1])
+                if running and need + sum(running.values()) > memory:
+                    break  # read when others have given their memory back
                 key, item = heapq.heappop(self._pending)
-                running.add(key)
-                pool.submit(self._job(item, staging / f"{next(self._numbers):07d}.npy"))
-            for job, outcome in pool.results():
-                running.remove(job.item.key)
+                job = self._job(item, staging / f"{next(self._numbers):07d}.npy")
+                if need > memory:
+                    detail = f"needs {need / 2**30:.1f} GiB of memory, {memory / 2**30:.1f} GiB are free"
+                    heapq.heappush(self._waiting, (key, failure(job, "too_large", detail), Path(job.staging)))
+                    bar.update()
+                    continue
+                running[key] = need
+                pool.submit(job)
+            for job, outcome in pool.results() if running else ():
+                del running[job.item.key]
                 if outcome.status == EXPANDED:
                     self.journal.add(outcome)
                     bar.total += self._expand(outcome)

@@ -58,12 +58,12 @@ def _is_blank(affine: NDArray[np.float64]) -> bool:
     return any(np.allclose(affine, np.diag([sign, sign, 1.0, 1.0]), atol=1e-6) for sign in (1.0, -1.0))
 
 
-def check_shape(shape: tuple[int, ...], itemsize: int, memory_bytes: float) -> tuple[int, ...]:
+def check_shape(shape: tuple[int, ...], voxel_bytes: int, memory_bytes: float) -> tuple[int, ...]:
     """The three sizes of a volume, from a header, before anything is allocated.
 
     Args:
         shape: Sizes in the header; trailing ones are dropped.
-        itemsize: Bytes of a stored value.
+        voxel_bytes: What reading holds per voxel: bytes of a stored value, twice where a library copies.
         memory_bytes: What the worker may use.
 
     Raises:
@@ -86,14 +86,23 @@ def check_shape(shape: tuple[int, ...], itemsize: int, memory_bytes: float) -> t
         raise ScanRefused(
             "too_few_slices", f"shape {' x '.join(map(str, shape))}; slices: {MIN_SLICES} or more"
         )
-    need = float(np.prod([float(size) for size in sizes])) * (2 * itemsize + 8)
+    check_memory(tuple(sizes), voxel_bytes, memory_bytes)
+    return tuple(sizes)
+
+
+def check_memory(shape: tuple[int, ...], voxel_bytes: int, memory_bytes: float) -> None:
+    """Refuse what does not fit before it is allocated.
+
+    Raises:
+        ScanRefused: ``too_large``, with the value of ``memory_gb`` that would do.
+    """
+    need = float(np.prod([float(size) for size in shape])) * voxel_bytes
     if need > memory_bytes:
         raise ScanRefused(
             "too_large",
-            f"shape {' x '.join(map(str, shape))} needs {need / 2**30:.1f} GiB, "
-            f"memory_gb allows {memory_bytes / 2**30:.1f}",
+            f"shape {' x '.join(map(str, shape))} needs {need / 2**30:.1f} GiB, {memory_bytes / 2**30:.1f} "
+            f"are left of memory_gb: memory_gb={np.ceil(need / 2**30) + 2:.0f} would do",
         )
-    return tuple(sizes)
 
 
 def check_affine(affine: NDArray[np.float64]) -> None:
