@@ -17,7 +17,7 @@ DESCRIPTION = """Score a checkpoint in the three settings with floors, intervals
 table.md, CSV, JSON. Several processes: torchrun --nproc-per-node N -m ctflow.eval …"""
 
 FLAGS = [
-    Flag("--checkpoint", "checkpoint", {"help": "checkpoint folder; default: newest run, else embedded"}),
+    Flag("--checkpoint", "checkpoint", {"help": "folder, run:NAME or latest; default: the embedded one"}),
     Flag("--setting", "setting", {"choices": [*SETTINGS, "all"], "help": "what is given, what is generated"}),
     Flag("--volumes", "external.volumes", {"help": "folder of NIfTI volumes in HU to score instead"}),
     Flag("--reference", "external.reference", {"help": "folder of real NIfTI volumes in HU"}),

@@ -42,7 +42,7 @@ FLAGS = [
     Flag(
         "--checkpoint",
         "checkpoint",
-        {"help": "checkpoint folder; default: newest run, else embedded"},
+        {"help": "checkpoint folder, run:NAME or latest; default: the embedded one"},
     ),
     Flag("--seed", "seed", {"type": int, "help": "seed of the noise"}),
     Flag("--slices", "slices", {"type": int, "help": "requested number of slices"}),

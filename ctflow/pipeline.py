@@ -105,7 +105,12 @@ class CTFlow:
 
     @classmethod
     def from_pretrained(cls, folder: Path | str | None = None, device: str = "auto") -> CTFlow:
-        """Load a checkpoint folder; None takes the newest run's export, else the embedded checkpoint.
+        """Load a checkpoint; the log names what was taken.
+
+        Args:
+            folder: A checkpoint folder, ``run:NAME`` or ``latest`` (see ``resolve_checkpoint``); None takes the
+                embedded checkpoint.
+            device: ``auto``, ``cpu`` or ``cuda``.
 
         Raises:
             WeightsError: A part is missing or damaged, or the parts do not fit one another.
@@ -275,29 +280,45 @@ class CTFlow:
         return GeneratedVolume(request, volume, str(result.stop), provenance)
 
 
-def resolve_checkpoint(folder: Path | str | None = None, runs_dir: Path | str = "runs") -> Path:
-    """The folder given; else the newest exported FMvT run; else the embedded checkpoint. Logs its choice.
+LATEST, RUN = "latest", "run:"
+"""Ways to name a checkpoint of one's own training, besides its folder."""
+
+
+def resolve_checkpoint(name: Path | str | None = None, runs_dir: Path | str = "runs") -> Path:
+    """The folder of a checkpoint; the log names it.
+
+    Args:
+        name: A folder (of a checkpoint, or of a run that has exported one), ``run:NAME`` (that run of
+            ``make train-flow``), ``latest`` (its newest run); empty: the embedded checkpoint, whatever else is
+            there.
+        runs_dir: Where runs lie.
 
     Raises:
         WeightsError: There is none.
     """
-    if folder:
-        if not (Path(folder) / CONFIG_FILE).is_file():
-            raise WeightsError(
-                f"no checkpoint at {folder}",
-                f"a folder with {CONFIG_FILE} and the sub-folders avae, fmvt and clip",
-                "give a run's export folder, or leave --checkpoint out for the default",
-            )
-        path = Path(folder)
-    else:
-        exports = [p.parent for p in Path(runs_dir).glob(f"flow/*/export/{FMVT_FOLDER}") if p.is_dir()]
-        exports = [p for p in exports if (p / CONFIG_FILE).is_file()]
-        path = max(exports, key=lambda p: (p / CONFIG_FILE).stat().st_mtime, default=EMBEDDED)
-        if not (path / CONFIG_FILE).is_file():
-            raise WeightsError(
-                f"no exported run under {runs_dir}/flow and no embedded checkpoint at {path}",
-                "a checkpoint folder",
-                "train one (`make train-flow`), or give --checkpoint",
-            )
+    path = _named_checkpoint(str(name), Path(runs_dir)) if name else EMBEDDED
+    if not (path / CONFIG_FILE).is_file():
+        raise WeightsError(
+            f"no checkpoint at {path}",
+            f"a folder with {CONFIG_FILE} and the sub-folders avae, fmvt and clip",
+            f"give a folder, {RUN}NAME or {LATEST} as the checkpoint, or none for the embedded one",
+        )
     log.info("checkpoint: %s%s", path, " (embedded, trained on phantoms)" if path == EMBEDDED else "")
     return path
+
+
+def _named_checkpoint(name: str, runs_dir: Path) -> Path:
+    runs = runs_dir / "flow"
+    exports = {p.parents[1].name: p.parent for p in runs.glob(f"*/export/{CONFIG_FILE}")}
+    if name == LATEST and exports:
+        return max(exports.values(), key=lambda folder: (folder / CONFIG_FILE).stat().st_mtime)
+    if name.startswith(RUN) and name.removeprefix(RUN) in exports:
+        return exports[name.removeprefix(RUN)]
+    if name == LATEST or name.startswith(RUN):
+        raise WeightsError(
+            f"checkpoint {name}: no such exported run under {runs}",
+            f"one of: {', '.join(sorted(exports))}" if exports else "a run of `make train-flow` that has exported",
+            "train one, export it (export_only=true name=…), or give a folder",
+        )
+    folder = Path(name)
+    return folder / "export" if (folder / "export" / FMVT_FOLDER).is_dir() else folder

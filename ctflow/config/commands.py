@@ -38,7 +38,7 @@ class GenerateConfig:
     """Keys of ``python -m ctflow.generate``.
 
     Attributes:
-        checkpoint: Checkpoint folder; empty: the newest run's export, else the embedded checkpoint.
+        checkpoint: Checkpoint folder, ``run:NAME`` or ``latest``; empty: the embedded checkpoint.
         output: A ``.nii.gz`` file for one report, a folder for many.
         seed: Seed of the noise; a ``seed`` column of a CSV goes before it.
         slices: Requested number of slices; None: the model decides where the volume ends.

@@ -37,7 +37,7 @@ class DataConfig:
 
     Attributes:
         train: Folder of training shards; slice shards for ``slices`` and ``volumes``, latent ones else.
-        valid: Folder of validation shards.
+        valid: Folder of validation shards; empty: no validation.
         view: ``slices`` (A-VAE), ``blocks`` (FMvT) or ``volumes`` (embedded pair).
         batch_size: Samples per process and micro-step.
         valid_batch_size: Samples per process and validation step; 0 takes ``batch_size``.
@@ -47,9 +47,10 @@ class DataConfig:
         pairs: Read contrast pairs (two cases of a patient that differ in one finding) side by side; cases
             without partner are left out.
         differing_share: With ``pairs``, probability that a training block is drawn where the two differ.
-        repeat: Times the data set is seen in one epoch; raise it for sets smaller than a global batch.
+        repeat: Times the data set is seen in one epoch; raised by itself where a set is smaller than a step.
         shuffle_shards: Shards mixed with each other at a time; reading stays within that many files.
-        in_memory: Keep all arrays of the set in memory (small sets: latents of 600 phantoms are 180 MB).
+        in_memory: Keep all arrays in memory (latents of 600 phantoms are 180 MB), where half of what is free
+            holds them.
         max_valid_cases: Validation cases used, the first of the manifest; 0 takes all.
         valid_choice: Which scans and reconstructions of the validation shards are used; training draws a
             scan, then one of its reconstructions.
@@ -97,26 +98,29 @@ class EncodeConfig:
     """``python -m data_prep.encode``: slice shards to latent shards.
 
     Attributes:
-        avae: Sharing folder of the A-VAE.
-        clip: Sharing folder of the text encoder (CT-CLIP or the embedded pair).
-        source: Folder of slice shards.
-        output: Folder of latent shards; complete ones in it are kept.
+        avae: Sharing folder of the A-VAE; empty: the newest run's in ``runs_dir``, else the embedded one.
+        clip: Sharing folder of the text encoder (CT-CLIP or the embedded pair); empty: as for ``avae``.
+        runs_dir: Where the runs lie.
+        source: Folder of slice shards, or of such folders (``train``, ``valid``), which are all encoded.
+        output: Folder of latent shards, with the sub-folders of ``source``; complete ones in it are kept.
         batch_slices: Slices per forward. A batch never leaves its volume: this decides the rounding, the
             number of processes does not.
         precision: ``fp32`` or ``bf16``.
         accelerator: Lightning's name: ``auto``, ``cpu``, ``gpu``.
         devices: Processes (CPU; one thread each, so that any number writes equal bytes) or devices (GPU).
-        whitening: ``model`` takes the A-VAE's own; ``measured`` measures it on ``source`` and writes an A-VAE
-            with it to ``avae_output``, to be decoded with. One already there is used as it is.
+        whitening: ``model`` takes the A-VAE's own; ``measured`` measures it on the first split of ``source``
+            and writes an A-VAE with it to ``avae_output``, to be decoded with. One already there is used as it
+            is.
         avae_output: Folder for ``whitening=measured``.
         posteriors: Latent shards of the same slices and A-VAE: their posteriors are taken over and the
             reports alone are encoded, for another text encoder.
     """
 
-    avae: str = "checkpoints/avae"
-    clip: str = "checkpoints/clip"
-    source: str = "runs/shards/slices/train"
-    output: str = "runs/shards/latents/train"
+    avae: str = ""
+    clip: str = ""
+    runs_dir: str = "runs"
+    source: str = "runs/shards/slices"
+    output: str = "runs/shards/latents"
     batch_slices: int = 64
     precision: str = "fp32"
     accelerator: str = "auto"

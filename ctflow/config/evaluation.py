@@ -16,6 +16,7 @@ ANALYSES = (
     "steps",
     "memorisation",
     "contrast",
+    "pairs",
     "severity",
     "reading",
     "seams",
@@ -127,7 +128,7 @@ class EvalConfig:
     """An evaluation: which model, on which cases, under which protocol.
 
     Attributes:
-        checkpoint: Folder of a whole system; empty: the newest run, else the embedded checkpoint.
+        checkpoint: Folder of a whole system, ``run:NAME`` or ``latest``; empty: the embedded checkpoint.
         setting: ``full-body``, ``gt-head``, ``next-block`` or ``all``.
         slices: Folder of slice shards with the real cases.
         cases: Real cases generated from; with floors, as many others are needed and the set is shared out.

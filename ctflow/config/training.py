@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 
 from ctflow.config.data import DataConfig
 from ctflow.config.encoders import AVAEConfig, CTCLIPConfig
+from ctflow.config.flow_network import FlowNetworkConfig
 from ctflow.config.generation import RolloutConfig
-from ctflow.config.models import FlowConfig, FMvTConfig
+from ctflow.config.models import FlowConfig
 
 TASKS = ("autoencoder", "clip", "flow")
 
@@ -198,7 +199,7 @@ class FlowTask:
         monitor: Rollouts, images and Fréchet distances in validation.
     """
 
-    network: FMvTConfig = field(default_factory=FMvTConfig)
+    network: FlowNetworkConfig = field(default_factory=FlowNetworkConfig)
     flow: FlowConfig = field(default_factory=FlowConfig)
     text: str = "tokens"
     init_from: str = ""

@@ -6,6 +6,7 @@ import logging
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -23,6 +24,7 @@ from ctflow.checkpoint import (
     save_fmvt,
     write_system_config,
 )
+from ctflow.config.flow_network import FlowNetworkConfig
 from ctflow.config.system import SystemConfig
 from ctflow.config.training import TrainConfig
 from ctflow.data import LatentDataModule, LatentShards
@@ -50,15 +52,10 @@ class FlowTraining:
         if task.init_from:
             recompute = task.network.activation_checkpointing  # a way of training, no property of weights
             network = load_fmvt(_fmvt_folder(task.init_from)).config
-            task = replace(task, network=replace(network, activation_checkpointing=recompute))
+            network = replace(network, activation_checkpointing=recompute)
+            task = replace(task, network=FlowNetworkConfig.of(network))
         shards = LatentShards(config.data.train)
-        _check_fit(
-            config.data.train,
-            shards,
-            task.network.latent_channels,
-            task.network.input_size,
-            task.network.text_dim,
-        )
+        task = replace(task, network=_fitted(config.data.train, shards, task.network, task.init_from))
         runs = Path(config.runs_dir)
         avae = matching_avae(runs, shards.header, task.avae, task.init_from)
         clip = matching_clip(runs, shards.header, task.clip, task.init_from)
@@ -151,17 +148,33 @@ def _fmvt_folder(folder: str) -> Path:
     return inside if inside.is_dir() else Path(folder)
 
 
-def _check_fit(folder: str, shards: LatentShards, channels: int, size: list[int], width: int) -> None:
+def _fitted(
+    folder: str, shards: LatentShards, network: FlowNetworkConfig, init_from: str
+) -> FlowNetworkConfig:
+    """The network with what it leaves open taken from the shards.
+
+    Raises:
+        ConfigError: What it does say is not what the shards hold, or their latents give no whole patches.
+    """
     record = shards.record(0)
-    found = {
-        "latent_channels": record.mean.shape[1],
+    found: dict[str, Any] = {
         "input_size": [BLOCK_LENGTH, *record.mean.shape[2:]],
+        "latent_channels": record.mean.shape[1],
         "text_dim": record.text.shape[1],
     }
-    wanted = {"latent_channels": channels, "input_size": list(size), "text_dim": width}
-    if found != wanted:
+    wanted = {key: getattr(network, key) for key in found if getattr(network, key) is not None}
+    if other := {key: value for key, value in wanted.items() if value != found[key]}:
+        leave = f"leave {', '.join(f'flow.network.{key}' for key in other)} out: the shards then decide; or "
         raise ConfigError(
             f"latent shards in {folder} have {found}",
-            f"flow.network with {wanted}",
-            "encode the shards with the A-VAE and text encoder meant, or change flow.network to fit them",
+            f"{'the network of ' + init_from if init_from else 'flow.network'} with {other}",
+            ("" if init_from else leave) + "encode the slices with the A-VAE and text encoder meant",
         )
+    try:
+        return network.completed(**found)
+    except ValueError as error:
+        raise ConfigError(
+            f"latent shards in {folder}: {error}",
+            "latents that divide into whole patches",
+            "give another flow.network.patch_size, or prepare the scans at another resolution",
+        ) from None
