@@ -11,6 +11,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
+from numpy.typing import NDArray
 
 from data_prep.ct_rate.discovery import sibling
 from data_prep.ct_rate.reasons import ScanRefused, packing_of
@@ -89,16 +90,16 @@ def header_bytes(path: Path) -> float:
     return float(np.prod([float(n) for n in header.get_data_shape()])) * header.get_data_dtype().itemsize
 
 
-def _take(stream: BinaryIO | gzip.GzipFile, count: int, first: bytes = b"") -> bytearray:
+def _take(stream: BinaryIO | gzip.GzipFile, count: int, first: bytes = b"") -> NDArray[np.uint8]:
     """So many bytes after those read already, without a second copy of them; fewer where the stream ends."""
-    data = bytearray(count)
-    filled = min(len(first), count)
-    data[:filled] = first[:filled]
-    while filled < count and (piece := stream.read(min(_PIECE_BYTES, count - filled))):
-        data[filled : filled + len(piece)] = piece
+    data = np.empty(count, np.uint8)
+    filled = 0
+    piece = first[:count]
+    while piece:
+        data[filled : filled + len(piece)] = np.frombuffer(piece, np.uint8)
         filled += len(piece)
-    del data[filled:]
-    return data
+        piece = stream.read(min(_PIECE_BYTES, count - filled))
+    return data[:filled]
 
 
 def _read(stream: BinaryIO | gzip.GzipFile, compressed: bool, memory_bytes: float) -> RawScan:
@@ -110,7 +111,7 @@ def _read(stream: BinaryIO | gzip.GzipFile, compressed: bool, memory_bytes: floa
         raise ScanRefused("unreadable", f"voxel data at byte {offset}")
     skipped = offset - len(head)
     body = head[offset:] if skipped < 0 else stream.read(skipped)[:0]
-    data = _take(stream, need, body)
+    data = _take(stream, need, body or stream.read(min(need, _PIECE_BYTES)))
     if len(data) < need:
         raise ScanRefused("truncated", f"{len(data):,} of {need:,} bytes of voxels are there")
     if compressed and len(stream.read(_TAIL_BYTES)) == _TAIL_BYTES:  # reaching the end is what checks the CRC
@@ -127,7 +128,7 @@ def _read_pair(stream: BinaryIO | gzip.GzipFile, path: Path, memory_bytes: float
     with image.open("rb") as raw:
         data = gzip.GzipFile(fileobj=raw) if image.name.lower().endswith(".gz") else raw
         data.seek(max(0, int(header.get_data_offset())))
-        voxels = _take(data, need)
+        voxels = _take(data, need, data.read(min(need, _PIECE_BYTES)))
     if len(voxels) < need:
         raise ScanRefused("truncated", f"{image.name}: {len(voxels):,} of {need:,} bytes of voxels are there")
     return _scan(header, sizes, voxels)
@@ -142,7 +143,7 @@ def _sizes(header: nib.Nifti1Header, memory_bytes: float) -> tuple[tuple[int, ..
     return sizes, int(np.prod(sizes)) * dtype.itemsize
 
 
-def _scan(header: nib.Nifti1Header, sizes: tuple[int, ...], data: bytearray) -> RawScan:
+def _scan(header: nib.Nifti1Header, sizes: tuple[int, ...], data: NDArray[np.uint8]) -> RawScan:
     stored = np.frombuffer(data, header.get_data_dtype()).reshape(sizes, order="F")
     slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
     if not slope or not np.isfinite(slope):  # NIfTI: no scaling
