@@ -12,8 +12,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ctflow.data.records import Acquisition, CaseEntry, ShardEntry
+from ctflow.data.records import CaseEntry, ShardEntry
 from ctflow.errors import ShardError
+from ctflow.types import Acquisition
 
 MANIFEST = "manifest.jsonl"
 _LOCK = ".manifest.lock"
