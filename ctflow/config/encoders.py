@@ -69,7 +69,22 @@ def flux_avae_config(in_channels: int = 3) -> AVAEConfig:
 
 @dataclass
 class BertConfig:
-    """CT-CLIP's text tower; names and published values are those of transformers' ``BertConfig``."""
+    """CT-CLIP's text tower; names and published values are those of transformers' ``BertConfig``.
+
+    Attributes:
+        vocab_size: Entries of the vocabulary.
+        hidden_size: Width of a token.
+        num_hidden_layers: Transformer layers.
+        num_attention_heads: Attention heads; must divide ``hidden_size``.
+        intermediate_size: Hidden width of a layer's MLP.
+        max_position_embeddings: Most tokens of a text.
+        type_vocab_size: Kinds of text parts.
+        layer_norm_eps: Added to the variance in layer norms.
+        hidden_act: The MLP's activation, by transformers' name.
+        pad_token_id: Index of the padding token.
+        hidden_dropout_prob: Dropout of hidden states in training.
+        attention_probs_dropout_prob: Dropout of attention weights in training.
+    """
 
     vocab_size: int = 30522
     hidden_size: int = 768

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +15,9 @@ from ctflow.data import LatentDataModule, SliceShards
 from ctflow.errors import ConfigError
 from ctflow.models.text import clean_text
 from ctflow.models.tokenizer import train_wordpiece
+from ctflow.training.cluster import first_process
 from ctflow.training.contrastive import ClipModule
-from ctflow.training.runs import Run, first_process
+from ctflow.training.runs import Run
 from ctflow.training.task import card
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -80,6 +82,10 @@ class ClipTraining:
         label_names(config)  # before anything is written
         network = config.clip.network
         path = run.tokenizer / TOKENIZER_FILE
+        beside = run.checkpoint.parent / run.tokenizer.name / TOKENIZER_FILE if run.checkpoint else path
+        if first_process() and not path.is_file() and beside.is_file():  # a run goes on under another name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(beside, path)
         if first_process() and not path.is_file():
             train_vocabulary(config, path)
         wait_for(path)
