@@ -2,38 +2,69 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
 import lightning as L
 
-from ctflow.checkpoint import load_tokenizer, save_ctclip
+from ctflow.checkpoint import load_ctclip, load_tokenizer, save_ctclip
 from ctflow.config.training import TrainConfig
 from ctflow.data import LatentDataModule, SliceShards
 from ctflow.errors import ConfigError
 from ctflow.models.text import clean_text
 from ctflow.models.tokenizer import train_wordpiece
+from ctflow.training.columns import mine
 from ctflow.training.contrastive import ClipModule
 from ctflow.training.runs import Run, first_process
 from ctflow.training.task import card
 
+log = logging.getLogger("ctflow")
+
 TOKENIZER_FILE = "tokenizer.json"
 
 
-def train_vocabulary(config: TrainConfig, path: Path) -> None:
-    """Train the WordPiece vocabulary on the training reports and write it whole or not at all."""
+def write_vocabulary(config: TrainConfig, path: Path) -> None:
+    """Write the vocabulary whole or not at all: that of ``init_from``, or one of the training reports."""
+    limit = config.clip.network.max_tokens
+    if config.clip.init_from:
+        tokenizer = load_tokenizer(config.clip.init_from, limit)
+    else:
+        tokenizer = train_wordpiece(training_reports(config), config.clip.vocabulary_size, limit)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(tokenizer.to_json(), encoding="utf-8")
+    partial.replace(path)
+
+
+def training_reports(config: TrainConfig) -> list[str]:
+    """The training reports that have words, cleaned.
+
+    Raises:
+        ConfigError: There are none.
+    """
     shards = SliceShards(config.data.train)
     reports = [clean_text(shards.metadata(i)["report"]) for i in range(len(shards))]
     reports = [report for report in reports if report]
     if not reports:
         raise ConfigError(f"no case in {config.data.train} has a report", "reports to train the pair on")
-    limit = config.clip.network.max_tokens
-    tokenizer = train_wordpiece(reports, config.clip.vocabulary_size, limit)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(tokenizer.to_json(), encoding="utf-8")
-    partial.replace(path)
+    return reports
+
+
+def reports_of_patients(shards: SliceShards) -> dict[str, list[str]]:
+    """By case the reports of the same patient's other scans."""
+    patients: dict[str, list[int]] = defaultdict(list)
+    for i in range(len(shards)):
+        patients[shards.cases[i].patient_id].append(i)
+    reports = [shards.metadata(i)["report"] for i in range(len(shards))]
+    return {
+        shards.cases[i].case_id: others
+        for group in patients.values()
+        for i in group
+        if (others := [reports[j] for j in group if j != i and reports[j] != reports[i]])
+    }
 
 
 def wait_for(path: Path, seconds: float = 600.0) -> None:
@@ -53,12 +84,17 @@ class ClipTraining:
     """The embedded pair from slice shards with reports and labels."""
 
     def prepare(self, config: TrainConfig, run: Run) -> TrainConfig:
-        """Learn the vocabulary from the training reports (once per run) and fit the text tower to it."""
+        """Write the run's vocabulary (once) and fit the text tower to it, or take ``init_from``'s network."""
+        if config.clip.init_from:
+            network = load_ctclip(config.clip.init_from).config
+            config = replace(config, clip=replace(config.clip, network=network))
         network = config.clip.network
         path = run.tokenizer / TOKENIZER_FILE
         if first_process() and not path.is_file():
-            train_vocabulary(config, path)
+            write_vocabulary(config, path)
         wait_for(path)
+        if config.clip.init_from:
+            return config
         size = load_tokenizer(run.tokenizer, network.max_tokens).vocab_size
         network = replace(network, bert=replace(network.bert, vocab_size=size))
         return replace(config, clip=replace(config.clip, network=network))
@@ -69,7 +105,7 @@ class ClipTraining:
         return LatentDataModule(replace(config.data, view="volumes", seed=config.seed, grid=grid))
 
     def module(self, config: TrainConfig, run: Run) -> ClipModule:
-        """The pair with its label heads."""
+        """The pair with the heads of its training; from ``init_from`` where a run begins."""
         names = {split: self._label_names(config, split) for split in ("train", "valid")}
         if names["train"] != names["valid"]:
             raise ConfigError(
@@ -77,7 +113,15 @@ class ClipTraining:
                 "the same label columns in both splits",
             )
         text = (run.tokenizer / TOKENIZER_FILE).read_text(encoding="utf-8")
-        return ClipModule(config.clip, text, names["train"], config.seed)
+        reports = training_reports(config)
+        columns = mine(reports, config.clip.column_least)
+        log.info("%d columns and %d sizes mined from the reports", len(columns.stated), len(columns.sizes))
+        module = ClipModule(config.clip, text, names["train"], columns, config.seed)
+        module.reports = reports
+        module.others = reports_of_patients(SliceShards(config.data.train))
+        if config.clip.init_from and run.checkpoint is None:
+            module.network.clip.load_state_dict(load_ctclip(config.clip.init_from).state_dict())
+        return module
 
     def _label_names(self, config: TrainConfig, split: str) -> list[str]:
         shards = SliceShards(config.data.train if split == "train" else config.data.valid)
