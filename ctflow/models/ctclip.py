@@ -65,12 +65,19 @@ class CTCLIP(nn.Module):
         self.temperature = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         self.extras = PublishedExtras(config) if config.published_extras else None
 
-    def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> TextEncoding:
-        """Token ids and mask, both ``[B, L]``, to hidden states, pooled state and latent."""
+    def encode_text(
+        self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor | None = None
+    ) -> TextEncoding:
+        """Token ids and mask, both ``[B, L]``, to hidden states, pooled state and latent.
+
+        ``positions`` ``[B, L]`` are 0, 1, 2, … where not given (training reads sentences elsewhere too).
+        """
         limit = self.config.bert.max_position_embeddings
         if input_ids.shape[1] > limit:
             raise CTFlowError(f"reports of {input_ids.shape[1]} tokens", f"at most {limit}")
-        tokens = self.text(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        tokens = self.text(
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=positions
+        ).last_hidden_state
         pooled = tokens[:, 0]
         return TextEncoding(tokens, pooled, F.normalize(self.to_text_latent(pooled), dim=-1))
 

@@ -21,9 +21,10 @@ _MAINLY = re.compile(
 )
 _NOT_HERE = re.compile(r"\b(?:not|none|no|nothing|never|free|clear|spared|normal)\b")
 _FILLER = re.compile(
-    r"\b(?:an?|the|of|in|on|at|to|up|about|around|approximately|ca|side|sides|sided|lungs?|zones?|measuring|measures|size|sized"
-    r"|diameters?|short|long|axis|axes|thick|thickness|largest|bigger|smaller|other|another|also|each|respectively|hemithorax|apex|apices"
-    r"|apical|base|basal|bases|one|is|are|it|segments?|mm|cm|ml|cc|mainly|predominantly|level|in total|total|volume"
+    r"\b(?:an?|the|of|in|on|at|to|up|about|around|approximately|ca|side|sides|sided|lungs?|zones?"
+    r"|measuring|measures|size|sized|diameters?|short|long|axis|axes|thick|thickness|largest|bigger"
+    r"|smaller|other|another|also|each|respectively|hemithorax|apex|apices"
+    r"|apical|base|basal|bases|one|is|are|it|segments?|mm|cm|ml|cc|mainly|predominantly|in total|total|volume"
     r"|amount)\b|[\d.,:()%/\-]"
 )
 

@@ -68,7 +68,9 @@ MENTIONS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         ("Pericardial effusion", r"pericardial(?=, pleural)"),
         (
             "Coronary artery wall calcification",
-            rf"\b(?:coronar\w+|lad|rca|lcx|circumflex)\b(?=[^.]*(?:{_WALL}))|(?:{_WALL})\w*(?=[^.]*\b(?:coronar|lad\b|rca\b|lcx\b|circumflex))",
+            rf"\b(?:coronar\w+|lad|rca|lcx|circumflex)\b(?=[^.,]*(?:{_WALL}))"
+            rf"|(?:{_WALL})\w*(?=[^.,]*(?:, (?:and )?(?:the )?[a-z]{{0,10}} ?)?"
+            r"\b(?:coronar|lad\b|rca\b|lcx\b|circumflex))",
         ),
         ("Hiatal hernia", r"hiat(?:al|us) herni\w*|diaphragmatic hernia"),
         ("Lymphadenopathy", r"lymphadenopath\w*|adenopath\w*|lymphadenomegal\w*"),
@@ -79,7 +81,8 @@ MENTIONS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         ("Atelectasis", r"(?:fibro)?-?(?:sub)?atelecta\w*"),
         (
             "Lung nodule",
-            r"\b(?:micro)?nodul(?:e|es|ar lesions?)\b|(?:lung|pulmonary) (?:mass(?:es)?|lesions?|metastas[ie]s)",
+            r"\b(?:micro)?nodul(?:e|es|ar lesions?)\b"
+            r"|(?:lung|pulmonary) (?:mass(?:es)?|lesions?|metastas[ie]s)",
         ),
         ("Lung nodule", r"\bmass(?:es)?\b"),
         ("Lung opacity", r"ground[- ]?glass|opaci\w+|infiltrat\w+"),

@@ -33,7 +33,7 @@ HEAD_RATE = 8.0
 """Learning rate of the heads over that of the towers."""
 
 WHOLE_EVERY = 4
-"""Of so many batches one reads whole reports, one compiled ones, the others a few sentences, as users type."""
+"""Of so many batches one reads whole reports, one compiled ones, the others a few sentences each."""
 
 COMPILED, COMPILED_FROM = 2, 5
 """Which of them is the compiled one, and how many other reports' sentences it may hold."""
@@ -123,7 +123,8 @@ class ClipModule(CountingModule):
         texts = self.texts(batch, streams)
         partners = [self.partner(*row) for row in zip(texts, batch.case_id, streams, strict=True)]
         ids, mask = self.tokens([*texts, *partners])
-        _, answers = self.network.read(ids, mask)
+        positions = pair.places(mask.cpu(), self.config.network.max_tokens, streams * 2).to(self.device)
+        _, answers = self.network.read(ids, mask, positions)
         stated, sizes = self.columns.targets([*texts, *partners])
         stated, sizes = stated.to(self.device), sizes.to(self.device)
         labels = torch.full((len(stated), self.labels), torch.nan, device=self.device)
@@ -136,7 +137,7 @@ class ClipModule(CountingModule):
         size = torch.stack([pair.size_loss(a[:, self.stated :], sizes) for a in answers]).mean()
         half = mask[: len(texts)]
         hidden = pair.hidden_words(half.cpu(), streams).to(self.device)
-        words = self.network.word_loss(ids[: len(texts)], half, hidden, self.mask_id)
+        words = self.network.word_loss(ids[: len(texts)], half, hidden, self.mask_id, positions[: len(texts)])
         answered = columns + pairs + config.size_weight * size
         loss = config.label_weight * answered + config.word_weight * words
         return loss, {"columns": columns, "pairs": pairs, "sizes": size, "words": words}

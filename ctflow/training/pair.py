@@ -50,14 +50,18 @@ class LabelledPair(nn.Module):
         (text, logits), image = self.read(ids, mask), self.clip.encode_volume(volume)
         return text, image, [*logits, self.image_head(image.embedding)]
 
-    def read(self, ids: Tensor, mask: Tensor) -> tuple[TextEncoding, list[Tensor]]:
+    def read(
+        self, ids: Tensor, mask: Tensor, positions: Tensor | None = None
+    ) -> tuple[TextEncoding, list[Tensor]]:
         """The text side alone: its encoding, and answers from the pooled and from the mean token state."""
-        text = self.clip.encode_text(ids, mask)
+        text = self.clip.encode_text(ids, mask, positions)
         return text, [self.text_head(text.pooled), self.token_head(mean_token(text.tokens, mask))]
 
-    def word_loss(self, ids: Tensor, mask: Tensor, hidden: Tensor, mask_id: int) -> Tensor:
+    def word_loss(
+        self, ids: Tensor, mask: Tensor, hidden: Tensor, mask_id: int, positions: Tensor | None = None
+    ) -> Tensor:
         """Cross-entropy of the words that ``hidden`` ``[B, L]`` (bool) hides; mean over texts of means."""
-        tokens = self.clip.encode_text(ids.masked_fill(hidden, mask_id), mask).tokens
+        tokens = self.clip.encode_text(ids.masked_fill(hidden, mask_id), mask, positions).tokens
         words = self.clip.text.get_input_embeddings().weight  # type: ignore[operator]
         logits = self.word_head(tokens[hidden]) @ words.T + self.word_bias
         losses = torch.zeros(hidden.shape, device=ids.device)
@@ -68,6 +72,25 @@ class LabelledPair(nn.Module):
 def mean_token(tokens: Tensor, mask: Tensor) -> Tensor:
     """Mean of the real tokens' states: ``[B, L, D]`` and ``[B, L]`` to ``[B, D]``."""
     return (tokens * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
+
+
+def places(mask: Tensor, limit: int, streams: list[random.Random]) -> Tensor:
+    """Positions ``[B, L]`` of tokens: half of the texts begin further on, as if much had been said before.
+
+    A sentence is then understood wherever it stands in a report. The first token keeps position 0.
+
+    Args:
+        mask: ``[B, L]``, 1 where a token stands.
+        limit: Most tokens of a text.
+        streams: A stream for each text.
+    """
+    shifts = [
+        rng.randint(0, limit - length) if rng.random() < 0.5 else 0
+        for length, rng in zip(mask.sum(dim=1).tolist(), streams, strict=True)
+    ]
+    positions = torch.arange(mask.shape[1]) + torch.tensor(shifts)[:, None]
+    positions[:, 0] = 0
+    return positions.clamp_max(limit - 1)
 
 
 def hidden_words(mask: Tensor, streams: list[random.Random]) -> Tensor:

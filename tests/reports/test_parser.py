@@ -16,15 +16,21 @@ REAL = Path(__file__).parents[2] / ".." / "shared" / "reports"
 
 SENTENCES = {
     # sides of both findings in one sentence
-    "On the left no effusion, on the right a large effusion.": "no pleural effusion left; pleural effusion right, large",
-    "No effusion on the right, large effusion on the left.": "no pleural effusion right; pleural effusion left, large",
+    "On the left no effusion, on the right a large effusion.": (
+        "no pleural effusion left; pleural effusion right, large"
+    ),
+    "No effusion on the right, large effusion on the left.": (
+        "no pleural effusion right; pleural effusion left, large"
+    ),
     "On the left there is no pleural effusion, on the right there is a small one.": (
         "no pleural effusion left; pleural effusion right, small"
     ),
     "There is a large right and a small left pleural effusion.": (
         "pleural effusion left, small; pleural effusion right, large"
     ),
-    "Large left, small right pleural effusion.": "pleural effusion right, small; pleural effusion left, large",
+    "Large left, small right pleural effusion.": (
+        "pleural effusion right, small; pleural effusion left, large"
+    ),
     "Bilateral pleural effusions of about 450 ml on the right and 200 ml on the left.": (
         "pleural effusion right, 450 ml; pleural effusion left, 200 ml"
     ),
@@ -39,8 +45,12 @@ SENTENCES = {
     "Pleural effusion is absent on the right and large on the left.": (
         "no pleural effusion right; pleural effusion left, large"
     ),
-    "Right-sided pleural effusion without effusion on the left.": "pleural effusion right; no pleural effusion left",
-    "There is neither right nor left pleural effusion.": "no pleural effusion left; no pleural effusion right",
+    "Right-sided pleural effusion without effusion on the left.": (
+        "pleural effusion right; no pleural effusion left"
+    ),
+    "There is neither right nor left pleural effusion.": (
+        "no pleural effusion left; no pleural effusion right"
+    ),
     "A pleural effusion is seen on neither side.": "no pleural effusion both",
     "No pleural effusion on either side.": "no pleural effusion both",
     # denials: before, after, listed, ended
@@ -49,7 +59,9 @@ SENTENCES = {
     "There is no pericardial effusion, but a moderate left pleural effusion is present.": (
         "no pericardial effusion; pleural effusion left, moderate"
     ),
-    "Right effusion is not seen, left effusion is large.": "no pleural effusion right; pleural effusion left, large",
+    "Right effusion is not seen, left effusion is large.": (
+        "no pleural effusion right; pleural effusion left, large"
+    ),
     "Neither pleural effusion nor consolidation is seen.": "no pleural effusion; no consolidation",
     "Patient without nodules, with a large right pleural effusion.": (
         "no lung nodule; pleural effusion right, large"
@@ -82,13 +94,16 @@ SENTENCES = {
     "Consolidation areas in the lower lobes of both lungs.": (
         "consolidation right lower lobe; consolidation left lower lobe"
     ),
-    "Nodule 12 mm RUL, 8 mm in the LLL.": "lung nodule right upper lobe, 12 mm; lung nodule left lower lobe, 8 mm",
+    "Nodule 12 mm RUL, 8 mm in the LLL.": (
+        "lung nodule right upper lobe, 12 mm; lung nodule left lower lobe, 8 mm"
+    ),
     "Nodules of 5 mm and 7 mm in the right upper lobe.": (
         "lung nodule right upper lobe, 5 mm; lung nodule right upper lobe, 7 mm"
     ),
-    "Three solid nodules are seen: 12 mm in the right upper lobe, 8 mm in the left lower lobe and 9 mm in the "
-    "right middle lobe.": (
-        "lung nodule right upper lobe, 12 mm; lung nodule left lower lobe, 8 mm; lung nodule right middle lobe, 9 mm"
+    "Three solid nodules are seen: 12 mm in the right upper lobe, 8 mm in the left lower lobe and 9 mm in "
+    "the right middle lobe.": (
+        "lung nodule right upper lobe, 12 mm; lung nodule left lower lobe, 8 mm; "
+        "lung nodule right middle lobe, 9 mm"
     ),
     "Atelectasis and effusion on the left.": "atelectasis left; pleural effusion left",
     "Left lower lobe atelectasis adjacent to a moderate pleural effusion.": (
@@ -160,20 +175,20 @@ def _sizes(findings: list[StatedFinding] | tuple[spec.Finding, ...]) -> set[tupl
 
 
 def test_phantoms_reports_say_what_was_drawn() -> None:
-    """Every label of 500 phantoms is found and none beside them; sides and lobes too, where they are told."""
-    missing, total = 0, 0
-    for index in range(500):
+    """Every label of 150 phantoms is found and none beside them; sides and lobes too, where told."""
+    for index in range(150):
         phantom = sample_spec(9173, index, 128, 4.0)
-        found = [f for f in parse_report(report_for(phantom).text)]
+        found = parse_report(report_for(phantom).text)
         stated = [f for f in found if f.present]
         truth = _places(phantom.findings)
         assert _places(stated) <= truth, report_for(phantom).text
         assert _sizes(stated) <= _sizes(phantom.findings)
-        missing, total = missing + len(truth - _places(stated)), total + len(truth)
+        assert {label for label, _ in truth - _places(stated)} <= {
+            "Emphysema"
+        }  # apical bullae: without a side
         denied = {(f.label, f.side) for f in found if not f.present}
         drawn = {f.label for f in phantom.findings}
         assert not any(label in drawn and (side is None or (label, side) in truth) for label, side in denied)
-    assert missing <= 0.005 * total  # a bullous emphysema's sentence names no side
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"no real reports at {REAL}")
