@@ -124,8 +124,9 @@ class ClipTask:
 
     Attributes:
         network: The CT-CLIP.
-        init_from: Sharing folder whose architecture, weights and vocabulary to start from (``network`` and
-            ``vocabulary_size`` are then the folder's); empty: from scratch.
+        init_from: Sharing folder or published weights whose architecture, weights and vocabulary to start
+            from (``network`` and ``vocabulary_size`` are then the folder's, but for ``adapter_width``);
+            empty: from scratch.
         vocabulary_size: Most entries of the WordPiece vocabulary, trained on the training reports.
         label_weight: Weight of the auxiliary loss: linear heads from the text's pooled state, its mean token
             state and the volume to the label tables and to the columns.

@@ -42,9 +42,10 @@ COMPILED, COMPILED_FROM = 2, 5
 class ClipModule(CountingModule):
     """Columns, masked words and CLIP's contrast.
 
-    The text tower answers, from its pooled and from its mean token state, the columns that rules mine from
-    the very text it reads. Half of the texts are the other half with one thing exchanged (side, or word of
-    size), or the report of another scan of the patient. The contrast's volumes meet the mirrored reports too.
+    The text tower answers, from its pooled, its mean and any single token state, the columns that rules mine
+    from the very text it reads. Half of the texts are the other half with one thing exchanged (side, or word
+    of size), or the report of another scan of the patient. The contrast's volumes meet the mirrored reports
+    too. A network with an adapter keeps both towers as they are and learns texts alone.
 
     Args:
         config: ``ClipTask`` or its plain dictionary (as checkpoints store it).
@@ -108,7 +109,7 @@ class ClipModule(CountingModule):
     def training_step(self, batch: VolumeBatch, batch_idx: int) -> Tensor:
         """Texts alone at first; then the contrast over the global batch beside them."""
         loss, terms = self.text_terms(batch)
-        if self.batches >= self.config.text_warmup:
+        if self.batches >= self.config.text_warmup and not self.network.frozen:
             more, volume_terms = self.volume_terms(batch)
             loss, terms = loss + more, terms | volume_terms
         self.batches += 1
@@ -124,7 +125,8 @@ class ClipModule(CountingModule):
         partners = [self.partner(*row) for row in zip(texts, batch.case_id, streams, strict=True)]
         ids, mask = self.tokens([*texts, *partners])
         positions = pair.places(mask.cpu(), self.config.network.max_tokens, streams * 2).to(self.device)
-        _, answers = self.network.read(ids, mask, positions)
+        text, answers = self.network.read(ids, mask, positions)
+        answers.append(self.network.token_head(pair.some_token(text.tokens, mask, streams * 2)))
         stated, sizes = self.columns.targets([*texts, *partners])
         stated, sizes = stated.to(self.device), sizes.to(self.device)
         labels = torch.full((len(stated), self.labels), torch.nan, device=self.device)
@@ -216,19 +218,25 @@ class ClipModule(CountingModule):
 
     def validation_step(self, batch: VolumeBatch, batch_idx: int) -> None:
         """Retrieval and sides within the batch; answers of both towers are kept for the AUROCs."""
+        self.val_labels.update(batch.labels.nan_to_num(-1.0))
+        if self.network.frozen:
+            assert isinstance(self.averaged, LabelledPair)
+            _, texts = self.averaged.read(*self.tokens(batch.reports))
+            self.keep(texts, batch.reports)
+            return
         text, image, answers = self.encode(self.averaged, batch)
         size = len(batch.reports)
         accuracy = pair.retrieval_accuracy(text.latent, image.latent)
         self.log("val/retrieval", accuracy, prog_bar=True, sync_dist=True, batch_size=size)
         contrast = self.trained.contrastive_loss(text.latent, image.latent)
         self.log("val/contrast", contrast, sync_dist=True, batch_size=size)
-        self.val_labels.update(batch.labels.nan_to_num(-1.0))
-        for metric, answer in zip(self.val_scores, answers, strict=True):
-            metric.update(answer[:, : self.labels].float())  # type: ignore[operator]
-        self.keep_texts(batch.reports, image.latent)
+        self.keep(answers, batch.reports)
+        self.log_right_side(batch.reports, image.latent)
 
-    def keep_texts(self, reports: list[str], volumes: Tensor) -> None:
-        """Keep the reports' and the mirrored reports' columns, answers and mean tokens."""
+    def keep(self, answers: list[Tensor], reports: list[str]) -> None:
+        """Keep answers for the AUROCs; of reports and mirrored ones also columns and mean tokens."""
+        for metric, answer in zip(self.val_scores, answers, strict=False):
+            metric.update(answer[:, : self.labels].float())  # type: ignore[operator]
         assert isinstance(self.averaged, LabelledPair)
         kept: dict[str, list[Tensor]] = {"means": [], "mirrored": [], "scores": [], "stated": []}
         turned = [mirrored(report) for report in reports]
@@ -240,6 +248,10 @@ class ClipModule(CountingModule):
             kept["stated"].append(self.columns.targets(texts)[0].to(self.device))
         for name, values in kept.items():
             self.val_texts[name].update(torch.cat(values))  # type: ignore[operator]
+
+    def log_right_side(self, reports: list[str], volumes: Tensor) -> None:
+        """Log the share of volumes that lie nearer to their report than to its mirrored copy."""
+        turned = [mirrored(report) for report in reports]
         own = self.trained.similarity(self.trained.encode_text(*self.tokens(reports)).latent, volumes)
         other = self.trained.similarity(self.trained.encode_text(*self.tokens(turned)).latent, volumes)
         differs = torch.tensor([a != b for a, b in zip(turned, reports, strict=True)], device=self.device)
@@ -254,7 +266,8 @@ class ClipModule(CountingModule):
         values = {}
         for name, metric in zip(SIDES, self.val_scores, strict=True):
             assert isinstance(metric, CatMetric)
-            values[f"{name}_auroc"] = pair.mean_auroc(metric.compute(), labels)
+            if metric.update_count:  # the image's stays empty beside an adapter
+                values[f"{name}_auroc"] = pair.mean_auroc(metric.compute(), labels)
             metric.reset()
         kept = {name: metric.compute() for name, metric in self.val_texts.items()}  # type: ignore[operator]
         values["side_auroc"] = pair.side_auroc(kept["scores"], kept["stated"], self.columns.side_pairs())
@@ -271,7 +284,7 @@ class ClipModule(CountingModule):
         heads = [p for name, p in self.network.named_parameters() if not name.startswith("clip.")]
         rate = self.config.optimizer.lr
         groups = [
-            {"params": list(self.network.clip.parameters()), "lr": rate},
+            {"params": [p for p in self.network.clip.parameters() if p.requires_grad], "lr": rate},
             {"params": heads, "lr": HEAD_RATE * rate},
         ]
         optimizer, scheduler = build_optimizer(groups, self.config.optimizer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,8 @@ MASKED_SHARE = 0.15
 class LabelledPair(nn.Module):
     """A CT-CLIP with linear heads to labels and columns, and a head that guesses masked words.
 
+    With an adapter, both towers are frozen: no gradients, no dropout, no codes that follow the data.
+
     Args:
         clip: The pair.
         stated: Yes/no answers: label tables and columns.
@@ -26,6 +29,10 @@ class LabelledPair(nn.Module):
     def __init__(self, clip: CTCLIP, stated: int, sizes: int = 0) -> None:
         super().__init__()
         self.clip = clip
+        self.frozen = clip.adapter is not None
+        if clip.adapter is not None:
+            clip.requires_grad_(False)
+            clip.adapter.requires_grad_(True)
         width = clip.config.bert.hidden_size
         self.text_head = nn.Linear(width, stated + sizes)
         self.token_head = nn.Linear(width, stated + sizes)
@@ -50,6 +57,13 @@ class LabelledPair(nn.Module):
         (text, logits), image = self.read(ids, mask), self.clip.encode_volume(volume)
         return text, image, [*logits, self.image_head(image.embedding)]
 
+    def train(self, mode: bool = True) -> Self:
+        """Training mode, but for frozen towers."""
+        super().train(mode)
+        if self.frozen:
+            self.clip.eval()
+        return self
+
     def read(
         self, ids: Tensor, mask: Tensor, positions: Tensor | None = None
     ) -> tuple[TextEncoding, list[Tensor]]:
@@ -72,6 +86,16 @@ class LabelledPair(nn.Module):
 def mean_token(tokens: Tensor, mask: Tensor) -> Tensor:
     """Mean of the real tokens' states: ``[B, L, D]`` and ``[B, L]`` to ``[B, D]``."""
     return (tokens * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
+
+
+def some_token(tokens: Tensor, mask: Tensor, streams: list[random.Random]) -> Tensor:
+    """One token's state of each text, ``[B, D]``, drawn anew each time.
+
+    Asked of any token, what a text says spreads over all of them: a mean of long texts then holds it as well
+    as that of short ones, and whoever reads the tokens finds it in each.
+    """
+    drawn = [rng.randrange(length) for length, rng in zip(mask.sum(dim=1).tolist(), streams, strict=True)]
+    return tokens[torch.arange(len(tokens)), torch.tensor(drawn)]
 
 
 def places(mask: Tensor, limit: int, streams: list[random.Random]) -> Tensor:

@@ -85,9 +85,15 @@ class ClipTraining:
 
     def prepare(self, config: TrainConfig, run: Run) -> TrainConfig:
         """Write the run's vocabulary (once) and fit the text tower to it, or take ``init_from``'s network."""
+        width = config.clip.network.adapter_width
         if config.clip.init_from:
             network = load_ctclip(config.clip.init_from).config
+            network = replace(network, adapter_width=width or network.adapter_width)
             config = replace(config, clip=replace(config.clip, network=network))
+        elif width:
+            raise ConfigError(
+                f"clip.network.adapter_width={width} without weights to adapt", "clip.init_from=FOLDER"
+            )
         network = config.clip.network
         path = run.tokenizer / TOKENIZER_FILE
         if first_process() and not path.is_file():
@@ -100,8 +106,10 @@ class ClipTraining:
         return replace(config, clip=replace(config.clip, network=network))
 
     def data(self, config: TrainConfig) -> LatentDataModule:
-        """Whole volumes on the image tower's grid."""
+        """Whole volumes on the image tower's grid; beside an adapter nobody looks at them."""
         grid = config.clip.network.grid
+        if config.clip.network.adapter_width:
+            grid = replace(grid, shape=[1, 1, 1])
         return LatentDataModule(replace(config.data, view="volumes", seed=config.seed, grid=grid))
 
     def module(self, config: TrainConfig, run: Run) -> ClipModule:
@@ -120,7 +128,8 @@ class ClipTraining:
         module.reports = reports
         module.others = reports_of_patients(SliceShards(config.data.train))
         if config.clip.init_from and run.checkpoint is None:
-            module.network.clip.load_state_dict(load_ctclip(config.clip.init_from).state_dict())
+            clip = module.network.clip
+            clip.load_state_dict(clip.state_dict() | load_ctclip(config.clip.init_from).state_dict())
         return module
 
     def _label_names(self, config: TrainConfig, split: str) -> list[str]:

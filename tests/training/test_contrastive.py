@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 import random
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,14 +14,19 @@ import pytest
 import torch
 
 from ctflow.checkpoint import load_ctclip, load_text_encoder
+from ctflow.errors import ConfigError, WeightsError
+from ctflow.models.ctclip_adapter import TokenAdapter
+from ctflow.models.tokenizer import train_wordpiece
 from ctflow.reports import mirrored, parse_report, sentences
 from ctflow.train import main
 from ctflow.training import pair, wording
 from ctflow.training.columns import answers, mine
+from ctflow.weights.transfer import export_weights
 
 if TYPE_CHECKING:
     from tests.training.conftest import TinyData
 
+Curves = dict[str, list[tuple[int, float]]]
 RIGHT = "There is a large pleural effusion on the right of about 900 ml. Heart size is normal."
 LEFT = "There is a small pleural effusion on the left of about 150 ml. No nodule is seen."
 NODULES = "Two nodules are seen: 12 mm in the right upper lobe and 8 mm in the left lower lobe."
@@ -137,3 +145,43 @@ def test_a_run_starts_from_a_sharing_folder(tiny: TinyData, tmp_path: Path) -> N
     for name, value in first.text.state_dict().items():  # the warm-up's first rate is 0
         assert torch.equal(value, source.text.state_dict()[name]), name
     assert load_text_encoder(made).tokenizer.to_json() == load_text_encoder(tiny.clip).tokenizer.to_json()
+
+
+def test_an_adapter_learns_over_published_weights_that_stay(
+    tiny: TinyData,
+    tmp_path: Path,
+    shared_dir: Path,
+    curves_of: Callable[[Path], Curves],
+) -> None:
+    """Published layout in, a sharing folder with the adapter out: towers and latents equal, tokens not."""
+    source = tmp_path / "published"
+    shutil.copytree(shared_dir / "fixtures/ctclip/tiny", source)
+    tokenizer = train_wordpiece([RIGHT, LEFT, NODULES, "There is a nodule in the lung of case 1."], 300, 64)
+    (source / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
+    options = [f"clip.init_from={source}", "clip.network.adapter_width=8", "loop.max_steps=6"]
+    main(tiny.arguments("clip", tmp_path, "name=adapted", "loop.val_every=3", *options))
+    made = tmp_path / "clip" / "adapted" / "export"
+    published, adapted = load_ctclip(source), load_ctclip(made)
+    assert adapted.config == replace(published.config, adapter_width=8)
+    for name, value in published.state_dict().items():
+        assert torch.equal(value, adapted.state_dict()[name]), name
+    before, after = load_text_encoder(source), load_text_encoder(made)
+    assert torch.equal(before.encode_latents([RIGHT]), after.encode_latents([RIGHT]))
+    assert not torch.equal(before.encode([RIGHT]).tokens, after.encode([RIGHT]).tokens)
+    curves = curves_of(tmp_path / "clip" / "adapted")
+    assert "val/side_auroc" in curves and "val/contrast" not in curves
+    with pytest.raises(WeightsError, match="adapter of width 8"):
+        export_weights("ctclip", made, tmp_path / "out")
+    with pytest.raises(ConfigError, match="without weights to adapt"):
+        main(tiny.arguments("clip", tmp_path, "clip.network.adapter_width=8"))
+
+
+def test_an_untrained_adapter_changes_nothing_and_reads_all_tokens() -> None:
+    adapter = TokenAdapter(12, 8).eval()
+    tokens, mask = torch.randn(2, 5, 12), torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+    assert torch.equal(adapter(tokens, mask), tokens)
+    torch.nn.init.normal_(adapter.up.weight)
+    other = tokens.clone()
+    other[:, 4] *= -1.0
+    change = (adapter(other, mask) - adapter(tokens, mask)).abs()[:, :3].amax(dim=(1, 2))
+    assert change[0] > 1e-4 and change[1] == 0.0  # the second text ends before
