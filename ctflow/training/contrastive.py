@@ -32,11 +32,12 @@ SIDES = ("text", "tokens", "image")
 HEAD_RATE = 8.0
 """Learning rate of the heads over that of the towers."""
 
-WHOLE_EVERY = 4
-"""Of so many batches one reads whole reports, one compiled ones, the others a few sentences each."""
+WHOLE_EVERY, SIDED, SHORT = 4, 1, 3
+"""Of so many batches the first reads whole reports, the second a few sentences with sides, from several
+reports, the third long texts compiled of several, the fourth a few sentences of each."""
 
-COMPILED, COMPILED_FROM = 2, 5
-"""Which of them is the compiled one, and how many other reports' sentences it may hold."""
+COMPILED_FROM = 5
+"""How many other reports' sentences a compiled text may hold."""
 
 
 class ClipModule(CountingModule):
@@ -148,13 +149,13 @@ class ClipModule(CountingModule):
         """Reports as they are, long texts compiled of several, or a few sentences; both latter reworded."""
         if self.batches % WHOLE_EVERY == 0:
             return list(batch.reports)
-        texts = []
+        kind, texts = self.batches % WHOLE_EVERY, []
         for report, rng in zip(batch.reports, streams, strict=True):
-            if self.batches % WHOLE_EVERY == COMPILED:
-                others = rng.sample(self.reports, min(COMPILED_FROM, len(self.reports)))
-                text = wording.compiled([report, *others], rng)
-            else:
+            if kind == SHORT:
                 text = wording.shortened(report, rng)
+            else:
+                others = rng.sample(self.reports, min(COMPILED_FROM, len(self.reports)))
+                text = wording.compiled([report, *others], rng, sided=kind == SIDED)
             texts.append(wording.reworded(text, rng) if rng.random() < 0.5 else text)
         return texts
 

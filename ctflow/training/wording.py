@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 
-from ctflow.reports import mirrored, sentences
+from ctflow.reports import mirrored, parse_report, parse_sentence, sentences
 
 LOBES = ("right upper lobe", "right middle lobe", "right lower lobe", "left upper lobe", "left lower lobe")
 SIZES = ("small", "moderate", "large")
@@ -15,7 +15,7 @@ _SIZE = re.compile(r"\b(?:small|moderate|large)\b", re.IGNORECASE)
 _SEVERITY = re.compile(r"\b(?:mild|severe)\b", re.IGNORECASE)
 _NUMBER = re.compile(r"\b\d+(?= ?(?:mm|ml)\b)")
 _MOST_SENTENCES = 3
-_MOST_COMPILED = 12
+_MOST_COMPILED, _MOST_SIDED = 12, 4
 
 
 def shortened(text: str, rng: random.Random) -> str:
@@ -25,10 +25,18 @@ def shortened(text: str, rng: random.Random) -> str:
     return " ".join(parts[i] for i in sorted(rng.sample(range(len(parts)), count)))
 
 
-def compiled(texts: list[str], rng: random.Random) -> str:
-    """A long report of sentences from many: no two of them have been read together before."""
+def compiled(texts: list[str], rng: random.Random, sided: bool = False) -> str:
+    """A report of sentences from many: no two of them have been read together before.
+
+    With ``sided`` a short one, of sentences that name sides, each mirrored or not: what is where must be read
+    finding by finding.
+    """
     parts = [part for text in texts for part in sentences(text)]
-    return " ".join(rng.sample(parts, min(rng.randint(4, _MOST_COMPILED), len(parts))))
+    if not sided:
+        return " ".join(rng.sample(parts, min(rng.randint(4, _MOST_COMPILED), len(parts))))
+    parts = [part for part in parts if mirrored(part) != part] or parts
+    parts = rng.sample(parts, min(rng.randint(2, _MOST_SIDED), len(parts)))
+    return " ".join(mirrored(part) if rng.random() < 0.5 else part for part in parts)
 
 
 def reworded(text: str, rng: random.Random) -> str:
@@ -55,12 +63,22 @@ def resized(text: str) -> str:
 
 
 def contrast(text: str, rng: random.Random) -> str:
-    """A text that differs in one thing: mirrored, or (one time of four) its words of size exchanged."""
+    """A text that differs in one thing: one finding on the other side, all sides, or (one of four) sizes."""
     other = mirrored(text)
     if other == text or rng.random() < 0.25:
         larger = resized(text)
         return larger if larger != text else other
-    return other
+    return mirrored_finding(text, rng) if rng.random() < 0.6 else other
+
+
+def mirrored_finding(text: str, rng: random.Random) -> str:
+    """The text with the sentences of one finding mirrored, the others as they are."""
+    labels = sorted({f.label for f in parse_report(text) if f.side in ("right", "left")})
+    if not labels:
+        return mirrored(text)
+    label = rng.choice(labels)
+    parts = sentences(text)
+    return " ".join(mirrored(p) if any(f.label == label for f in parse_sentence(p)) else p for p in parts)
 
 
 def _exchanged(text: str, pattern: re.Pattern[str], words: dict[str, str]) -> str:

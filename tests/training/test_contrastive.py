@@ -75,6 +75,20 @@ def test_texts_made_from_texts_hang_on_the_stream_alone() -> None:
     assert sorted(sentences(long)) == sorted(sentences(text))
 
 
+def test_compiled_sided_texts_hold_sides_alone_in_any_mixture() -> None:
+    made = {wording.compiled([RIGHT, LEFT, NODULES], random.Random(seed), sided=True) for seed in range(40)}
+    told = [{(f.label, f.side) for f in parse_report(text)} for text in made]
+    assert all(side is not None for text in told for _, side in text)
+    effusions = [{side for label, side in text if label == "Pleural effusion"} for text in told]
+    assert {"right"} in effusions and {"left"} in effusions and {"right", "left"} in effusions
+
+
+def test_one_finding_is_mirrored_and_the_others_stay() -> None:
+    text = f"{RIGHT} {NODULES}"
+    made = {wording.mirrored_finding(text, random.Random(seed)) for seed in range(20)}
+    assert made == {f"{mirrored(RIGHT)} {NODULES}", f"{RIGHT} {mirrored(NODULES)}"}
+
+
 def test_rewording_keeps_labels_and_makes_other_places() -> None:
     labels = {(f.label, f.present) for f in parse_report(f"{RIGHT} {NODULES}")}
     texts = {wording.reworded(f"{RIGHT} {NODULES}", random.Random(seed)) for seed in range(40)}
