@@ -140,21 +140,34 @@ class AutoencoderTask:
 class ClipTask:
     """Training of the embedded pair of text and image encoder.
 
+    Columns are what a report is asked by rules (``ctflow.reports``): label stated, label denied, label with
+    side, with lobe, with word of size, and sizes in mm, ml or ratio.
+
     Attributes:
         network: The CT-CLIP.
+        init_from: Sharing folder or published weights whose architecture, weights and vocabulary to start
+            from (``network`` and ``vocabulary_size`` are then the folder's, but for ``adapter_width``);
+            empty: from scratch.
         vocabulary_size: Most entries of the WordPiece vocabulary, trained on the training reports.
         label_weight: Weight of the auxiliary loss: linear heads from the text's pooled state, its mean token
-            state and the volume to the label columns.
-        text_warmup: First batches that train the text tower on the labels alone: cheap, and the text states,
-            which condition the FMvT, become informative at once.
+            state and the volume to the label tables and to the columns.
+        column_least: Reports of the training set that a column needs.
+        size_weight: Weight of the sizes' loss beside that of the other columns.
+        word_weight: Weight of the masked words' loss: what no column asks for stays in the states.
+        text_warmup: First batches that train the text tower alone: cheap, and the text states, which
+            condition the FMvT, become informative at once.
         optimizer: The pair's optimizer.
         ema_cap: Greatest decay of the moving average.
         gradient_clip: Greatest norm of the gradients; 0: no clipping.
     """
 
     network: CTCLIPConfig = field(default_factory=CTCLIPConfig)
+    init_from: str = ""
     vocabulary_size: int = 1024
     label_weight: float = 1.0
+    column_least: int = 10
+    size_weight: float = 0.5
+    word_weight: float = 0.2
     text_warmup: int = 0
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     ema_cap: float = 0.999

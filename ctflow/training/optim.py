@@ -101,8 +101,16 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     return (x.mT if tall else x).float()
 
 
-def build_optimizer(module: nn.Module, config: OptimizerConfig) -> tuple[AdamW, LambdaLR]:
-    """The optimizer of a module's trainable parameters and its schedule, stepped once per optimizer step."""
+def build_optimizer(
+    module: nn.Module, config: OptimizerConfig, factor: Callable[[str], float] | None = None
+) -> tuple[AdamW, LambdaLR]:
+    """The optimizer of a module's trainable parameters and its schedule, stepped once per optimizer step.
+
+    Args:
+        module: What is trained.
+        config: Optimizer and schedule.
+        factor: AdamW's base rate of a parameter over ``config.lr``, by its name; None: 1 for all.
+    """
     beta1, beta2 = config.betas
     parameters = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     common: dict[str, Any] = {"betas": (beta1, beta2), "weight_decay": config.weight_decay}
@@ -117,7 +125,11 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig) -> tuple[AdamW, 
         ]
         optimizer = Muon(groups, config.momentum, **common)
     else:
-        optimizer = AdamW([p for _, p in parameters], lr=config.lr, **common)
+        rates: dict[float, list[nn.Parameter]] = {}
+        for name, parameter in parameters:
+            rates.setdefault(1.0 if factor is None else factor(name), []).append(parameter)
+        groups = [{"params": own, "lr": rate * config.lr} for rate, own in rates.items()]
+        optimizer = AdamW(groups, lr=config.lr, **common)
     return optimizer, LambdaLR(optimizer, lambda step: learning_rate(step, config) / config.lr)
 
 

@@ -21,12 +21,12 @@ from ctflow.training import precision
 from ctflow.training.autoencoder import AutoencoderModule
 from ctflow.training.base import unique_keys
 from ctflow.training.callbacks import check_finite
-from ctflow.training.contrastive import label_loss, mean_auroc, retrieval_accuracy
 from ctflow.training.curves import CurveFile
 from ctflow.training.flow import DecileLoss, FlowModule
 from ctflow.training.images import axial_and_coronal, reconstruction_grid
 from ctflow.training.losses import Adversary, PerceptualTerm, adaptive_weight
 from ctflow.training.monitor import RolloutMonitor
+from ctflow.training.pair import label_loss, mean_auroc, retrieval_accuracy
 from ctflow.training.plain import from_plain, to_plain
 from ctflow.training.randomness import SampleRandom
 from ctflow.training.runs import LAST, locate_run
