@@ -185,6 +185,8 @@ class CTCLIPConfig:
         grid: Preprocessing of the volume.
         dim_latent: Width of the shared latent space.
         max_tokens: Reports are padded or truncated to this many tokens.
+        adapter_width: Width of the adapter over the text tower's hidden states; 0: none. With one, training
+            leaves both towers as they are (``ctflow.models.ctclip_adapter``).
         published_extras: Hold the published parameters on which no output depends (BERT's pooler, pixel
             decoders, a second pair of projections and others), so that an export is complete. Fresh models
             go without.
@@ -196,6 +198,7 @@ class CTCLIPConfig:
     grid: VolumeGrid = field(default_factory=VolumeGrid)
     dim_latent: int = 512
     max_tokens: int = 512
+    adapter_width: int = 0
     published_extras: bool = False
     published_position_ids: bool = False
 
@@ -204,6 +207,8 @@ class CTCLIPConfig:
             raise ValueError(
                 f"max_tokens={self.max_tokens} exceeds BERT's {self.bert.max_position_embeddings} positions"
             )
+        if self.adapter_width < 0 or self.adapter_width % 4:
+            raise ValueError(f"adapter_width is 0 or a multiple of 4, found {self.adapter_width}")
         vit, (depth, rows, columns) = self.ctvit, self.grid.shape
         if rows != vit.image_size or columns != vit.image_size or depth % vit.temporal_patch_size:
             raise ValueError(

@@ -16,6 +16,7 @@ ANALYSES = (
     "steps",
     "memorisation",
     "contrast",
+    "pairs",
     "severity",
     "reading",
     "seams",

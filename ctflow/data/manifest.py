@@ -9,9 +9,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ctflow.data.records import Acquisition, CaseEntry, ShardEntry
+from ctflow.data.records import CaseEntry, ShardEntry
 from ctflow.errors import ShardError
 from ctflow.locks import short_lock
+from ctflow.types import Acquisition
 
 MANIFEST = "manifest.jsonl"
 _LOCK = ".manifest.lock"

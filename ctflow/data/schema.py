@@ -31,8 +31,9 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from ctflow.data.records import Acquisition, CaseEntry, LatentHeader, LatentRecord, SliceRecord
+from ctflow.data.records import CaseEntry, LatentHeader, LatentRecord, SliceRecord
 from ctflow.errors import ShardError
+from ctflow.types import Acquisition
 from ctflow.whitening import Whitening
 
 FORMAT = "ctflow"

@@ -77,7 +77,7 @@ class AutoencoderModule(CountingModule):
         output = self.network.decode(self._sample(posterior, random)).float()
         terms = {"l1": (output - images).abs().mean(), "perceptual": self._perceptual(output, images)}
         terms["kl"] = posterior.kl().mean() / posterior.mean[0].numel()
-        loss = self.config.l1_weight * terms["l1"] + self.config.perceptual_weight * terms["perceptual"]
+        loss = terms["l1"] + self.config.perceptual_weight * terms["perceptual"]
         terms["adversarial"] = self._adversarial(loss, output)
         terms["loss"] = loss + self.config.kl_weight * terms["kl"] + terms["adversarial"]
         self._step(0, self.network, terms["loss"])
@@ -124,7 +124,7 @@ class AutoencoderModule(CountingModule):
         grads = [
             self._mean_over_ranks(gradient_at(t, self.network.last_layer)) for t in (reconstruction, term)
         ]
-        weight = adaptive_weight(grads[0], grads[1], self.config.adversary.max_adaptive_weight)
+        weight = adaptive_weight(grads[0], grads[1])
         return self.config.adversary.weight * weight * term
 
     def _mean_over_ranks(self, value: Tensor) -> Tensor:

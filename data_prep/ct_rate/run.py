@@ -19,11 +19,13 @@ from ctflow.config.prep import IngestConfig
 from ctflow.data.manifest import read_manifest
 from ctflow.data.records import SliceRecord
 from ctflow.data.writer import SliceShardWriter
-from data_prep.ct_rate.discovery import Item, Source, is_published
+from ctflow.types import Acquisition
+from data_prep.ct_rate.discovery import Item, Source, case_id_of, is_published
 from data_prep.ct_rate.journal import FOLDER, Journal
 from data_prep.ct_rate.likeness import alike
-from data_prep.ct_rate.pool import GuardedPool
-from data_prep.ct_rate.prepare import EXPANDED, FLAGGED, REFUSED, Job, Outcome, outcome_fingerprint
+from data_prep.ct_rate.memory import available_bytes, needed_bytes
+from data_prep.ct_rate.pool import GuardedPool, failure
+from data_prep.ct_rate.prepare import EXCLUDED, EXPANDED, FLAGGED, REFUSED, Job, Outcome, outcome_fingerprint
 from data_prep.ct_rate.tables import CsvRow, Tables
 
 log = logging.getLogger(__name__)
@@ -59,6 +61,11 @@ class IngestRun:
         self._unclaimed = self._cases - {o.case_id for o in journal.outcomes.values() if o.usable}
         self._pending: list[tuple[str, Item]] = []
         self._waiting: list[tuple[str, Outcome, Path]] = []
+        for key, detail in source.excluded.items():
+            reasons = [["listed_no_chest", detail]]
+            self.seen[key] = Outcome(key, "", EXCLUDED, reasons, case_id=case_id_of(key))
+            if self.seen[key].case_id in self._cases:
+                log.warning("%s is %s, but an earlier run put it into the shards", key, detail)
         for item in source.items:
             self._plan(item)
 
@@ -99,14 +106,24 @@ class IngestRun:
     def _loop(
         self, pool: GuardedPool, writers: dict[str, SliceShardWriter], staging: Path, bar: tqdm, ahead: int
     ) -> None:
-        running: set[str] = set()
+        running: dict[str, float] = {}
+        memory = available_bytes()
         while self._pending or running:
             while self._pending and pool.free() and (not running or len(self._waiting) < ahead):
+                need = needed_bytes(self._pending[0][1])
+                if running and need + sum(running.values()) > memory:
+                    break  # read when others have given their memory back
                 key, item = heapq.heappop(self._pending)
-                running.add(key)
-                pool.submit(self._job(item, staging / f"{next(self._numbers):07d}.npy"))
-            for job, outcome in pool.results():
-                running.remove(job.item.key)
+                job = self._job(item, staging / f"{next(self._numbers):07d}.npy")
+                if need > memory:
+                    detail = f"needs {need / 2**30:.1f} GiB of memory, {memory / 2**30:.1f} GiB are free"
+                    heapq.heappush(self._waiting, (key, failure(job, "too_large", detail), Path(job.staging)))
+                    bar.update()
+                    continue
+                running[key] = need
+                pool.submit(job)
+            for job, outcome in pool.results() if running else ():
+                del running[job.item.key]
                 if outcome.status == EXPANDED:
                     self.journal.add(outcome)
                     bar.total += self._expand(outcome)
@@ -171,7 +188,7 @@ class IngestRun:
             self._leave_no_side_empty(outcome)
         self.journal.add(outcome)
         self.seen[outcome.key] = outcome
-        if outcome.reasons:
+        if outcome.reasons and [code for code, _ in outcome.reasons] != ["label_map"]:
             _tell(outcome)
         if outcome.usable and not there and not self._dropped(outcome):
             self._cases.add(outcome.case_id)
@@ -188,6 +205,7 @@ class IngestRun:
             if like.key != outcome.key:
                 outcome.patient_id, outcome.split = like.patient_id, like.split
                 outcome.facts["patient_from"] = f"likeness to {like.case_id}"
+                outcome.acquisition["scan"] = like.acquisition.get("scan") or like.case_id
                 log.info("%s looks like %s and counts as the same patient", outcome.key, like.case_id)
         elif first.key != outcome.key:
             outcome.status, outcome.patient_id, outcome.split = FLAGGED, first.patient_id, first.split
@@ -229,6 +247,7 @@ def settings(config: IngestConfig) -> dict[str, object]:
         "valid_fraction",
         "patient_pattern",
         "keep_flagged",
+        "keep_no_chest",
     )
     values = asdict(config)
     return {name: values[name] for name in names}
@@ -247,4 +266,5 @@ def _record(outcome: Outcome, path: Path) -> SliceRecord:
         split=outcome.split,
         truth_path=outcome.truth_path,
         extra={"ingest": outcome.facts, "flags": outcome.reasons},
+        acquisition=Acquisition(**outcome.acquisition),
     )

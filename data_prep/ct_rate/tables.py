@@ -14,6 +14,7 @@ import pandas as pd
 
 from ctflow.config.prep import IngestConfig
 from ctflow.errors import ScanError
+from data_prep.ct_rate.tags import ScanTags, tags_of
 
 log = logging.getLogger(__name__)
 NAME_COLUMN = "VolumeName"
@@ -36,6 +37,7 @@ class CsvRow:
         rescale: Slope and intercept; None where not given.
         spacing: Millimetres (slices, rows, columns); None where not given.
         patient_id: Empty where not given.
+        tags: Scanner, kernel and geometry.
     """
 
     report: str | None = None
@@ -43,6 +45,7 @@ class CsvRow:
     rescale: tuple[float, float] | None = None
     spacing: tuple[float, float, float] | None = None
     patient_id: str = ""
+    tags: ScanTags = field(default_factory=ScanTags)
 
     def fingerprint(self) -> str:
         """Changes when what the CSVs say does."""
@@ -102,6 +105,7 @@ class Tables:
             rescale=_rescale(metadata),
             spacing=_spacing(metadata),
             patient_id=_first(metadata, _PATIENT),
+            tags=tags_of(metadata),
         )
 
 
