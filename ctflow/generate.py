@@ -20,6 +20,7 @@ from ctflow.config.commands import GenerateConfig
 from ctflow.errors import CTFlowError
 from ctflow.outputs import check_writable
 from ctflow.seeding import SINGLE_REPORT_CASE
+from ctflow.threads import log_threads
 
 if TYPE_CHECKING:
     from ctflow.generation import SliceUpdate
@@ -88,6 +89,7 @@ def _generate(config: GenerateConfig, rows: list[dict[str, Any]], paths: dict[st
 
     requests = [GenerationRequest(**{**config.request(), **row}) for row in rows]
     model = CTFlow.from_pretrained(config.checkpoint or None, config.device)
+    log_threads()
     sampling = asdict(config.sampling.applied_to(model.system.config.rollout))
     todo, failed = [], []
     for request in requests:

@@ -95,7 +95,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = _with_parts(config)
     text_encoder = load_text_encoder(shipped_path(config.clip))
     avae = _avae(config, sources[0])
-    header = make_header(avae, config, _one_size(sources))
+    with _one_thread():
+        header = make_header(avae, config, _one_size(sources))
     splits = [
         Split(source, LatentShardWriter(output, header), _posteriors(config, folder))
         for source, (folder, output) in zip(sources, places, strict=True)

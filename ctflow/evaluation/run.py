@@ -25,6 +25,7 @@ from ctflow.evaluation.tensorboard import write_scalars
 from ctflow.evaluation.writers import monitors_markdown, table_markdown, write_all
 from ctflow.outputs import check_writable
 from ctflow.shipped import shipped_path
+from ctflow.threads import log_threads
 
 log = logging.getLogger("ctflow")
 
@@ -47,6 +48,7 @@ def run(config: EvalConfig, output: Path, ranks: Ranks, checkpoint: Path | None)
         keep_freed_buffers()
     _check_files(config)
     if ranks.first:
+        log_threads()
         for folder in (config.output, config.cache):
             check_writable(folder)
     if config.external.volumes:
