@@ -37,6 +37,12 @@ class Muon(AdamW):
         super().__init__(groups, **adamw)
         self.momentum = momentum
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore; AdamW looks for a step count in every parameter's state, and matrices have none."""
+        for values in state["state"].values():
+            values.setdefault("step", torch.zeros(()))
+        super().__setstate__(state)
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """One step of both."""
