@@ -117,6 +117,7 @@ def _generate(config: GenerateConfig, rows: list[dict[str, Any]], paths: dict[st
 
 
 def _write(path: Path, result: GeneratedVolume, seconds: float) -> None:
+    from ctflow.asked import asked_and_found
     from ctflow.data.montage import montage, save_png
     from ctflow.data.nifti import write_nifti
 
@@ -125,9 +126,15 @@ def _write(path: Path, result: GeneratedVolume, seconds: float) -> None:
     # The JSON comes last: where it is, the volume is whole.
     temporary = _beside(path, ".json.tmp")
     record = result.provenance | {"seconds_per_volume": round(seconds, 2)}
+    try:
+        measured = asked_and_found(result.request.report, result.volume)
+        record, told = record | {"measured": asdict(measured)}, str(measured)
+    except CTFlowError as error:  # the volume is whole all the same
+        told = f"the findings are not measured: {error}"
     temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     temporary.replace(_beside(path, ".json"))
     log.info("%s: %d slices, %s, %.1f s", path, len(result.volume.hu), result.stop, seconds)
+    log.info("%s", told)
 
 
 def _show_progress(bar: tqdm, done: SliceUpdate) -> None:
