@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -17,7 +18,9 @@ from tqdm import tqdm
 from ctflow.config import Flag, parse_command, run_command
 from ctflow.config.commands import GenerateConfig
 from ctflow.errors import CTFlowError
+from ctflow.outputs import check_writable
 from ctflow.seeding import SINGLE_REPORT_CASE
+from ctflow.threads import log_threads
 
 if TYPE_CHECKING:
     from ctflow.generation import SliceUpdate
@@ -73,6 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = Path(config.output or "generated")
         paths = {str(row["case_id"]): folder / f"{row['case_id']}.nii.gz" for row in rows}
     if rows:
+        check_writable(next(iter(paths.values())).parent)
         refused += _generate(config, rows, paths)
     for reason in refused:
         log.error("refused: %s", reason)
@@ -85,9 +89,15 @@ def _generate(config: GenerateConfig, rows: list[dict[str, Any]], paths: dict[st
 
     requests = [GenerationRequest(**{**config.request(), **row}) for row in rows]
     model = CTFlow.from_pretrained(config.checkpoint or None, config.device)
+    log_threads()
     sampling = asdict(config.sampling.applied_to(model.system.config.rollout))
-    todo = []
+    todo, failed = [], []
     for request in requests:
+        try:
+            model.check_report(request, config.max_unknown)
+        except CTFlowError as error:
+            failed.append(str(error))
+            continue
         made: dict[str, Any] = {
             "request": asdict(request),
             "sampling": sampling,
@@ -97,7 +107,6 @@ def _generate(config: GenerateConfig, rows: list[dict[str, Any]], paths: dict[st
             log.info("%s is already there", paths[request.case_id])
         else:
             todo.append(request)
-    failed = []
     for start in range(0, len(todo), config.batch_size):
         batch = todo[start : start + config.batch_size]
         name = f"volumes {start + 1}–{start + len(batch)} of {len(todo)}" if len(todo) > 1 else "slices"
@@ -201,26 +210,53 @@ def _read_table(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     return list(rows.values()), refused
 
 
-def _row_values(record: dict[str, str], number: int) -> Iterator[tuple[str, Any]]:
+def whole_number(text: str, name: str) -> int:
+    """A whole number as spreadsheets write it: ``3`` or ``3.0``.
+
+    Raises:
+        ValueError: It is none.
+    """
+    value = number(text, name)
+    if not value.is_integer():
+        raise ValueError(f"{name} {text!r} is no whole number")
+    return int(text) if text.strip().lstrip("+-").isdigit() else int(value)
+
+
+def number(text: str, name: str) -> float:
+    """A finite number.
+
+    Raises:
+        ValueError: It is none.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"{name} {text!r} is no number")
+    return value
+
+
+def _row_values(record: dict[str, str], line: int) -> Iterator[tuple[str, Any]]:
     report = record.get("report") or f"{record.get('Findings_EN', '')} {record.get('Impressions_EN', '')}"
     if not report.strip():
         raise ValueError("the report is empty")
     yield "report", report.strip()
     case_id = (
-        record.get("case_id") or record.get("VolumeName", "").removesuffix(".nii.gz") or f"case_{number - 1}"
+        record.get("case_id") or record.get("VolumeName", "").removesuffix(".nii.gz") or f"case_{line - 1}"
     )
     if "/" in case_id or "\\" in case_id or case_id.startswith("."):
         raise ValueError(f"case id {case_id!r} is no file name")
     yield "case_id", case_id
     for name in ("seed", "slices"):
         if record.get(name):
-            value = int(record[name])
+            value = whole_number(record[name], name)
             if name == "slices" and value < 1:
                 raise ValueError(f"{value} slices requested")
             yield name, value
     for name in ("z_spacing", "pixel_spacing"):
         if record.get(name):
-            yield name, float(record[name])
+            yield name, number(record[name], name)
     if record.get("noise_id"):
         yield "noise_id", record["noise_id"]
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import ctflow
 from ctflow.checkpoint import CONFIG_FILE, FMVT_FOLDER, System, folder_fingerprint, load_system
-from ctflow.config.commands import SamplingChoice
+from ctflow.config.commands import MAX_UNKNOWN, SamplingChoice
 from ctflow.config.generation import RolloutConfig
 from ctflow.errors import CTFlowError, WeightsError
 from ctflow.generation import CaseRollout, RolloutCase, SliceUpdate, VolumeGenerator
@@ -126,6 +126,7 @@ class CTFlow:
         sampling: SamplingChoice | None = None,
         z_spacing: float | None = None,
         pixel_spacing: float | None = None,
+        max_unknown: float = MAX_UNKNOWN,
     ) -> HUVolume:
         """One report to one volume; equal arguments give an equal volume.
 
@@ -136,14 +137,16 @@ class CTFlow:
             sampling: Replaces the sampling that the checkpoint recommends.
             z_spacing: Requested distance between slices in mm.
             pixel_spacing: Requested distance between pixels in mm.
+            max_unknown: Largest share of the report's words that the text encoder does not know.
 
         Raises:
-            CTFlowError: An empty report, fewer than one slice requested, a spacing that the checkpoint cannot
-                give, or nothing generated but the end.
+            CTFlowError: An empty report or one in another language, fewer than one slice requested, a spacing
+                that the checkpoint cannot give, or nothing generated but the end.
         """
         request = GenerationRequest(
             report, seed=seed, slices=slices, z_spacing=z_spacing, pixel_spacing=pixel_spacing
         )
+        self.check_report(request, max_unknown)
         (result,) = self.generate_many([request], sampling)
         if isinstance(result, EmptyVolume):
             raise result
@@ -212,6 +215,16 @@ class CTFlow:
             request = by_id[case_id]
             return case_noise(request.seed, request.noise_id or case_id, block, shape)
 
+        for request in requests:
+            if request.slices is not None and request.slices > config.max_slices:
+                log.warning(
+                    "case %s: %d slices requested, the longest volume of this checkpoint has %d (raise it by "
+                    "sampling.max_slices=%d, beyond what it was trained on)",
+                    request.case_id,
+                    request.slices,
+                    config.max_slices,
+                    request.slices,
+                )
         spacings = [self.spacing(request) for request in requests]
         text = self.text_encoder.encode([request.report for request in requests])
         cases = [
@@ -246,6 +259,14 @@ class CTFlow:
                 )
         return (chosen[0], chosen[1], chosen[1])
 
+    def check_report(self, request: GenerationRequest, max_unknown: float = MAX_UNKNOWN) -> None:
+        """Warn of a report that the text encoder hardly knows a word of, or refuse it.
+
+        Raises:
+            CTFlowError: More than ``max_unknown`` of its words are unknown.
+        """
+        self.text_encoder.check_known(request.report, f"case {request.case_id}", max_unknown)
+
     def typical_slices(self, request: GenerationRequest) -> int:
         """Slices of a typical chest at the request's spacing."""
         return max(round(self.system.config.height_mm / self.spacing(request)[0]), 1)
@@ -263,6 +284,14 @@ class CTFlow:
                 f"case {request.case_id}: the first slice generated was already an end slice",
                 "a body before the end",
                 "try another seed, or more sampling steps; the checkpoint may be trained too briefly",
+            )
+        if request.slices is not None and len(hu) != request.slices:
+            log.warning(
+                "case %s: %d slices, %d were requested (%s)",
+                request.case_id,
+                len(hu),
+                request.slices,
+                result.stop,
             )
         volume = HUVolume(hu, self.spacing(request))
         provenance: dict[str, object] = {

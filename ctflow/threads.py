@@ -20,7 +20,7 @@ def log_threads() -> None:
         return
     threads, cores = torch.get_num_threads(), len(os.sched_getaffinity(0))
     load = os.getloadavg()[0]
-    log.info("%d threads on %d cores (OMP_NUM_THREADS=N sets another number)", threads, cores)
+    log.info("threads: %d on %d cores (OMP_NUM_THREADS=N sets another number)", threads, cores)
     if threads > 1 and load + threads > cores + 1:
         log.warning(
             "other processes keep %.1f of %d cores busy: %d threads then run several times slower than one; "

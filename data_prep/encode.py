@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,9 +22,12 @@ from ctflow.checkpoint import folder_fingerprint, load_avae, load_text_encoder, 
 from ctflow.config import parse_command, run_command
 from ctflow.config.data import EncodeConfig
 from ctflow.data import LatentHeader, LatentShards, LatentShardWriter, SliceShards
+from ctflow.data.writer import writer_lock
 from ctflow.errors import ShardError
-from ctflow.models import AVAE
+from ctflow.models import AVAE, TextEncoder
+from ctflow.outputs import check_writable
 from ctflow.shipped import shipped_path
+from ctflow.training.cluster import check_cluster, first_process
 from ctflow.training.parts import newest_part
 from ctflow.types import AIR_HU
 from ctflow.whitening import Whitening
@@ -91,12 +95,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = _with_parts(config)
     text_encoder = load_text_encoder(shipped_path(config.clip))
     avae = _avae(config, sources[0])
-    header = make_header(avae, config, _one_size(sources))
+    with _one_thread():
+        header = make_header(avae, config, _one_size(sources))
     splits = [
         Split(source, LatentShardWriter(output, header), _posteriors(config, folder))
         for source, (folder, output) in zip(sources, places, strict=True)
     ]
     for split in splits:
+        check_writable(split.writer.folder)
         split.check_output()
         split.check_posteriors()
         log.info(
@@ -106,6 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             split.source.folder,
             split.writer.folder,
         )
+    _check_reports(text_encoder, splits, config.max_unknown)
     todo = [split for split in splits if len(split.complete) < len(split.shards)]
     rank = _encode(config, avae, Encoder(avae, text_encoder), todo) if todo else 0
     if rank == 0:
@@ -115,7 +122,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _encode(config: EncodeConfig, avae: AVAE, encoder: Encoder, splits: list[Split]) -> int:
-    """Encode what is not complete; returns this process's rank."""
+    """Encode what is not complete; returns this process's rank.
+
+    Raises:
+        ShardError: Another process writes to the same folder.
+        ConfigError: SLURM started another number of processes than configured.
+    """
+    check_cluster(config.devices, 1, named=True)
     trainer = Trainer(
         accelerator=config.accelerator,
         devices=config.devices,
@@ -132,9 +145,36 @@ def _encode(config: EncodeConfig, avae: AVAE, encoder: Encoder, splits: list[Spl
         EncodeLoader(s.source, s.shards, s.complete, config.batch_slices, rank, ranks, s.posteriors)
         for s in splits
     ]
-    with _one_thread():
+    with ExitStack() as stack:
+        for split in splits if first_process() else ():
+            split.writer.folder.mkdir(parents=True, exist_ok=True)
+            stack.callback(writer_lock(split.writer.folder).release)
+        stack.enter_context(_one_thread())
         trainer.predict(encoder, loaders, return_predictions=False)
     return rank
+
+
+def _check_reports(encoder: TextEncoder, splits: list[Split], limit: float) -> None:
+    """Look at the reports of shards that are not complete yet, before hours of work.
+
+    Raises:
+        ShardError: The text encoder knows too few words of some.
+    """
+    few: list[str] = []
+    for split in splits:
+        for name in sorted(set(split.shards) - split.complete):
+            for case in split.shards[name]:
+                metadata = split.source.metadata(case)
+                share, examples = encoder.unknown_words(metadata["report"])
+                if share > limit:
+                    few.append(f"{metadata['case_id']} ({share:.0%}: {', '.join(examples)} …)")
+    if few:
+        raise ShardError(
+            f"{len(few)} reports have more than {limit:.0%} words that the text encoder does not know: "
+            + "; ".join(few[:3]),
+            "reports in the language of its training",
+            "train a text encoder on these reports (make train-clip), or give max_unknown=1 to go on",
+        )
 
 
 @contextmanager
@@ -157,7 +197,7 @@ def _with_parts(config: EncodeConfig) -> EncodeConfig:
     Raises:
         ConfigError: One is left open and there is none.
     """
-    found = {}
+    found: dict[str, Any] = {}
     for key, task, what in (("avae", "autoencoder", "A-VAE"), ("clip", "clip", "text encoder")):
         given = getattr(config, key)
         part = None if given else newest_part(Path(config.runs_dir), task)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -124,6 +126,11 @@ class ShardWriting(Callback):
         self._hashes = [{e.file: e.sha256 for e in read_manifest(source.folder)} for source, _ in places]
         self._parts: list[Posterior] = []
         self._shard = ""
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A signal ends the command, and the next goes on: Lightning would note SIGTERM and compute on."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def on_predict_batch_end(
         self,

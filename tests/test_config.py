@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
 
 import pytest
+from torch.utils.data import DataLoader, IterableDataset
 
-from ctflow.config import config_to_yaml, load_config
+from ctflow.config import config_to_yaml, load_config, run_command
+from ctflow.config.accuracy import AccuracyConfig
 from ctflow.config.bench import BenchConfig
 from ctflow.config.commands import GenerateConfig
 from ctflow.config.data import CheckConfig, EncodeConfig
 from ctflow.config.demo import DemoConfig
 from ctflow.config.evaluation import EvalConfig
 from ctflow.config.helptext import explain_keys
-from ctflow.config.measuring import MeasuringConfig
 from ctflow.config.pack import PackConfig
 from ctflow.config.phantom import PhantomConfig
 from ctflow.config.prep import IngestConfig
 from ctflow.config.training import FlowTask, TrainConfig
-from ctflow.errors import ConfigError
+from ctflow.errors import ConfigError, ShardError, Stopped
 from ctflow.training.plain import from_plain, to_plain
 
 SCHEMAS = [BenchConfig, CheckConfig, DemoConfig, EncodeConfig, EvalConfig, GenerateConfig, IngestConfig,
-           MeasuringConfig, PackConfig, PhantomConfig, TrainConfig]  # fmt: skip
+           AccuracyConfig, PackConfig, PhantomConfig, TrainConfig]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -76,7 +79,7 @@ def test_a_wrong_value_is_said_in_words(schema, argument, words):
     [
         ("lr", "'clip.optimizer.lr' or 'flow.optimizer.lr' or 'autoencoder.optimizer.lr'"),
         ("max_steps", "'loop.max_steps'"),
-        ("flow.optimizer.learning_rate", "flow.optimizer has lr, betas"),
+        ("flow.optimizer.learning_rate", "flow.optimizer has name, lr, betas"),
         ("flow.network.dept", "'flow.network.depth'"),
         ("batch_size", "'data.batch_size'"),
         ("quux", "see --help"),
@@ -121,3 +124,58 @@ def test_every_key_is_explained(schema):
     bare = [lines[i] for i in keys if not lines[i + 1 : i + 2] or not lines[i + 1].startswith("    ")]
     assert not bare
     assert not any("``" in line for line in lines)
+
+
+def ending(main) -> tuple[int, str]:
+    """Status and what is told of a command."""
+    told = io.StringIO()
+    with contextlib.redirect_stderr(told), pytest.raises(SystemExit) as end:
+        run_command(main)
+    return end.value.code, told.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (
+            OSError(28, "No space left on device", "a/last.ckpt"),
+            2,
+            "No space left on device: a/last.ckpt",
+        ),
+        (PermissionError(13, "Permission denied", "/out"), 2, "error: Permission denied: /out"),
+        (OSError("Can't write data (file write failed)"), 2, "error: Can't write data"),
+        (MemoryError("Unable to allocate 3 GiB"), 2, "out of memory"),
+        (RuntimeError("DataLoader worker (pid 3) is killed by signal: Killed. "), 2, "was killed"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (Stopped("SIGTERM: saved", 143), 143, "SIGTERM: saved"),
+        (ConfigError("found", "expected"), 2, "error: found"),
+    ],
+)
+def test_what_a_user_can_mend_is_a_line_without_a_traceback(error, status, words):
+    def main() -> int:
+        raise error
+
+    code, told = ending(main)
+    assert code == status and words in told and "Traceback" not in told
+
+
+def test_a_fault_of_the_program_keeps_its_traceback():
+    def main() -> int:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run_command(main)
+
+
+def test_an_error_in_a_loader_process_is_told_in_its_own_words():
+    class Broken(IterableDataset):
+        def __iter__(self):
+            raise ShardError(
+                "shard-3.h5, case 'a': latents that are no numbers", "finite latents", "encode again"
+            )
+
+    def main() -> None:
+        list(DataLoader(Broken(), batch_size=None, num_workers=1))
+
+    code, told = ending(main)
+    assert code == 2 and told.startswith("error: shard-3.h5, case 'a'") and "Traceback" not in told

@@ -181,3 +181,40 @@ def test_default_checkpoint_is_the_embedded_one_whatever_lies_in_runs(tiny_check
         resolve_checkpoint("run:other", tmp_path)
     with pytest.raises(WeightsError, match="no checkpoint at"):
         resolve_checkpoint(tmp_path / "flow")
+
+
+def test_a_table_says_what_is_wrong_with_a_number(tiny_checkpoint, tmp_path, caplog):
+    table = tmp_path / "reports.csv"
+    lines = ["case_id,report,seed,slices", f"a,{REPORT},x,16", f"b,{REPORT},1.5,16", f"c,{REPORT},1.0,16.0"]
+    lines += [f"d,{REPORT},1,inf", "e,Плевральный выпот справа,1,16"]
+    table.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    arguments = [
+        "--checkpoint",
+        str(tiny_checkpoint),
+        "--reports",
+        str(table),
+        "--output",
+        str(tmp_path / "o"),
+    ]
+    assert main([*arguments, "device=cpu"]) == 1
+    for words in ("seed 'x' is no number", "seed '1.5' is no whole", "slices 'inf' is no number"):
+        assert words in caplog.text
+    assert "case e: 100% of its words are unknown to the text encoder" in caplog.text
+    assert {p.name for p in (tmp_path / "o").glob("*.nii.gz")} == {"c.nii.gz"}
+    caplog.clear()
+    assert main([*arguments, "device=cpu", "max_unknown=1"]) == 1
+    assert {p.name for p in (tmp_path / "o").glob("*.nii.gz")} == {"c.nii.gz", "e.nii.gz"}
+
+
+def test_a_length_beyond_the_checkpoints_is_said(model, caplog):
+    volume = model.generate(REPORT, slices=100)  # the tiny system ends at 64
+    assert len(volume.hu) == 64
+    assert "100 slices requested, the longest volume of this checkpoint has 64" in caplog.text
+    assert "64 slices, 100 were requested" in caplog.text
+
+
+def test_an_output_that_cannot_be_written_is_said_before_anything_is_computed(tiny_checkpoint, tmp_path):
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    arguments = ["--checkpoint", str(tmp_path / "nowhere"), "--report", REPORT]
+    with pytest.raises(CTFlowError, match="cannot be written to: Not a directory"):
+        main([*arguments, "--output", str(tmp_path / "file" / "a.nii.gz")])

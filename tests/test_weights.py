@@ -20,6 +20,7 @@ from ctflow.checkpoint.sources import locate, read_state
 from ctflow.config import load_config
 from ctflow.config.commands import GenerateConfig
 from ctflow.config.evaluation import EvalConfig
+from ctflow.config.flow_network import FlowNetworkConfig
 from ctflow.config.generation import RolloutConfig
 from ctflow.config.prep import IngestConfig
 from ctflow.config.training import TrainConfig
@@ -433,7 +434,7 @@ def test_inspect(fixtures, tmp_path, capsys):
 def test_presets_are_the_published_sizes(repo_root, size, side):
     config = load_config(TrainConfig, repo_root / f"configs/published/flow_{size}_{side}.yaml")
     network = replace(config.flow.network, activation_checkpointing=False)
-    assert network == published_preset(size, side)
+    assert network == FlowNetworkConfig.of(published_preset(size, side))
     assert config.flow.text == "pooled"
     assert config.flow.flow.path_offset == 1e-5
 
@@ -469,3 +470,33 @@ def test_presets_of_preparation_generation_and_fine_tuning(repo_root):
     listed = {path.stem for path in folder.glob("*.yaml")}
     sizes = {f"flow_{size}_{side}" for size in "SBL" for side in (32, 64)}
     assert listed == sizes | {"flow", "prep_256", "prep_512", "sampling", "next_block", "vae_flux"}
+
+
+@pytest.mark.parametrize("name", ["diffusion_pytorch_model.safetensors", "weights.pt", "weights.sft"])
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "Git LFS pointer"),
+        (b"\n<!DOCTYPE html><html>log in</html>", "a web page"),
+        (b'{"error": "gated repository"}', "a JSON text"),
+        (b"", "is empty"),
+        (b"\x80\x05some pickle", "cut or damaged|cut, damaged"),
+    ],
+)
+def test_what_is_no_weight_file_is_named(tmp_path, name, content, words):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(WeightsError, match=words) as error:
+        load_avae(tmp_path / name)
+    assert name in str(error.value) and "weights_only" not in str(error.value)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "trained_model.", "module._orig_mod."])
+def test_names_of_training_wrappers_are_left_out(fixtures, tmp_path, caplog, prefix):
+    (tmp_path / "vae").mkdir()
+    shutil.copy(fixtures / "vae/tiny/config.json", tmp_path / "vae")
+    state = load_file(fixtures / "vae/tiny/diffusion_pytorch_model.safetensors")
+    save_file({prefix + key: value for key, value in state.items()}, tmp_path / "vae" / "wrapped.sft")
+    with caplog.at_level("INFO"):
+        loaded = load_avae(tmp_path / "vae").net.state_dict()
+    assert all(torch.equal(loaded[key], value.float()) for key, value in state.items())
+    assert f"begins with {prefix.split('.')[0]}., which is left out" in caplog.text

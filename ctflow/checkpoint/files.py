@@ -68,9 +68,20 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise WeightsError(
-            f"{path} is not readable: {error}", "a whole safetensors file", "copy it again"
-        ) from None
+        raise unreadable_weights(path, error) from None
+
+
+def unreadable_weights(path: Path, error: Exception) -> WeightsError:
+    """What is wrong with a weight file, in words of our own: a library's may advise to run what is in it."""
+    what = describe_stranger(path)
+    if not what and isinstance(error, SafetensorError):
+        what = f"is cut or damaged ({error})"
+    what = what or f"is cut, damaged, or holds more than tensors ({type(error).__name__})"
+    return WeightsError(
+        f"{path} is not readable: it {what}",
+        "a whole file of tensors and nothing else",
+        "fetch or copy it again",
+    )
 
 
 def describe_stranger(path: Path) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
+import logging
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,9 +21,12 @@ from ctflow.checkpoint.files import (
     WEIGHTS_FILE,
     read_json,
     read_safetensors,
+    unreadable_weights,
 )
 from ctflow.errors import WeightsError
 from ctflow.models import avae_published, fmvt_published
+
+log = logging.getLogger("ctflow")
 
 Kind = Literal["fmvt", "avae", "ctclip"]
 Layout = Literal["own", "published", "single-file"]
@@ -36,6 +39,9 @@ DESCRIPTIONS: dict[Kind, str] = {
     "ctclip": "a CT-CLIP",
 }
 _PICKLED = (".pt", ".pth", ".bin")
+_SAFE = (".safetensors", ".sft")
+_WRAPPERS = ("module.", "_orig_mod.", "trained_model.")
+"""What DistributedDataParallel, torch.compile and training wrappers put before every name."""
 _EXPECTED: dict[Kind, str] = {
     "fmvt": f"a folder with {PUBLISHED_CONFIG} and {PUBLISHED_WEIGHTS}",
     "avae": f"a folder with {PUBLISHED_CONFIG} and {PUBLISHED_WEIGHTS}, or the single file ae.safetensors",
@@ -81,7 +87,7 @@ def locate(path: Path | str, kind: Kind | None = None) -> WeightSource:
 
 
 def read_state(path: Path, shapes_only: bool = False) -> dict[str, Tensor]:
-    """All tensors of a safetensors file or of a flat ``.pt``, on the CPU.
+    """All tensors of a safetensors file or of a flat ``.pt``, on the CPU, without the names of wrappers.
 
     Args:
         path: The file.
@@ -91,6 +97,19 @@ def read_state(path: Path, shapes_only: bool = False) -> dict[str, Tensor]:
         WeightsError: The file is damaged, or holds anything but named tensors. A ``.pt`` is read with
             ``weights_only=True``: no code in it ever runs.
     """
+    return _unwrapped(_read_state(path, shapes_only), path)
+
+
+def _unwrapped(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The same tensors without what training wrappers put before every name; the log says so."""
+    prefix = next((p for p in _WRAPPERS if state and all(key.startswith(p) for key in state)), "")
+    if not prefix:
+        return state
+    log.info("%s: every name begins with %s, which is left out", path, prefix)
+    return _unwrapped({key.removeprefix(prefix): value for key, value in state.items()}, path)
+
+
+def _read_state(path: Path, shapes_only: bool) -> dict[str, Tensor]:
     if path.suffix in _PICKLED:
         return _read_pickled(path, shapes_only)
     if not shapes_only:
@@ -100,18 +119,15 @@ def read_state(path: Path, shapes_only: bool = False) -> dict[str, Tensor]:
             names = file.keys()
             return {k: torch.empty(file.get_slice(k).get_shape(), device="meta") for k in names}
     except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path} is not readable: {error}", "a whole safetensors file") from None
+        raise unreadable_weights(path, error) from None
 
 
 def _read_pickled(path: Path, shapes_only: bool) -> dict[str, Tensor]:
     device = "meta" if shapes_only else "cpu"
     try:
         content = torch.load(path, map_location=device, weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
-        first_line = str(error).split("\n", 1)[0]
-        raise WeightsError(
-            f"{path} is not readable: {first_line}", "a file of tensors and nothing else"
-        ) from None
+    except Exception as error:  # what the unpickler raises on a stranger's file is anything
+        raise unreadable_weights(path, error) from None
     if not isinstance(content, Mapping) or not content:
         raise WeightsError(f"{path} holds a {type(content).__name__}", "named tensors")
     strangers = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
@@ -165,7 +181,7 @@ def _from_folder(path: Path, kind: Kind | None) -> WeightSource:
         return _from_file(path / PUBLISHED_WEIGHTS)
     if (path / "vae" / PUBLISHED_WEIGHTS).is_file() and kind in (None, "avae"):  # a whole FLUX folder
         return _from_file(path / "vae" / PUBLISHED_WEIGHTS)
-    files = sorted(p for p in path.iterdir() if p.suffix in (*_PICKLED, ".safetensors"))
+    files = sorted(p for p in path.iterdir() if p.suffix in (*_PICKLED, *_SAFE))
     if len(files) == 1:
         return _from_file(files[0])
     sources = [source for source in map(_try_file, files) if source and kind in (None, source.kind)]

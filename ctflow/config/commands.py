@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from ctflow.config.generation import RolloutConfig
 
 PRECISIONS = ("fp32", "bf16")
+MAX_UNKNOWN = 0.7
+"""Share of unknown words beyond which a report is refused."""
 DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -15,14 +17,10 @@ DEVICES = ("auto", "cpu", "cuda")
 class SamplingChoice:
     """Sampling keys that replace what the checkpoint recommends; None keeps the checkpoint's value.
 
-    Attributes:
-        steps: Solver steps per block (not read by dopri5).
-        solver: ``euler``, ``midpoint``, ``heun`` or ``dopri5``.
-        overlap: Slices at the end of the volume so far that each new block repeats.
-        text_guidance: Scale of classifier-free guidance by the text; 1: none.
-        previous_guidance: Scale of classifier-free guidance by the previous block; 1: none.
-        max_slices: Longest volume.
+    The names and meanings are those of ``RolloutConfig``.
     """
+
+    EXPLAINED_BY: ClassVar[type] = RolloutConfig
 
     steps: int | None = None
     solver: str | None = None
@@ -57,6 +55,8 @@ class GenerateConfig:
         batch_size: Volumes generated side by side.
         device: ``auto`` (CUDA where there is one), ``cpu`` or ``cuda``.
         precision: ``fp32``, or ``bf16`` autocast: faster where the processor has it, fewer digits.
+        max_unknown: Largest share of a report's words that the text encoder does not know (another language);
+            1 refuses none.
         sampling: Replaces the sampling that the checkpoint recommends.
     """
 
@@ -69,6 +69,7 @@ class GenerateConfig:
     batch_size: int = 4
     device: str = "auto"
     precision: str = "fp32"
+    max_unknown: float = MAX_UNKNOWN
     sampling: SamplingChoice = field(default_factory=SamplingChoice)
 
     def request(self) -> dict[str, Any]:
@@ -84,3 +85,5 @@ class GenerateConfig:
             raise ValueError(f"device is one of {DEVICES}, found {self.device!r}")
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision is one of {PRECISIONS}, found {self.precision!r}")
+        if not 0 <= self.max_unknown <= 1:
+            raise ValueError(f"max_unknown lies between 0 and 1, found {self.max_unknown}")

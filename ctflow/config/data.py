@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ctflow.config.commands import MAX_UNKNOWN
 from ctflow.config.encoders import VolumeGrid
 
 VIEWS = ("slices", "blocks", "volumes")
@@ -36,7 +37,8 @@ class DataConfig:
     """What the one DataModule streams.
 
     Attributes:
-        train: Folder of training shards; slice shards for ``slices`` and ``volumes``, latent ones else.
+        train: Folder of training shards; slice shards for ``slices`` and ``volumes`` (a training of another
+            network than the FMvT then takes ``runs/shards/slices/…`` by default), latent ones else.
         valid: Folder of validation shards; empty: no validation.
         view: ``slices`` (A-VAE), ``blocks`` (FMvT) or ``volumes`` (embedded pair).
         batch_size: Samples per process and micro-step.
@@ -106,6 +108,8 @@ class EncodeConfig:
         batch_slices: Slices per forward. A batch never leaves its volume: this decides the rounding, the
             number of processes does not.
         precision: ``fp32`` or ``bf16``.
+        max_unknown: Largest share of a report's words that the text encoder does not know (another language);
+            1 refuses none.
         accelerator: Lightning's name: ``auto``, ``cpu``, ``gpu``.
         devices: Processes (CPU; one thread each, so that any number writes equal bytes) or devices (GPU).
         whitening: ``model`` takes the A-VAE's own; ``measured`` measures it on the first split of ``source``
@@ -122,6 +126,7 @@ class EncodeConfig:
     output: str = "runs/shards/latents"
     batch_slices: int = 64
     precision: str = "fp32"
+    max_unknown: float = MAX_UNKNOWN
     accelerator: str = "auto"
     devices: int = 1
     whitening: str = "model"

@@ -43,7 +43,7 @@ def _parsed(text: str, names: set[str]) -> dict[str, str]:
 
 
 def _section(value: Any, defaults: DictConfig, prefix: str) -> list[str]:
-    docs = attribute_docs(type(value))
+    docs = attribute_docs(getattr(value, "EXPLAINED_BY", type(value))) | attribute_docs(type(value))
     lines: list[str] = []
     for field in dataclasses.fields(value):
         key, inner = prefix + field.name, getattr(value, field.name)

@@ -330,6 +330,10 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.task not in TASKS:
             raise ValueError(f"task must be one of {', '.join(TASKS)}, found {self.task!r}")
+        if self.task != "flow":  # the schema's default shards are those of the FMvT
+            for split in ("train", "valid"):
+                if getattr(self.data, split) == f"runs/shards/latents/{split}":
+                    setattr(self.data, split, f"runs/shards/slices/{split}")
         if self.loop.strategy == "fsdp" and self.flow.optimizer.name == "muon":
             raise ValueError(
                 "Muon needs whole matrices, FSDP2 shards them: give flow.optimizer.name=adamw, "

@@ -21,6 +21,7 @@ neither attributes nor variable-length strings::
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -46,16 +47,18 @@ _LATENT_CHUNK_BYTES = 2**20
 _LATENT_CHUNK_SLICES = 8
 
 
-def create(path: Path, kind: str, header: LatentHeader | None, provenance: dict[str, Any]) -> h5py.File:
+def create(
+    stream: io.RawIOBase, kind: str, header: LatentHeader | None, provenance: dict[str, Any]
+) -> h5py.File:
     """Open a new shard file for writing and write its header.
 
     Args:
-        path: A temporary name; the writer renames it when complete.
+        stream: Where it goes.
         kind: ``slices`` or ``latents``.
         header: Needed for ``latents``.
         provenance: How the shards are made (JSON values).
     """
-    file = h5py.File(path, "w", locking=False)  # one process writes it, under a name of its own
+    file = h5py.File(stream, "w")
     file.attrs.update(format=FORMAT, kind=kind, version=VERSION)
     text: dict[str, Any] = {"provenance": provenance}
     if header is not None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from ctflow.data import schema
+from ctflow.data.guarded import GuardedStream
 from ctflow.data.manifest import add_to_manifest, file_sha256, read_manifest
 from ctflow.data.records import CaseEntry, LatentHeader, LatentRecord, ShardEntry, SliceRecord
 from ctflow.errors import ShardError
@@ -34,10 +34,15 @@ class ShardFile:
         self.folder, self.name, self.kind = folder, name, kind
         self.cases: list[CaseEntry] = []
         self._temporary = folder / f".{name}{PARTIAL}"
-        self._file = schema.create(self._temporary, kind, header, provenance)
+        self._stream = GuardedStream(self._temporary)
+        self._file = schema.create(self._stream, kind, header, provenance)
 
     def append(self, record: SliceRecord | LatentRecord) -> None:
-        """Write one case."""
+        """Write one case.
+
+        Raises:
+            OSError: A full disk, for one.
+        """
         if isinstance(record, SliceRecord):
             schema.write_slice_record(self._file, record)
             tokens, size = 0, record.hu.shape[1:]
@@ -55,13 +60,23 @@ class ShardFile:
             size=(size[0], size[1]),
             acquisition=record.acquisition,
         )
+        self._stream.check()
         self.cases.append(entry)
 
     def commit(self) -> ShardEntry:
-        """Close the file, give it its name and list it in the manifest; before that nobody sees it."""
+        """Close the file, give it its name and list it in the manifest; before that nobody sees it.
+
+        Raises:
+            OSError: A full disk, for one; nothing is left then.
+        """
         self._file.close()
-        with self._temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
+        self._stream.sync()
+        self._stream.close()
+        try:
+            self._stream.check()
+        except OSError:
+            self._temporary.unlink(missing_ok=True)
+            raise
         digest, size = file_sha256(self._temporary), self._temporary.stat().st_size
         self._temporary.replace(self.folder / self.name)
         entry = ShardEntry(self.name, self.kind, schema.VERSION, digest, size, tuple(self.cases))
@@ -71,6 +86,7 @@ class ShardFile:
     def discard(self) -> None:
         """Drop what was written."""
         self._file.close()
+        self._stream.close()
         self._temporary.unlink(missing_ok=True)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from ctflow.evaluation.ranks import Ranks
 from ctflow.evaluation.settings import REGISTRY, ScoredVolume, Setting
 from ctflow.evaluation.system import EvalSystem, generate_batch, usable_in
 from ctflow.generation import BlockMemo
+from ctflow.types import HUVolume
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +63,7 @@ class Collector:
     Args:
         config: The evaluation.
         system: The model.
-        reader: Real volumes.
+        reader: Real volumes; None where everything is generated from reports.
         extractor: What is kept of a volume.
         ranks: This process among others.
         measured: Whether findings are read from what their table needs: whole generated volumes, the real
@@ -69,18 +71,20 @@ class Collector:
 
     Attributes:
         reused: Volumes of this process whose features were found in the cache.
+        bar: Progress over several calls; None: every call shows its own.
     """
 
     def __init__(
         self,
         config: EvalConfig,
         system: EvalSystem,
-        reader: CaseReader,
+        reader: CaseReader | None,
         extractor: FeatureExtractor,
         ranks: Ranks,
         measured: bool = False,
     ) -> None:
         self.config, self.system, self.reader = config, system, reader
+        self.bar: tqdm | None = None
         self.extractor, self.ranks, self.measured = extractor, ranks, measured
         self.rollout = config.sampling.applied_to(system.config.rollout)
         self._avae = f"{system.avae.fingerprint()} {system.config.image_size}"
@@ -110,7 +114,7 @@ class Collector:
         self.reused += done
         if done:
             log.info("%d of %d volumes are in %s already", done, total, self.cache.folder)
-        with tqdm(total=total, initial=done, unit="case", disable=not self.ranks.first) as bar:
+        with self._progress(total, done) as bar:
             for unit in todo:
                 bar.set_description(unit.kind)
                 started = time.monotonic()
@@ -129,6 +133,19 @@ class Collector:
                 assert loaded is not None, f"{unit.kind} features of {case.case_id} vanished from the cache"
                 everything.setdefault(unit.kind, {})[case.case_id] = loaded
         return Collected(everything)
+
+    @contextmanager
+    def _progress(self, total: int, done: int) -> Iterator[tqdm]:
+        if self.bar is not None:
+            self.bar.update(done)
+            yield self.bar
+            return
+        with tqdm(total=total, initial=done, unit="case", disable=not self.ranks.first) as bar:
+            yield bar
+
+    def _real_volume(self, case: RealCase) -> HUVolume:
+        assert self.reader is not None, f"a real volume of {case.case_id} is wanted, and there are none"
+        return self.reader.volume(case)
 
     def groups(self, sets: CaseSets, settings: Sequence[str]) -> list[Group]:
         """Everything that is needed: real volumes, reconstructions of the others, generated batches."""
@@ -157,7 +174,7 @@ class Collector:
             yield from zip(self._generate(REGISTRY[unit.kind], unit.cases, note), unit.cases, strict=True)
             return
         for case in unit.cases:
-            volume = self.reader.volume(case)
+            volume = self._real_volume(case)
             if unit.kind == REAL_SET:
                 yield real_volume(case.case_id, volume), case
             else:
@@ -170,7 +187,7 @@ class Collector:
             self.system,
             setting,
             cases,
-            self.reader.volume,
+            self._real_volume,
             self.rollout,
             self.config.seed,
             self.config.precision,

@@ -14,6 +14,7 @@ from ctflow.config.system import SystemConfig
 from ctflow.data.default_shards import complete, make_phantom_slices
 from ctflow.evaluation.analyses import run_analysis
 from ctflow.evaluation.backbones import ClipScorer
+from ctflow.evaluation.cases import EvaluationError
 from ctflow.evaluation.evaluation import Evaluation, device_of, evaluate
 from ctflow.evaluation.external import evaluate_external
 from ctflow.evaluation.memory import keep_freed_buffers
@@ -22,9 +23,14 @@ from ctflow.evaluation.report_page import write_page
 from ctflow.evaluation.system import EvalSystem, scorer_name
 from ctflow.evaluation.tensorboard import write_scalars
 from ctflow.evaluation.writers import monitors_markdown, table_markdown, write_all
+from ctflow.outputs import check_writable
+from ctflow.shipped import shipped_path
+from ctflow.threads import log_threads
 
 log = logging.getLogger("ctflow")
 
+WITHOUT_CASES = ("contrast",)
+"""Analyses that generate from texts of their own and need no real cases."""
 PHANTOM_VOLUMES = 160
 """For default cases; a tenth of them is held out from training."""
 
@@ -40,12 +46,17 @@ def run(config: EvalConfig, output: Path, ranks: Ranks, checkpoint: Path | None)
     """
     if device_of(config.device).type == "cpu":
         keep_freed_buffers()
+    _check_files(config)
+    if ranks.first:
+        log_threads()
+        for folder in (config.output, config.cache):
+            check_writable(folder)
     if config.external.volumes:
         result = evaluate_external(config, _scorer(config, checkpoint), ranks)
     else:
         assert checkpoint is not None
         system = _system(config, checkpoint)
-        if ranks.first:
+        if ranks.first and config.analysis.name not in WITHOUT_CASES:
             _ensure_default_cases(config, system.config)
         ranks.wait()
         if config.analysis.name:
@@ -54,6 +65,28 @@ def run(config: EvalConfig, output: Path, ranks: Ranks, checkpoint: Path | None)
         result = evaluate(config, system, ranks)
     if ranks.first:
         _write(result, config, output)
+
+
+def _check_files(config: EvalConfig) -> None:
+    """Make sure that what is named is there, before anything is made or computed.
+
+    Raises:
+        EvaluationError: A file or folder is missing.
+    """
+    analysis, external = config.analysis, config.external
+    named = {
+        "analysis.pairs": shipped_path(analysis.pairs) if analysis.name == "contrast" else "",
+        "analysis.readings": analysis.readings if analysis.name == "reading" else "",
+        **{f"external.{key}": value for key, value in vars(external).items()},
+        **{f"backbones.{k}": v for k, v in vars(config.backbones).items() if not k.endswith("_sha256")},
+    }
+    missing = [f"{key}={path}" for key, path in named.items() if path and not Path(path).exists()]
+    if missing:
+        raise EvaluationError(
+            f"nothing at {', '.join(missing)}",
+            "files and folders that are there",
+            f"check the paths; relative ones begin at the current folder, {Path.cwd()}",
+        )
 
 
 def _write(result: Evaluation, config: EvalConfig, output: Path) -> None:

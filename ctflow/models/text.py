@@ -14,11 +14,14 @@ from tqdm import tqdm
 
 from ctflow.errors import CTFlowError
 from ctflow.models.ctclip import CTCLIP, TextEncoding
-from ctflow.models.tokenizer import ReportTokenizer
+from ctflow.models.tokenizer import ReportTokenizer, UnknownWords
 
 log = logging.getLogger(__name__)
 
 TextMode = Literal["pooled", "tokens"]
+TOLD = 5
+"""Truncated reports after which an encoder no longer tells of each."""
+UNKNOWN_WORTH_A_WORD = 0.2
 NOT_GIVEN = "Not given."
 POOLED_EPS = 1e-6
 
@@ -118,15 +121,54 @@ class TextEncoder:
             raise CTFlowError("no report to encode", "at least one")
         device = self.clip.temperature.device
         texts = [clean_text(report) for report in reports]
-        results, truncated = [], 0
+        results, lost = [], []
         starts = range(0, len(texts), batch_size)
         for start in tqdm(starts, "encoding reports", disable=len(starts) < 20, leave=False):
             batch = self.tokenizer(texts[start : start + batch_size])
-            truncated += batch.truncated
+            lost += [text for text in batch.lost if text]
             mask = batch.mask.to(device)
             results.append((self.clip.encode_text(batch.ids.to(device), mask), mask))
-        if truncated:
-            self.truncated += truncated
-            limit = self.tokenizer.max_tokens
-            log.warning("%d of %d reports exceed %d tokens and were truncated", truncated, len(texts), limit)
+        if lost:
+            self._tell_lost(lost, len(texts))
         return results
+
+    def _tell_lost(self, lost: list[str], reports: int) -> None:
+        """Say how many reports were too long, and of the first ones what they lost."""
+        known, self.truncated = self.truncated, self.truncated + len(lost)
+        if known >= TOLD:
+            return
+        log.warning(
+            "%d of %d reports exceed %d tokens: beginning and impression are kept, what lies between was "
+            "lost, for example: %s%s",
+            len(lost),
+            reports,
+            self.tokenizer.max_tokens,
+            repr(lost[0]),
+            "; further ones are counted, not told" if self.truncated >= TOLD else "",
+        )
+
+    def unknown_words(self, report: str) -> UnknownWords:
+        """How much of a report the vocabulary does not know."""
+        return self.tokenizer.unknown_words(clean_text(report))
+
+    def check_known(self, report: str, name: str, limit: float) -> None:
+        """Warn of a report whose words the vocabulary hardly knows; refuse it beyond ``limit``.
+
+        Args:
+            report: The text.
+            name: Names it in words.
+            limit: Largest share of unknown words, 0 to 1; 1 refuses nothing.
+
+        Raises:
+            CTFlowError: More are unknown, as in another language or another script.
+        """
+        share, examples = self.unknown_words(report)
+        text = f"{name}: {share:.0%} of its words are unknown to the text encoder ({', '.join(examples)} …)"
+        if share > limit:
+            raise CTFlowError(
+                text,
+                f"a report in the language of its training, at most {limit:.0%} unknown words",
+                "translate the report, or give max_unknown=1 to go on all the same",
+            )
+        if share > UNKNOWN_WORTH_A_WORD:
+            log.warning("%s: they hardly say anything to the model", text)

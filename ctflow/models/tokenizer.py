@@ -7,11 +7,12 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
-from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Encoding, Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
 from tokenizers.models import WordPiece
 from torch import Tensor
 
 from ctflow.errors import WeightsError
+from ctflow.models.shortening import kept_tokens
 
 UNKNOWN = "[UNK]"
 SPECIAL_TOKENS = ("[PAD]", UNKNOWN, "[CLS]", "[SEP]", "[MASK]")
@@ -23,12 +24,24 @@ class TokenBatch(NamedTuple):
     Attributes:
         ids: ``[B, L]`` int64.
         mask: ``[B, L]`` int64, 1 where a token stands.
-        truncated: How many reports lost text to the limit.
+        lost: What each report lost to the limit; empty: nothing.
     """
 
     ids: Tensor
     mask: Tensor
-    truncated: int
+    lost: list[str]
+
+
+class UnknownWords(NamedTuple):
+    """Words of a report that the vocabulary does not have.
+
+    Attributes:
+        share: Part of all words, 0 to 1; numbers and punctuation do not count.
+        examples: Some of them.
+    """
+
+    share: float
+    examples: list[str]
 
 
 class ReportTokenizer:
@@ -36,7 +49,7 @@ class ReportTokenizer:
 
     Args:
         backend: A tokenizer of the ``tokenizers`` library with BERT's special tokens.
-        max_tokens: Longer reports are truncated, [SEP] kept.
+        max_tokens: Longer reports lose tokens before their impression (``kept_tokens``).
 
     Raises:
         WeightsError: A special token is missing from the vocabulary.
@@ -94,15 +107,46 @@ class ReportTokenizer:
 
     def __call__(self, reports: Sequence[str]) -> TokenBatch:
         """Tokenise reports, at least one."""
-        rows = [encoding.ids for encoding in self.backend.encode_batch(list(reports))]
-        truncated = sum(len(row) > self.max_tokens for row in rows)
-        rows = [r if len(r) <= self.max_tokens else [*r[: self.max_tokens - 1], self.end_id] for r in rows]
+        encodings = self.backend.encode_batch(list(reports))
+        rows, lost = zip(*map(self._fitted, encodings, reports), strict=True)
         ids = torch.full((len(rows), max(map(len, rows))), self.pad_id)
         mask = torch.zeros_like(ids)
         for i, row in enumerate(rows):
             ids[i, : len(row)] = torch.tensor(row)
             mask[i, : len(row)] = 1
-        return TokenBatch(ids, mask, truncated)
+        return TokenBatch(ids, mask, list(lost))
+
+    def _fitted(self, encoding: Encoding, report: str) -> tuple[list[int], str]:
+        """Ids within the limit, and the text that was lost."""
+        ids = encoding.ids
+        if len(ids) <= self.max_tokens:
+            return ids, ""
+        offsets = encoding.offsets[1:-1]  # without [CLS] and [SEP]
+        head, tail = kept_tokens(report, offsets, self.max_tokens - 2)
+        lost = report[offsets[head][0] : offsets[len(offsets) - tail - 1][1]]
+        return [*ids[: 1 + head], *ids[len(ids) - 1 - tail :]], lost
+
+    def unknown_words(self, report: str) -> UnknownWords:
+        """Words that become [UNK], or that are spelt letter by letter, as those of another language are.
+
+        Args:
+            report: Cleaned text (``clean_text``).
+        """
+        encoding = self.backend.encode(report)
+        words: dict[int, list[int]] = {}
+        for index, word in enumerate(encoding.word_ids):
+            if word is not None:
+                words.setdefault(word, []).append(index)
+        total, unknown = 0, []
+        for indices in words.values():
+            pieces = [encoding.tokens[i].removeprefix("##") for i in indices]
+            text = report[encoding.offsets[indices[0]][0] : encoding.offsets[indices[-1]][1]]
+            if not any(character.isalpha() for character in text):
+                continue
+            total += 1
+            spelt = len(pieces) > 2 and sum(map(len, pieces)) < 2 * len(pieces)
+            unknown += [text] if UNKNOWN in pieces or spelt else []
+        return UnknownWords(len(unknown) / max(total, 1), unknown[:5])
 
 
 def train_wordpiece(reports: Iterable[str], vocab_size: int, max_tokens: int = 512) -> ReportTokenizer:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import pickle
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -59,7 +58,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     action = "give resume=PATH of a whole one, or start anew with resume=none or another name=…"
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
+    except Exception as error:  # what the unpickler raises on a stranger's file is anything
         what = describe_stranger(path) or f"is cut, or no file of plain values ({type(error).__name__})"
         raise ConfigError(f"{path} {what}", expected, action) from None
     missing = [key for key in NEEDED if not isinstance(content, dict) or key not in content]

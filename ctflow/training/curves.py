@@ -20,31 +20,30 @@ class CurveFile(Logger):
 
     Args:
         folder: The run's folder.
-        resumed_at: Step of the checkpoint that the run goes on from.
+        resumed_at: First step that a resumed run logs; 0: a fresh run.
     """
 
     def __init__(self, folder: Path, resumed_at: int = 0) -> None:
         super().__init__()
         self.path = folder / CURVES
-        self._kept = self._forget(resumed_at) if resumed_at and self.path.is_file() else set()
+        self._kept: set[tuple[str, str]] = set()
+        if self.path.is_file():
+            self._forget(resumed_at)
 
     @rank_zero_only
-    def _forget(self, step: int) -> set[tuple[str, str]]:
+    def _forget(self, step: int) -> None:
         """Drop what was logged after the checkpoint a run goes on from: it is logged again.
 
         A validation follows the checkpoint of its step, and is not always repeated: it stays.
-
-        Returns:
-            Step and name of the values at the checkpoint's step.
         """
         with self.path.open(newline="", encoding="utf-8") as file:
             rows = [row for row in csv.reader(file) if len(row) == 3 and row[0].isdigit()]
-        rows = [r for r in rows if int(r[0]) < step or (int(r[0]) == step and r[1].startswith("val/"))]
+        rows = [row for row in rows if int(row[0]) < step]
         partial = self.path.with_name(self.path.name + ".partial")
         with partial.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([HEADER, *rows])
         partial.replace(self.path)
-        return {(r[0], r[1]) for r in rows if int(r[0]) == step}
+        self._kept = {(r[0], r[1]) for r in rows if int(r[0]) == step - 1 and r[1].startswith("val/")}
 
     @property
     def name(self) -> str:

@@ -19,9 +19,9 @@ from ctflow.training.schedule import learning_rate
 log = logging.getLogger("ctflow")
 
 FIXED = {
-    "autoencoder": r"network\..*|init_from|train_encoder|adversary\.(channels|layers)",
-    "clip": r"network\..*|vocabulary_size",
-    "flow": r"network\.(?!activation_checkpointing$).*|text|init_from",
+    "autoencoder": r"network\..*|init_from|train_encoder|adversary\.(channels|layers)|(.*\.)?optimizer\.name",
+    "clip": r"network\..*|vocabulary_size|optimizer\.name",
+    "flow": r"network\.(?!activation_checkpointing$).*|text|init_from|optimizer\.name",
 }
 """Keys of a task's section that belong to the weights: a run cannot go on with others."""
 
@@ -62,7 +62,8 @@ def resumed_step(config: TrainConfig, path: Path) -> int:
         )
     for key, (old, new) in changed.items():
         log.info("the run goes on with %s=%s (before: %s)", key, new, old)
-    return int(content["loops"]["fit_loop"]["epoch_loop.state_dict"].get("_batches_that_stepped", 0))
+    # Lightning saves the number before it counts the batch that the checkpoint follows.
+    return int(content["loops"]["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"]) + 1
 
 
 def _is_fixed(key: str, task: str, values: tuple[Any, Any]) -> bool:
@@ -97,16 +98,16 @@ class OptimizerSettings(L.Callback):
             strict=True,
         ):
             scheduler: Any = schedule.scheduler
-            rate = config.lr * _factor(scheduler.last_epoch, config)
-            for group in optimizer.param_groups:
+            bases = [config.matrix_lr if g.get("matrices") else config.lr for g in optimizer.param_groups]
+            rates = [base * _factor(scheduler.last_epoch, config) for base in bases]
+            for group, base, rate in zip(optimizer.param_groups, bases, rates, strict=True):
                 group |= {
                     "lr": rate,
-                    "initial_lr": config.lr,
+                    "initial_lr": base,
                     "betas": tuple(config.betas),
                     "weight_decay": config.weight_decay,
                 }
-            scheduler.base_lrs = [config.lr for _ in optimizer.param_groups]
-            scheduler._last_lr = [rate for _ in optimizer.param_groups]
+            scheduler.base_lrs, scheduler._last_lr = bases, rates
 
 
 def _factor(step: int, config: OptimizerConfig) -> float:

@@ -157,8 +157,10 @@ def build_trainer(
     ]
     if loop.progress:
         callbacks.append(TQDMProgressBar(refresh_rate=5))
-    purge = {"purge_step": step + 1} if step else {}  # what was logged after the checkpoint is logged again
-    board = TensorBoardLogger(run.folder / "tensorboard", name="", version="", **purge)
+    logged = run.folder / "tensorboard"
+    # What was logged after the checkpoint, or before a start from scratch, is logged again.
+    purge = {"purge_step": step} if logged.is_dir() else {}
+    board = TensorBoardLogger(logged, name="", version="", **purge)
     clip = task.gradient_clip(config) if module.automatic_optimization else 0.0
     return L.Trainer(
         accelerator="gpu" if accelerator == "cuda" else accelerator,

@@ -136,7 +136,7 @@ def system_config(config: TrainConfig, shards: LatentShards, downscale: int) -> 
 def _copy_text_encoder(source: Path, target: Path) -> None:
     """The same files, or a published CT-CLIP as a sharing folder."""
     if (source / WEIGHTS_FILE).is_file():
-        shutil.copytree(source, target, dirs_exist_ok=True)
+        shutil.copytree(source, target, dirs_exist_ok=True, copy_function=shutil.copyfile)
         return
     encoder = load_text_encoder(source)
     save_ctclip(target, encoder.clip, encoder.tokenizer)

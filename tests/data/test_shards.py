@@ -6,6 +6,8 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 
 import h5py
@@ -256,3 +258,28 @@ def test_ranks_write_one_manifest_together(tmp_path, records):
     ]
     assert files == [f"shard-{i:05d}.h5" for i in range(12)]
     assert verify_folder(tmp_path) == []
+
+
+def test_a_full_disk_is_an_error_of_the_system_and_leaves_nothing(tmp_path):
+    """In a process of its own: HDF5 ends it with a segmentation fault where a write fails under it."""
+    code = """
+import resource, sys
+import numpy as np
+from ctflow.config import run_command
+from ctflow.data import SliceRecord, SliceShardWriter
+
+def main():
+    resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000))
+    hu = np.random.default_rng(0).integers(-1000, 1000, (40, 64, 64)).astype(np.int16)
+    with SliceShardWriter(sys.argv[1]) as writer:
+        for name in "abc":
+            writer.append(SliceRecord(name, name, hu, (1.0, 1.0, 1.0), "report"))
+
+run_command(main)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: File too large: ") and done.stderr.count("\n") == 1
+    assert not list(tmp_path.glob("*.h5")) and not list(tmp_path.glob(".*.partial"))

@@ -125,3 +125,12 @@ def test_missing_default_cases_are_made_at_the_models_own_size(tiny_checkpoint, 
     with pytest.raises(CTFlowError, match="manifest"):  # a folder of the user's own is left alone
         command.main(["--checkpoint", str(tiny_checkpoint), "slices=mine"])
     assert len(commands) == 2
+
+
+def test_a_missing_file_is_said_before_phantoms_are_made(tiny_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(subprocess, "run", None)
+    arguments = ["--checkpoint", str(tiny_checkpoint), "--analysis", "contrast", "analysis.pairs=pairs.csv"]
+    with pytest.raises(CTFlowError, match=r"nothing at analysis\.pairs=pairs\.csv"):
+        command.main(arguments)
+    assert not list(tmp_path.iterdir())

@@ -234,6 +234,8 @@ def test_volumes_of_another_system(tmp_path):
     assert values["model", "fid_rand2d"]["samples"] == 60 and values["model", "fid_rand2d"]["reference"] == 80
     assert values["model", "fvd_rand3d_f16"]["empty"] == "n/a"  # 3 clips are too few
     assert values["model", "clip"]["empty"] == "n/a"  # no reports given
+    drift = {m["monitor"]: m for m in result["monitors"] if m["source"] == "real"}
+    assert not any(m["alarm"] for name, m in drift.items() if name.startswith("drift")), drift
     page = without_payloads(next(output.glob("*/report.html")).read_text(encoding="utf-8"))
     assert "data:image/png;base64" in page and "http" not in page.replace("http-equiv", "")
 

@@ -91,6 +91,40 @@ def test_truncation_keeps_the_end_mark_and_is_counted(clip, tokenizer, caplog):
     assert encoder.truncated == 2
 
 
+@pytest.mark.parametrize("heading", ["Impression: ", "CONCLUSION ", ""])
+def test_a_long_report_keeps_its_impression_and_says_what_it_lost(clip, tokenizer, caplog, heading):
+    encoder = TextEncoder(clip, tokenizer)
+    findings = " ".join(REPORTS)
+    report = f"{findings} {heading}no nodule ."
+    (ids,) = tokenizer([report]).ids.tolist()
+    whole = tokenizer.backend.encode(report).ids
+    assert len(ids) == tokenizer.max_tokens < len(whole)
+    end = tokenizer.backend.encode("no nodule .").ids[1:]
+    assert ids[-len(end) :] == end and ids[:6] == whole[:6]
+    with caplog.at_level(logging.WARNING):
+        encoder.encode([report])
+    (lost,) = tokenizer([report]).lost
+    assert lost in report and lost in caplog.text and len(lost) > len(findings) / 2
+    caplog.clear()
+    for _ in range(20):
+        encoder.encode([report])
+    assert len(caplog.records) < 6 and encoder.truncated == 21
+
+
+def test_words_that_the_vocabulary_lacks_are_counted(clip, tokenizer, caplog):
+    assert tokenizer.unknown_words(REPORTS[0]).share == 0
+    assert tokenizer.unknown_words("8 mm 12.5 , 3").share <= 1 / 2
+    share, examples = tokenizer.unknown_words("Плевральный выпот nodule")
+    assert share == pytest.approx(2 / 3) and examples == ["Плевральный", "выпот"]
+    encoder = TextEncoder(clip, tokenizer)
+    with caplog.at_level(logging.WARNING):
+        encoder.check_known("выпот nodule", "case a", 0.7)
+    assert "case a: 50% of its words are unknown" in caplog.text
+    with pytest.raises(CTFlowError, match=r"case b: 100% .*\n.*\n.*max_unknown=1"):
+        encoder.check_known("Плевральный выпот", "case b", 0.7)
+    encoder.check_known("Плевральный выпот", "case b", 1.0)
+
+
 def test_modes(clip, tokenizer):
     tokens = TextEncoder(clip, tokenizer, "tokens").encode(REPORTS[:3])
     pooled = TextEncoder(clip, tokenizer, "pooled").encode(REPORTS[:3])

@@ -105,9 +105,24 @@ def test_a_new_learning_rate_is_applied_and_said(
     assert (tuple(group["betas"]), group["weight_decay"]) == ((0.8, 0.9), 0.5)
 
 
+def test_every_group_of_parameters_keeps_its_own_learning_rate(tiny: TinyData, tmp_path: Path) -> None:
+    more = ["name=muon", "flow.optimizer.name=muon", "flow.optimizer.matrix_lr=0.02"]
+    main(tiny.arguments("flow", tmp_path, *more, "loop.max_steps=3"))
+    groups = torch.load(tmp_path / "flow" / "muon" / LAST, weights_only=True)["optimizer_states"][0][
+        "param_groups"
+    ]
+    assert [g["initial_lr"] for g in groups] == [0.02, 1e-4] and groups[0]["lr"] > 100 * groups[1]["lr"] > 0
+    main(tiny.arguments("flow", tmp_path, *more, "flow.optimizer.matrix_lr=0.01", "loop.max_steps=4"))
+    groups = torch.load(tmp_path / "flow" / "muon" / LAST, weights_only=True)["optimizer_states"][0][
+        "param_groups"
+    ]
+    assert [g["initial_lr"] for g in groups] == [0.01, 1e-4]
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
+        ("flow.optimizer.name", "muon"),
         ("flow.network.depth", "3"),
         ("flow.network.hidden_size", "32"),
         ("flow.network.learned_nulls", "false"),
@@ -143,6 +158,7 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 10\n"
         (LFS, "Git LFS pointer"),
         (b"<!DOCTYPE html><html></html>", "web page"),
         (b"some words", "is cut, or no file of plain values"),
+        (b"PK\x03\x04 and no more", "is cut"),
         ({"state_dict": {}}, "it lacks hyper_parameters"),
     ],
 )
@@ -175,7 +191,7 @@ def test_curves_hold_every_value_once(tiny: TinyData, runs: Path) -> None:
     """What was logged between the checkpoint and a kill is logged again; a torn last line goes."""
     folder = runs / "flow" / "run"
     with (folder / CURVES).open("a", encoding="utf-8") as file:
-        file.write("5,train/loss,1.0\n6,train/loss,1.0\n8,val/loss,1.0\n9,tra")
+        file.write("5,train/loss,1.0\n6,train/loss,1.0\n7,val/loss,1.0\n9,tra")
     main(tiny.arguments("flow", runs, "name=run", "loop.max_steps=8"))
     with (folder / CURVES).open(encoding="utf-8") as file:
         rows = list(csv.reader(file))

@@ -353,6 +353,15 @@ SHIPPED = [
 ]
 
 
+def test_every_task_reads_its_own_default_shards() -> None:
+    for task in TASKS:
+        config = load_config(TrainConfig, None, [f"task={task}", "loop.max_steps=1"])
+        kind = "latents" if task == "flow" else "slices"
+        assert (config.data.train, config.data.valid) == tuple(
+            f"runs/shards/{kind}/{split}" for split in ("train", "valid")
+        )
+
+
 @pytest.mark.parametrize("file", SHIPPED)
 def test_shipped_configurations_are_valid(repo_root: Path, file: str) -> None:
     config = load_config(TrainConfig, repo_root / file)

@@ -49,7 +49,7 @@ class Context:
 
     def collector(
         self,
-        reader: CaseReader,
+        reader: CaseReader | None,
         backbones: Backbones,
         plan: FeaturePlan,
         config: EvalConfig | None = None,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from tqdm import tqdm
 
 from ctflow.anatomy import LABELS, SIDED, found_places
 from ctflow.config.system import SystemConfig
@@ -52,18 +53,20 @@ def contrast(context: Context) -> AnalysisResult:
     config = context.config
     pairs = read_pairs(shipped_path(config.analysis.pairs))
     backbones, plan = context.tools()
-    reader = context.reader()
     outcomes: list[tuple[ReportPair, bool, bool]] = []
-    for seed in range(config.analysis.pair_seeds):
-        halves: list[list[CaseFeatures]] = []
-        for half in (0, 1):
-            # Equal case ids give both halves equal noise; the report is part of the cache's key.
-            own = replace(config, seed=config.seed + seed)
-            collector = context.collector(reader, backbones, plan, own, measured=True)
-            cases = [_case(pair, half, context.system.config) for pair in pairs]
-            halves.append(collector.generated(REGISTRY["full-body"], cases))
-        for pair, first, second in zip(pairs, *halves, strict=True):
-            outcomes.append((pair, shows(first, pair, 0), shows(second, pair, 1)))
+    volumes = 2 * len(pairs) * config.analysis.pair_seeds // context.ranks.size
+    with tqdm(total=volumes, unit="case", disable=not context.ranks.first) as bar:
+        for seed in range(config.analysis.pair_seeds):
+            halves: list[list[CaseFeatures]] = []
+            for half in (0, 1):
+                # Equal case ids give both halves equal noise; the report is part of the cache's key.
+                own = replace(config, seed=config.seed + seed)
+                collector = context.collector(None, backbones, plan, own, measured=True)
+                collector.bar = bar
+                cases = [_case(pair, half, context.system.config) for pair in pairs]
+                halves.append(collector.generated(REGISTRY["full-body"], cases))
+            for pair, first, second in zip(pairs, *halves, strict=True):
+                outcomes.append((pair, shows(first, pair, 0), shows(second, pair, 1)))
     records = [
         _record(label, kind, outcomes) for label, kind in dict.fromkeys((p.label, p.kind) for p in pairs)
     ]
