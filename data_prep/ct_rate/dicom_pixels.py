@@ -14,8 +14,8 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from ctflow.hounsfield import PADDING_HU
 from data_prep.ct_rate.dicom_headers import DicomHeader
-from data_prep.ct_rate.hounsfield import PADDING_HU
 from data_prep.ct_rate.itk_reader import last_line
 from data_prep.ct_rate.reasons import ScanRefused
 
@@ -97,7 +97,9 @@ def _read_frames(header: DicomHeader) -> NDArray[Any]:
     """
     pixels = None
     if not header.inverted:
-        with contextlib.suppress(RuntimeError):  # GDCM stops at tags of a wrong type that say nothing of pixels
+        with contextlib.suppress(
+            RuntimeError
+        ):  # GDCM stops at tags of a wrong type that say nothing of pixels
             pixels = _execute(header.path)
     try:
         pixels = _execute_clean(header) if pixels is None else pixels

@@ -94,7 +94,9 @@ def _check_rescale(headers: list[DicomHeader]) -> None:
         )
     negative = next((h for h in headers if h.rescale and h.rescale[0] < 0), None)
     if negative is not None and negative.rescale is not None:
-        raise ScanRefused("not_hu", f"{_name(negative)} has the negative RescaleSlope {negative.rescale[0]:g}")
+        raise ScanRefused(
+            "not_hu", f"{_name(negative)} has the negative RescaleSlope {negative.rescale[0]:g}"
+        )
 
 
 def _name(header: DicomHeader) -> str:

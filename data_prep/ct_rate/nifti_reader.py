@@ -183,10 +183,13 @@ def _conflict(places: dict[str, np.ndarray]) -> str | None:
     spacing = {name: np.linalg.norm(place[:3, :3], axis=0) for name, place in places.items()}
     if len(set(axes.values())) == 1 and np.allclose(*spacing.values(), rtol=0.01):
         return None
-    return ", ".join(
-        f"{name} {axes[name]} of {' x '.join(f'{v:g}' for v in np.round(spacing[name], 4))} mm"
-        for name in places
-    ) + "; the sform was taken"
+    return (
+        ", ".join(
+            f"{name} {axes[name]} of {' x '.join(f'{v:g}' for v in np.round(spacing[name], 4))} mm"
+            for name in places
+        )
+        + "; the sform was taken"
+    )
 
 
 def _facts(header: nib.Nifti1Header) -> dict[str, str]:

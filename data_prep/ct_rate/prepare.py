@@ -168,7 +168,9 @@ def _prepare_volume(job: Job, outcome: Outcome) -> None:
     if is_coarse(facts):
         flags.append(["coarse_intensities", f"{facts['distinct_values']} distinct values"])
     if facts["not_finite_share"] > 0:
-        flags.append(["not_finite_filled", f"{facts['not_finite_share']:.2%} of the voxels"])
+        flags.append(["not_finite_filled", f"{facts['not_finite_share']:.2g} of the voxels"])
+    if facts["clipped_voxels"]:
+        flags.append(["clipped_values", f"{facts['clipped_voxels']} voxels"])
     view, spacing, used, geometry = _place(scan, rescale)
     view, blank = trim_blank(view)
     if blank and geometry["oblique_degrees"] <= OBLIQUE_DEGREES:  # straightening makes some of its own
