@@ -1,8 +1,8 @@
-"""Whether values are a CT in Hounsfield units, decided by looking at them, and which other scale they are in.
+"""Whether values are a CT in Hounsfield units, and else in which scale: decided by looking at them.
 
-A CT in HU has air between -1100 and -500, fat and soft tissue around 0 with their peak within 150 HU of water, a
-valley between, and next to nothing below. Stored values (HU + 1000), values rescaled twice, MR and 8-bit pictures
-fail that test.
+A CT in HU has air between -1100 and -500, fat and soft tissue around 0 with their peak within 150 HU of
+water, a valley between, and next to nothing below. Stored values (HU + 1000), values rescaled twice, MR and
+8-bit pictures fail that test.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ MAX_BETWEEN = 0.5
 MIN_PADDING = 0.002
 """Share of the voxels that one value at or below ``PADDING_HU`` has where it is padding, not noise."""
 _SAMPLE = 200_000
+_MAX_PADDINGS = 3
 _SHIFTS = {1024.0: "1000 or 1024", 8192.0: "8192", 32768.0: "32768"}
 """What HU are stored with added to them, and how it is told."""
 
@@ -68,16 +69,16 @@ def scale_of(values: NDArray[np.float64]) -> Scale | None:
         return None
     # Turned HU look like stored ones, air and tissue exchanged; bone tells which side of the tissue is up.
     turned = np.mean((values < -200) & (values > -HIGHEST_HU)) > np.mean(values > 1224)
-    if turned and why_not_hu(-values) is None:
+    if turned and _is_hu(-values):
         return Scale("HU with the sign turned (a negative slope)", "multiply by -1")
     for shift, told in _SHIFTS.items():
-        if why_not_hu(values - shift) is None:
+        if _is_hu(values - shift):
             return Scale(f"stored values (HU + {told})", f"subtract {told}, as RescaleIntercept says")
     low, high = float(values.min()), float(values.max())
-    if low >= 0 and high >= 2**15 and why_not_hu(np.where(values >= 2**15, values - 2**16, values)) is None:
+    if low >= 0 and high >= 2**15 and _is_hu(np.where(values >= 2**15, values - 2**16, values)):
         return Scale("HU in an unsigned type, wrapped", "read them as signed 16-bit")
     slack = 0.02
-    if -1.2 <= low < -0.2 and high <= 4.1 and why_not_hu(values * 1000.0) is None:
+    if -1.2 <= low < -0.2 and high <= 4.1 and _is_hu(values * 1000.0):
         window = ", -1000…1000 HU mapped to [-1, 1]" if high <= 1 + slack else ""
         return Scale(f"HU / 1000{window}", "multiply by 1000")
     if high - low > 1 and -1 - slack <= low < -slack and high <= 1 + slack:
@@ -87,6 +88,13 @@ def scale_of(values: NDArray[np.float64]) -> Scale | None:
     if low >= -0.5 and 1 + slack < high <= 255.5:
         return Scale("a window mapped to 0…255 (8-bit grey)", _unmap("v", "255"))
     return None
+
+
+def _is_hu(values: NDArray[np.float64]) -> bool:
+    """Whether values are HU, and what lies below them is padding of a few values, no noise."""
+    below = values[values < AIR_RANGE[0]]
+    few = below.size <= MAX_BELOW * values.size or np.unique(below).size <= _MAX_PADDINGS
+    return few and why_not_hu(values) is None
 
 
 def _unmap(value: str, span: str) -> str:

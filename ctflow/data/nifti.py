@@ -59,8 +59,8 @@ def read_nifti(path: Path | str) -> HUVolume:
     Scans as hospitals store them (stored values, oblique axes, padding) go through ``data_prep.ct_rate``.
 
     Raises:
-        ScanError: Not a readable three-dimensional NIfTI file, oblique axes, values that are no numbers, or values
-            of another scale (in [0, 1], [-1, 1], 0…255, HU + 1024).
+        ScanError: Not a readable three-dimensional NIfTI file, oblique axes, values that are no numbers, or
+            values of another scale (in [0, 1], [-1, 1], 0…255, HU + 1024).
     """
     path = Path(path)
     try:
