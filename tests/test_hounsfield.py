@@ -52,5 +52,11 @@ def test_other_scales_are_recognised(values, name, remedy):
 def test_what_is_of_no_known_scale():
     noise = np.random.default_rng(0)
     shape = (20, 32, 32)
-    for values in (noise.normal(0, 400, shape), noise.uniform(-1000, 1000, shape), HU - 1024, np.full((9, 9), np.nan), np.zeros(5)):
+    for values in (
+        noise.normal(0, 400, shape),
+        noise.uniform(-1000, 1000, shape),
+        HU - 1024,
+        np.full((9, 9), np.nan),
+        np.zeros(5),
+    ):
         assert scale_of(values) is None

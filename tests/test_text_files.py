@@ -10,9 +10,7 @@ from ctflow.text_files import read_table, read_text
 TEXT = "Müller: 5 mm nodule – stable"
 
 
-@pytest.mark.parametrize(
-    "encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "cp1252"]
-)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "cp1252"])
 def test_encodings(tmp_path, encoding, caplog):
     path = tmp_path / "a.txt"
     path.write_bytes(TEXT.encode(encoding))
@@ -33,7 +31,13 @@ def test_what_is_no_text(tmp_path):
 @pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 def test_separators_line_ends_and_blank_rows(tmp_path, separator, end):
-    rows = [["VolumeName", " Findings_EN ", "n"], ["a.nii", '"One; two, three\nfour"', "1"], ["", "", ""], ["b", "x"], []]
+    rows = [
+        ["VolumeName", " Findings_EN ", "n"],
+        ["a.nii", '"One; two, three\nfour"', "1"],
+        ["", "", ""],
+        ["b", "x"],
+        [],
+    ]
     path = tmp_path / "a.csv"
     path.write_bytes(end.join(separator.join(row) for row in [*rows, ["", ""], []]).encode("utf-16"))
     table = read_table(path)

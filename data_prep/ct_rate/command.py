@@ -62,15 +62,16 @@ def ingest(config: IngestConfig) -> int:
     source_dir = Path(config.source)
     source = find_items(source_dir, output)
     if not source.items:
+        told = "".join(f"; {key}: {detail}" for key, _, _, detail in source.told[:3])
         raise ScanError(
-            f"no scan under {config.source} ({len(source.stray)} other files)",
+            f"no scan under {config.source} ({len(source.stray)} other files{told})",
             "NIfTI, DICOM, NRRD or MetaImage files",
             "check --source",
         )
-    tables = Tables(config, source.csvs)
+    tables = Tables(config, source.csvs, [item.key for item in source.items])
     if not tables.has_reports:
         log.warning("no report CSV: volumes get empty reports (give --reports)")
-    missing = tables.without_file(Path(item.files[0]).name for item in source.items)
+    missing = tables.without_file()
     if missing:
         log.warning(
             "%d volumes of the report CSVs are not under %s: %s …", len(missing), source_dir, missing[0]
@@ -84,7 +85,7 @@ def ingest(config: IngestConfig) -> int:
     summary = write_reports(output, run.seen.values(), source.stray, settings(config), len(missing))
     if pending or not (output / SHEET).is_file():
         write_contact_sheet(output)
-    log_summary(summary)
+    log_summary(summary, run.seen.values())
     if not summary["accepted"] + summary["flagged"]:
         log.error("nothing usable under %s; see %s", config.source, output / "quarantine.csv")
         return 2

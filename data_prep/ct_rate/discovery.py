@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,19 +84,18 @@ _STRAY = (
             ".db",
             ".sqlite",
             ".lnk",
-            ".zip",
-            ".tar",
-            ".gz",
-            ".tgz",
-            ".7z",
-            ".rar",
             ".bval",
             ".bvec",
             ".partial",
         ]
     ),
 )
+_ARCHIVES = (".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tar", ".tgz", ".zip", ".7z", ".rar")
+_PACKED = (*_ARCHIVES, ".gz", ".bz2", ".xz", ".zst", ".lz4")
+_SPECIAL = ("pipe", "socket", "device")
 _STRAY_NAMES = ("dicomdir", "lockfile", "version", "readme", "license", "thumbs.db")
+_LONGEST_CASE = 150
+"""Most characters of a case's name, so that it fits into file names."""
 _CT_RATE = re.compile(r"^((?:train|valid)_\d+)_[a-z]+_\d+$", re.IGNORECASE)
 
 
@@ -123,11 +124,14 @@ class Source:
         items: In the order of their keys.
         csvs: CSV files.
         stray: Files that are no images, by path under the source.
+        told: Key, status, code and detail of what is neither read nor passed over in silence: folders and
+            files that this user may not read, archives, pipes and devices.
     """
 
     items: list[Item] = field(default_factory=list)
     csvs: list[Path] = field(default_factory=list)
     stray: list[str] = field(default_factory=list)
+    told: list[tuple[str, str, str, str]] = field(default_factory=list)
 
 
 def find_items(root: Path, output: Path | None = None) -> Source:
@@ -138,22 +142,28 @@ def find_items(root: Path, output: Path | None = None) -> Source:
         output: Left out of the walk, should it lie inside.
 
     Raises:
-        ScanError: Nothing there.
+        ScanError: Nothing there, or nothing that this user may read.
     """
+    source = Source()
+    closed: list[OSError] = []
     if root.is_file():
         folders: Iterator[tuple[Path, list[str]]] = iter([(root.parent, [root.name])])
         base = root.parent
     elif root.is_dir():
-        folders, base = _walk(root, output), root
+        folders, base = _walk(root, output, closed), root
     else:
         raise ScanError(f"no folder at {root}", "a folder with scans", "give --source DIR")
-    source = Source()
+    packed: dict[tuple[str, str], int] = {}
     for folder, names in folders:
         loose = []
         for name in names:
             path = folder / name
-            kind = _kind(path)
             key = printable(path.relative_to(base).as_posix())
+            try:
+                kind = _kind(path)
+            except OSError as error:
+                source.told.append((key, "refused", "not_read", printable(str(error))))
+                continue
             if kind in ("nifti", "itk"):
                 paths = [path, *_parts_of(path)]
                 source.items.append(Item(key, kind, tuple(map(str, paths)), fingerprint(paths)))
@@ -163,9 +173,27 @@ def find_items(root: Path, output: Path | None = None) -> Source:
                 source.csvs.append(path)
             elif kind == "stray":
                 source.stray.append(key)
+            elif kind in _SPECIAL:
+                status = "refused" if path.name.lower().endswith((*NIFTI, *ITK, *DICOM)) else "ignored"
+                code = "not_an_image" if status == "refused" else "special_file"
+                source.told.append((key, status, code, f"a {kind}, which is not opened"))
+            elif kind.startswith("packed"):
+                place = (key.removesuffix(printable(name)), kind.partition(" ")[2])
+                packed[place] = packed.get(place, 0) + 1
         if loose:
             key = printable(base.name if folder == base else folder.relative_to(base).as_posix())
             source.items.append(Item(key + "/", "folder", tuple(map(str, loose)), fingerprint(loose)))
+    for (folder_key, ending), count in packed.items():
+        detail = f"{count} files that are not read packed: unpack them first"
+        source.told.append((f"{folder_key}*{ending}", "refused", "packed", detail))
+    for error in closed:
+        here = Path(error.filename or root)
+        if here == root:
+            raise ScanError(
+                f"{root} cannot be read: {error.strerror}", "a folder that this user may read"
+            ) from error
+        key = printable(here.relative_to(base).as_posix()) + "/"
+        source.told.append((key, "refused", "not_read", f"the folder cannot be read: {error.strerror}"))
     source.items.sort(key=lambda item: item.key)
     return source
 
@@ -174,8 +202,12 @@ def fingerprint(files: list[Path]) -> str:
     """Hash of names, sizes and modification times; equal means that nothing was touched."""
     digest = hashlib.sha256()
     for path in files:
-        status = path.stat() if path.exists() else path.lstat()
-        digest.update(os.fsencode(path.name) + f"|{status.st_size}|{status.st_mtime_ns}\n".encode())
+        try:
+            status = path.stat() if path.exists() else path.lstat()
+            told = f"|{status.st_size}|{status.st_mtime_ns}\n"
+        except OSError as error:  # told when it is read
+            told = f"|{error.strerror}\n"
+        digest.update(os.fsencode(path.name) + told.encode())
     return digest.hexdigest()[:16]
 
 
@@ -202,7 +234,27 @@ def case_id_of(key: str) -> str:
             break
     name = path.rsplit("/", 1)[-1]
     name = name if _CT_RATE.match(name) else path.replace("/", "-")
-    return re.sub(r"[^\w.+=-]", "_", f"{name}-{series}" if series else name)
+    case_id = re.sub(r"[^\w.+=-]", "_", f"{name}-{series}" if series else name)
+    return case_id if len(case_id) <= _LONGEST_CASE else _marked(case_id, key)
+
+
+def distinct_case_id(case_id: str, key: str) -> str:
+    """Another name for a case whose own is taken: paths that differ in separators or endings only.
+
+    Args:
+        case_id: The name that is taken.
+        key: Path under the source, unique.
+    """
+    return _marked(case_id, key)
+
+
+def is_published(case_id: str) -> bool:
+    """Whether a case has one of CT-RATE's names, which tell patient and split."""
+    return _CT_RATE.match(case_id) is not None
+
+
+def _marked(case_id: str, key: str) -> str:
+    return f"{case_id[: _LONGEST_CASE - 9]}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
 
 
 def patient_and_split(key: str, case_id: str, known_patient: str, config: IngestConfig) -> tuple[str, str]:
@@ -228,10 +280,13 @@ def patient_and_split(key: str, case_id: str, known_patient: str, config: Ingest
     return patient, "valid" if share < config.valid_fraction else "train"
 
 
-def _walk(root: Path, output: Path | None) -> Iterator[tuple[Path, list[str]]]:
-    """Folders and their files in order; links are followed, every folder once, hidden names left out."""
+def _walk(root: Path, output: Path | None, closed: list[OSError]) -> Iterator[tuple[Path, list[str]]]:
+    """Folders and their files in order; links are followed, every folder once, hidden names left out.
+
+    Folders that cannot be listed go to ``closed``.
+    """
     seen = {output.resolve()} if output else set()
-    for folder, folders, names in os.walk(root, followlinks=True):
+    for folder, folders, names in os.walk(root, followlinks=True, onerror=closed.append):
         here = Path(folder)
         if here.resolve() in seen:
             folders.clear()
@@ -254,10 +309,22 @@ def _parts_of(path: Path) -> list[Path]:
 
 
 def _kind(path: Path) -> str:
-    """By name first; a name that says nothing is looked into, for DICOM's magic."""
+    """By name first; a name that says nothing is looked into, for DICOM's magic.
+
+    Raises:
+        OSError: The folder does not let its files be looked at.
+    """
     name = path.name.lower()
-    if path.exists() and not path.is_file():  # pipes and devices; a link to nothing is told as unreadable
-        return "part"
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        mode = stat.S_IFREG  # a link to nothing is told when it is read
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        mode = stat.S_IFREG
+    if not stat.S_ISREG(mode):
+        return "pipe" if stat.S_ISFIFO(mode) else "socket" if stat.S_ISSOCK(mode) else "device"
     if name.endswith(_PAIR_PARTS) and sibling(path, (".hdr", ".hdr.gz")):
         return "part"
     if name.endswith(NIFTI):
@@ -270,6 +337,18 @@ def _kind(path: Path) -> str:
         return "csv"
     if name.endswith((*_RAW_PARTS, TRUTH)):
         return "part"
+    if name.endswith(_PACKED):
+        return _packed_kind(name)
     if name.endswith(_STRAY) or name.split(".")[0] in _STRAY_NAMES:
         return "stray"
     return "dicom"
+
+
+def _packed_kind(name: str) -> str:
+    """``packed`` and the ending; but ``stray`` for a packed file whose own name says that it is no image."""
+    ending = next(e for e in _PACKED if name.endswith(e))
+    inner = name[: -len(ending)]
+    if ending in _ARCHIVES or not inner.endswith((*_STRAY, ".csv")):
+        image = next((e for e in (*NIFTI, *ITK, *DICOM) if inner.endswith(e)), "")
+        return f"packed {image}{ending}"
+    return "stray"

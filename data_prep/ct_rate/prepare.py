@@ -79,7 +79,7 @@ class Outcome:
         labels: Its labels.
         source_sha256: Hash of its files.
         voxels_sha256: Hash of the prepared voxels.
-        coarse: Coarse picture of the prepared volume, where nothing tells the patient.
+        coarse: Coarse picture of the prepared volume, which tells copies and reconstructions.
         truth_path: Ground truth beside it.
         facts: Decisions and findings of the ingest, for the record.
         items: Series found in a folder (``expanded``).
@@ -159,6 +159,8 @@ def _sort(item: Item, outcome: Outcome) -> None:
 
 
 def _prepare_volume(job: Job, outcome: Outcome) -> None:
+    if job.row.doubts:
+        raise ScanRefused("ambiguous_row", "; ".join(job.row.doubts))
     scan = _read(job.item, Path(job.config.source), job.config.memory_gb * 2**30)
     check_affine(scan.affine)
     flags = list(scan.flags)
@@ -185,6 +187,8 @@ def _prepare_volume(job: Job, outcome: Outcome) -> None:
     rows, columns = field_in_image(view.shape[1:], spacing[1:], prepared[1], grid.resolution)
     body, body_flags = screen(hu[:, rows, columns], prepared, view.shape[0] * spacing[0])
     flags += body_flags
+    if job.row.unclear:
+        flags.append(["unclear_value", "; ".join(job.row.unclear)])
     if job.expects_report and job.row.report is None:
         flags.append(["no_report", "no line in the report CSVs"])
     patient = job.row.patient_id or scan.patient_id
@@ -194,8 +198,7 @@ def _prepare_volume(job: Job, outcome: Outcome) -> None:
     outcome.report, outcome.labels = job.row.report or "", job.row.labels
     outcome.source_sha256, outcome.truth_path = _sha256(job.item.files), _truth(job.item)
     outcome.voxels_sha256 = hashlib.sha256(hu.data).hexdigest()
-    if outcome.patient_id == outcome.case_id:
-        outcome.coarse = coarse_picture(hu, prepared[0])
+    outcome.coarse = coarse_picture(hu, prepared[0])
     outcome.facts = {
         "source": job.item.key,
         "format": scan.format,

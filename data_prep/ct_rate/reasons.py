@@ -55,7 +55,7 @@ FLAGS = {
     "header_conflict": "the NIfTI header's sform and qform disagree on axes or spacing, or one is unusable",
     "tilt_conflict": "the header names a gantry tilt, but the slices lie straight; their positions were taken",
     "clipped_values": "voxels beyond the 32,767 HU that are stored became 32,767",
-    "unclear_label": "a label that is neither 0, 1 nor between them was left out",
+    "unclear_value": "a label outside 0 to 1, or a number of a CSV that is none, was left out",
     "duplicate_content": "voxel for voxel another volume of this output; both count as one patient",
     "no_report": "report CSVs are there, but not this volume",
 }
