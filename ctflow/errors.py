@@ -36,3 +36,11 @@ class ScanError(CTFlowError):
 
 class ShardError(CTFlowError):
     """A shard, manifest or checksum that does not hold."""
+
+
+class EvaluationError(CTFlowError):
+    """An evaluation that cannot be run, or would give a number that means nothing."""
+
+
+class MetricError(CTFlowError):
+    """Input from which no honest number can be computed."""

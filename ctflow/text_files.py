@@ -1,4 +1,4 @@
-"""Text and CSV files as editors and spreadsheets write them: UTF-8, UTF-16, Windows-1252; commas, semicolons, tabs."""
+"""Text and CSV files as editors and spreadsheets write them, in any usual encoding and with any separator."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Table:
     Attributes:
         path: The file.
         columns: Names of the columns, blanks around them taken off.
-        rows: Number of the row in the file (the header is 1) and its cells by column; blank rows are left out.
+        rows: Number of the row in the file (the header is 1) and its cells by column; without blank rows.
     """
 
     path: Path
@@ -60,8 +60,8 @@ def read_table(path: Path | str) -> Table:
     """A CSV in any of these encodings, separated by commas, semicolons, tabs or bars.
 
     Raises:
-        CTFlowError: Unreadable, without a header, a quote that is not closed, or a row with more cells than the
-            header.
+        CTFlowError: Unreadable, without a header, a quote that is not closed, or a row with more cells than
+            the header.
     """
     path = Path(path)
     text = read_text(path)

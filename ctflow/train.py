@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         CTFlowError: See ``ctflow.training.runner.run_training``.
     """
-    config = parse_command(TrainConfig, "python -m ctflow.train", DESCRIPTION, [], argv).config
+    config = parse_command(TrainConfig, "ctflow train", DESCRIPTION, [], argv).config
     from ctflow.training.runner import (
         run_training,
     )  # the import takes seconds: after the arguments are checked

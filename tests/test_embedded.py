@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ctflow.evaluation.anatomy import measure
+from ctflow.anatomy import measure
 from ctflow.pipeline import EMBEDDED, CTFlow
 
 REPORT = "The size of the heart is within normal limits. No pleural effusion is seen. Normal chest CT."

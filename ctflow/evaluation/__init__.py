@@ -1,1 +1,1 @@
-"""Settings, protocols, the measuring module and the report page."""
+"""Settings, protocols, analyses and the report."""

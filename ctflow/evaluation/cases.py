@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from ctflow.data import SliceShards
-from ctflow.errors import CTFlowError
+from ctflow.config.data import CaseChoice
+from ctflow.data import Acquisition, SliceShards
+from ctflow.data.choice import chosen_cases
+from ctflow.errors import EvaluationError
 from ctflow.types import HUVolume
 
 log = logging.getLogger(__name__)
-
-
-class EvaluationError(CTFlowError):
-    """An evaluation that cannot be run, or would give a number that means nothing."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class RealCase:
         digest: Identifies the pixels (hash of the source file, else the id).
         truth_path: Ground truth beside a phantom, where there is one.
         labels: Finding name to 0 or 1.
+        acquisition: Scan, reconstruction and scanner.
     """
 
     case_id: str
@@ -44,6 +45,7 @@ class RealCase:
     digest: str
     truth_path: str | None = None
     labels: dict[str, int] = field(default_factory=dict)
+    acquisition: Acquisition = field(default_factory=Acquisition)
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ class CaseReader:
                     digest=meta.get("source_sha256", "") or entry.case_id,
                     truth_path=meta.get("truth_path"),
                     labels=dict(meta.get("labels", {})),
+                    acquisition=entry.acquisition,
                 )
             )
         return found
@@ -111,11 +114,20 @@ def case_set_hash(*sets: Sequence[RealCase]) -> str:
     return digest.hexdigest()
 
 
-def choose_cases(cases: Sequence[RealCase], wanted: int, floors: bool) -> CaseSets:
+def choose_cases(
+    cases: Sequence[RealCase], wanted: int, floors: bool, choice: CaseChoice | None = None
+) -> CaseSets:
     """The first ``wanted`` cases, and as many of other patients for the floors.
 
-    Where there are too few for both, the cases are shared out half and half, and the log says so: floors at
-    another N would not be comparable.
+    One scan stands for a patient and one reconstruction for a scan, unless the choice says otherwise; the log
+    tells how many are left out. Where there are too few cases for both sets, they are shared out half and
+    half, and the log says so: floors at another N would not be comparable.
+
+    Args:
+        cases: All there are.
+        wanted: Cases to generate from.
+        floors: Whether other cases are wanted too.
+        choice: Which scans and reconstructions; None: the first scan, in its soft reconstruction.
 
     Raises:
         EvaluationError: A case id twice, or no case at all.
@@ -127,6 +139,14 @@ def choose_cases(cases: Sequence[RealCase], wanted: int, floors: bool) -> CaseSe
         seen.add(case.case_id)
     if not cases:
         raise EvaluationError("no cases to evaluate", "slice shards with at least one case")
+    choice = choice or CaseChoice()
+    kept = chosen_cases(cases, choice)
+    if len(kept) < len(cases):
+        log.info(
+            "%d of %d volumes stand for their patients (reconstruction: %s, every scan: %s)",
+            *(len(kept), len(cases), choice.reconstruction, choice.every_scan),
+        )
+    cases = [cases[index] for index in kept]
     number = min(wanted, len(cases) // 2 if floors and len(cases) > 1 else len(cases))
     if number < wanted:
         log.warning("%d cases wanted, %d evaluated: the set has %d", wanted, number, len(cases))
@@ -134,3 +154,20 @@ def choose_cases(cases: Sequence[RealCase], wanted: int, floors: bool) -> CaseSe
     patients = {case.patient_id for case in evaluated}
     others = [case for case in cases[number:] if case.patient_id not in patients]
     return CaseSets(evaluated, tuple(others[:number]) if floors else ())
+
+
+def read_truth(case: RealCase) -> dict[str, Any]:
+    """The ground truth beside a phantom.
+
+    Raises:
+        EvaluationError: The file is gone or is no JSON.
+    """
+    assert case.truth_path is not None
+    try:
+        return json.loads(Path(case.truth_path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise EvaluationError(
+            f"case {case.case_id}: no ground truth at {case.truth_path} ({error})",
+            "the phantoms the shards were made from, still in their place",
+            "make them again with data_prep.phantom and data_prep.ct_rate",
+        ) from error

@@ -31,7 +31,7 @@ class Unit:
     Attributes:
         kind: A setting's name, ``real`` or ``reconstruction``.
         cases: One case, or a batch for a setting; the same on any number of ranks.
-        measured: Whether the measuring module reads the volumes.
+        measured: Whether the volumes' findings are read.
     """
 
     kind: str
@@ -64,8 +64,8 @@ class Collector:
         reader: Real volumes.
         extractor: What is kept of a volume.
         ranks: This process among others.
-        measured: Whether the measuring module reads what the findings scorecard needs: whole generated
-            volumes, the real ones they are compared with, and reconstructions.
+        measured: Whether findings are read from what their table needs: whole generated volumes, the real
+            ones they are compared with, and reconstructions.
 
     Attributes:
         reused: Volumes of this process whose features were found in the cache.
@@ -84,7 +84,7 @@ class Collector:
         self.extractor, self.ranks, self.measured = extractor, ranks, measured
         self.rollout = config.sampling.applied_to(system.config.rollout)
         self._avae = f"{system.avae.fingerprint()} {system.config.image_size}"
-        self.memo = BlockMemo(4 * config.batch_size)
+        self.memo = BlockMemo(4 * config.batch_size, first=2)  # settings share their first two blocks
         self.reused = 0
         self.cache = FeatureCache(
             folder=Path(config.cache),

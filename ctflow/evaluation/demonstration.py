@@ -9,12 +9,12 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
+from ctflow.anatomy import Measurement, findings, measure, phantom_ranges
+from ctflow.anatomy.types import SIDES
 from ctflow.config.demo import ContrastPair, DemoConfig
 from ctflow.data.curves import read_curves
 from ctflow.data.montage import montage
 from ctflow.data.nifti import read_nifti
-from ctflow.evaluation.anatomy import Measurement, findings, measure, phantom_ranges
-from ctflow.evaluation.anatomy.types import SIDES
 from ctflow.evaluation.page import Page
 
 matplotlib.use("Agg")

@@ -16,10 +16,10 @@ from ctflow.evaluation.between import between_settings
 from ctflow.evaluation.cases import CaseReader, choose_cases
 from ctflow.evaluation.collect import REAL_SET, RECONSTRUCTED, Collector
 from ctflow.evaluation.features import FeatureExtractor, FeaturePlan
+from ctflow.evaluation.findings import findings_table
 from ctflow.evaluation.monitoring import Reading
 from ctflow.evaluation.provenance import provenance
 from ctflow.evaluation.ranks import Ranks
-from ctflow.evaluation.scorecard import scorecard
 from ctflow.evaluation.scoring import Picture, Scoring
 from ctflow.evaluation.settings import REGISTRY
 from ctflow.evaluation.system import EvalSystem, scorer_name
@@ -36,7 +36,7 @@ class Evaluation:
         provenance: What was compared, with what, how.
         pictures: By setting, nearest to the reference first.
         between: Rows over the slices that all settings share, and their ratios.
-        scorecard: Findings on phantoms.
+        findings: Findings on phantoms.
     """
 
     rows: list[Row]
@@ -44,7 +44,7 @@ class Evaluation:
     provenance: dict[str, Any]
     pictures: dict[str, list[Picture]] = field(default_factory=dict)
     between: list[Row] = field(default_factory=list)
-    scorecard: list[dict[str, Any]] = field(default_factory=list)
+    findings: list[dict[str, Any]] = field(default_factory=list)
 
 
 def evaluate(config: EvalConfig, system: EvalSystem, ranks: Ranks) -> Evaluation:
@@ -62,7 +62,7 @@ def evaluate(config: EvalConfig, system: EvalSystem, ranks: Ranks) -> Evaluation
     """
     started = time.monotonic()
     reader = CaseReader(Path(config.slices))
-    sets = choose_cases(reader.cases(), config.cases, config.floors)
+    sets = choose_cases(reader.cases(), config.cases, config.floors, choice=config.evaluated)
     backbones = backbones_of(config, system)
     # Only full-body makes whole volumes to hold against the ground truth.
     measured = "full-body" in config.settings and any(case.truth_path for case in sets.evaluated)
@@ -77,12 +77,12 @@ def evaluate(config: EvalConfig, system: EvalSystem, ranks: Ranks) -> Evaluation
         result.rows += scoring.rows(setting)
         result.readings += scoring.readings(setting)
         result.pictures[name] = scoring.pictures(setting)
-        result.scorecard += scorecard(MODEL, sets.evaluated, collected.of(name, sets.evaluated), name)
-    if result.scorecard:
-        result.scorecard += scorecard(
-            "phantoms: the module's own error", sets.evaluated, collected.of(REAL_SET, sets.evaluated), "real"
+        result.findings += findings_table(MODEL, sets.evaluated, collected.of(name, sets.evaluated), name)
+    if result.findings:
+        result.findings += findings_table(
+            "phantoms: error of reading", sets.evaluated, collected.of(REAL_SET, sets.evaluated), "real"
         )
-        result.scorecard += scorecard(
+        result.findings += findings_table(
             RECONSTRUCTION, sets.others, collected.of(RECONSTRUCTED, sets.others), "real"
         )
     model = {

@@ -14,9 +14,10 @@ from tqdm import tqdm
 from ctflow.config.evaluation import EvalConfig
 from ctflow.data.manifest import file_sha256
 from ctflow.data.nifti import read_nifti
+from ctflow.errors import EvaluationError
 from ctflow.evaluation.backbones import Backbones, build_backbones
 from ctflow.evaluation.cache import CaseFeatures, FeatureCache
-from ctflow.evaluation.cases import CaseSets, EvaluationError, RealCase
+from ctflow.evaluation.cases import CaseSets, RealCase
 from ctflow.evaluation.evaluation import Evaluation, device_of
 from ctflow.evaluation.features import FeatureExtractor, FeaturePlan, real_volume
 from ctflow.evaluation.monitoring import readings

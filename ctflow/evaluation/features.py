@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from ctflow.anatomy import findings, measure
 from ctflow.data.montage import montage
-from ctflow.evaluation.anatomy import findings, measure
 from ctflow.evaluation.backbones import Backbones
 from ctflow.evaluation.cache import CaseFeatures
 from ctflow.evaluation.settings import REAL, ScoredVolume, Setting
@@ -72,7 +72,7 @@ class FeatureExtractor:
 
         Args:
             volume: What may be scored of it.
-            measured: Whether the measuring module reads it too; only whole volumes are read.
+            measured: Whether its findings are read too; only whole volumes are read.
         """
         arrays = self._slices(volume) | self._clips(volume) | self._monitors(volume)
         info: dict[str, Any] = {
@@ -143,9 +143,9 @@ class FeatureExtractor:
 
 
 def measured_findings(volume: HUVolume) -> dict[str, list[list[Any]]]:
-    """What the measuring module finds: label to a list of (side or None, size), ready for JSON."""
+    """What is found in a volume: label to a list of (side or None, size, unit), ready for JSON."""
     found = findings(measure(volume))
-    return {label: [[item.side, item.size] for item in items] for label, items in found.items()}
+    return {label: [[item.side, item.size, item.unit] for item in items] for label, items in found.items()}
 
 
 def real_volume(case_id: str, volume: HUVolume) -> ScoredVolume:

@@ -74,8 +74,8 @@ def write_page(evaluation: Evaluation, path: Path) -> None:
             _rows(evaluation.between),
         ]
     sections += ["<h2>Monitors</h2>", _readings(evaluation.readings)]
-    if evaluation.scorecard:
-        sections += ["<h2>Findings</h2>", records_table(evaluation.scorecard)]
+    if evaluation.findings:
+        sections += ["<h2>Findings</h2>", records_table(evaluation.findings)]
     sections += ["<h2>How to reproduce</h2>", facts_html(evaluation.provenance)]
     path.write_text(page("Evaluation", sections), encoding="utf-8")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ctflow.evaluation.cases import EvaluationError
+from ctflow.errors import EvaluationError
 from ctflow.types import BLOCK_LENGTH, HUVolume
 
 

@@ -52,7 +52,7 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
             "rows": [asdict(row) for row in evaluation.rows],
             "between_settings": [asdict(row) for row in evaluation.between],
             "monitors": [asdict(reading) for reading in evaluation.readings],
-            "scorecard": evaluation.scorecard,
+            "findings": evaluation.findings,
             "provenance": evaluation.provenance,
         }
     )
@@ -72,8 +72,8 @@ def markdown(evaluation: Evaluation) -> str:
             table_markdown(evaluation.between),
         ]
     parts += ["## Monitors", monitors_markdown(evaluation.readings)]
-    if evaluation.scorecard:
-        parts += ["## Findings", records_markdown(evaluation.scorecard)]
+    if evaluation.findings:
+        parts += ["## Findings", records_markdown(evaluation.findings)]
     return "\n\n".join([*parts, "## Provenance", facts_markdown(evaluation.provenance)]) + "\n"
 
 

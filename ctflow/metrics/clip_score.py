@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ctflow.metrics.frechet import MetricError
+from ctflow.errors import MetricError
 from ctflow.types import HUVolume
 
 

@@ -11,11 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ctflow.errors import CTFlowError
-
-
-class MetricError(CTFlowError):
-    """Input from which no honest number can be computed."""
+from ctflow.errors import MetricError
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ctflow.metrics.frechet import MetricError
+from ctflow.errors import MetricError
 
 SCORE_WINDOW = (-1000.0, 1000.0)
 """HU shown to every backbone as 0 … 255 (evaluation.md)."""

@@ -8,9 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ctflow.errors import WeightsError
+from ctflow.errors import MetricError, WeightsError
 from ctflow.metrics.files import checked_file
-from ctflow.metrics.frechet import MetricError
 from ctflow.metrics.images import three_channels
 
 FEATURES = 2048

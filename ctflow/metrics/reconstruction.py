@@ -13,7 +13,7 @@ from torchmetrics.functional.image import (
 )
 from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
-from ctflow.metrics.frechet import MetricError
+from ctflow.errors import MetricError
 from ctflow.metrics.images import SCORE_WINDOW
 
 FIVE_SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)

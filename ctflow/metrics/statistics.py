@@ -11,7 +11,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ctflow.metrics.frechet import MetricError, Moments, frechet_from_features, frechet_from_moments
+from ctflow.errors import MetricError
+from ctflow.metrics.frechet import Moments, frechet_from_features, frechet_from_moments
 
 CASE_SUMS_UP_TO = 512
 """Widest features for which one covariance sum per case is kept; wider ones are recomputed per subset."""

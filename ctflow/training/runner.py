@@ -21,7 +21,8 @@ from ctflow.errors import ConfigError
 from ctflow.training.base import CountingModule
 from ctflow.training.callbacks import LearningRate, Limits, PeriodicCheckpoint, SeedEachBatch, remove_partial
 from ctflow.training.curves import CurveFile
-from ctflow.training.default_data import ensure_default_data
+from ctflow.training.default_data import ensure_default_data, without_missing_validation
+from ctflow.training.fitting import fitted_to_data
 from ctflow.training.precision import resolve_precision
 from ctflow.training.runs import CONFIG_FILE, Run, first_process, locate_run
 from ctflow.training.tasks import TASKS, Task
@@ -50,7 +51,10 @@ def run_training(config: TrainConfig) -> Run:
         run.folder.mkdir(parents=True, exist_ok=True)
         if config.default_data.make:
             ensure_default_data(config)
-        config = task.prepare(config, run)
+        config = task.prepare(without_missing_validation(config), run)
+        if not config.export_only:
+            from_disk = replace(config, data=replace(config.data, in_memory=False))
+            config = fitted_to_data(config, task.data(from_disk))
         data = task.data(config)
         checkpoint = run.checkpoint
         if not config.export_only:
@@ -97,6 +101,8 @@ def validation_batches(config: TrainConfig, data: LatentDataModule) -> int:
 
     Every forward of a sharded network is a collective; a process with one batch more would wait for ever.
     """
+    if not config.data.valid:
+        return 0
     if config.loop.strategy != "fsdp":
         return config.loop.val_batches
     ranks = config.loop.devices * config.loop.nodes

@@ -235,26 +235,22 @@ def case_id_of(key: str) -> str:
     name = path.rsplit("/", 1)[-1]
     name = name if _CT_RATE.match(name) else path.replace("/", "-")
     case_id = re.sub(r"[^\w.+=-]", "_", f"{name}-{series}" if series else name)
-    return case_id if len(case_id) <= _LONGEST_CASE else _marked(case_id, key)
+    return case_id if len(case_id) <= _LONGEST_CASE else distinct_case_id(case_id, key)
 
 
 def distinct_case_id(case_id: str, key: str) -> str:
-    """Another name for a case whose own is taken: paths that differ in separators or endings only.
+    """A name for a case whose own is too long or taken: paths may differ in separators or endings only.
 
     Args:
-        case_id: The name that is taken.
+        case_id: The name that cannot be used.
         key: Path under the source, unique.
     """
-    return _marked(case_id, key)
+    return f"{case_id[: _LONGEST_CASE - 9]}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
 
 
 def is_published(case_id: str) -> bool:
-    """Whether a case has one of CT-RATE's names, which tell patient and split."""
-    return _CT_RATE.match(case_id) is not None
-
-
-def _marked(case_id: str, key: str) -> str:
-    return f"{case_id[: _LONGEST_CASE - 9]}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+    """Whether a case has one of CT-RATE's names, which say the side of the split."""
+    return bool(_CT_RATE.match(case_id))
 
 
 def patient_and_split(key: str, case_id: str, known_patient: str, config: IngestConfig) -> tuple[str, str]:

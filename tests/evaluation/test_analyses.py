@@ -1,4 +1,4 @@
-"""Every analysis at its smallest, the findings scorecard by hand, and the reading pack there and back."""
+"""Every analysis at its smallest, the table of findings by hand, and the reading pack there and back."""
 
 import csv
 import json
@@ -11,23 +11,26 @@ import pytest
 import torch
 from page_text import without_payloads
 
+from ctflow.anatomy import LABELS, true_places
 from ctflow.config.commands import SamplingChoice
 from ctflow.config.evaluation import ANALYSES, AnalysisConfig, EvalConfig
+from ctflow.data import Acquisition, SliceRecord, SliceShardWriter
 from ctflow.errors import CTFlowError
 from ctflow.evaluation.analyses import REGISTRY, Context, run_analysis
 from ctflow.evaluation.analyses.contrast import ReportPair, read_pairs, shows
-from ctflow.evaluation.analyses.damage import DAMAGES
 from ctflow.evaluation.analyses.halves import HalvedReader, halved
 from ctflow.evaluation.analyses.memorisation import nearest_distances
+from ctflow.evaluation.analyses.pairs import difference, wilson
 from ctflow.evaluation.analyses.reading import as_seen, named_findings, systematic
 from ctflow.evaluation.analyses.reconstruction import spread
 from ctflow.evaluation.analyses.severity import rises
 from ctflow.evaluation.cache import CaseFeatures
 from ctflow.evaluation.cases import RealCase
 from ctflow.evaluation.evaluation import evaluate
+from ctflow.evaluation.findings import ALL, findings_table
 from ctflow.evaluation.ranks import Ranks
-from ctflow.evaluation.scorecard import ALL, LABELS, scorecard, true_slots
 from ctflow.evaluation.table import MODEL
+from ctflow.metrics.damage import DAMAGES
 from ctflow.metrics.reconstruction import ReconstructionMetric
 from ctflow.types import HUVolume
 
@@ -53,6 +56,37 @@ def with_analysis(context: Context, **values) -> Context:
 
 def test_registry_and_configuration_agree():
     assert tuple(REGISTRY) == ANALYSES
+
+
+def test_pairs_tell_whether_the_report_is_read(tiny_system, context, tmp_path):
+    texts = ("There is a large right pleural effusion.", "There is a large left pleural effusion.")
+    volume = soft_volume(20, 3)
+    with SliceShardWriter(tmp_path / "pairs") as writer:
+        for scan, text in zip("ab", texts, strict=True):
+            spacing, acquisition = (4.0, 9.0, 9.0), Acquisition(scan=f"p_{scan}")
+            writer.append(
+                SliceRecord(f"p_{scan}", "p", volume, spacing, text, split="valid", acquisition=acquisition)
+            )
+    context = replace(context, config=replace(context.config, slices=str(tmp_path / "pairs")))
+    result = REGISTRY["pairs"](context)
+    assert [r["finding"] for r in result.records] == ["all", "Pleural effusion, side"]
+    assert result.records[0]["pairs"] == 1 and result.records[0]["read"] in (0.0, 1.0)
+    # Equal volumes under swapped reports: what one loses the other wins.
+    assert result.records[0]["partner's loss over own"] == pytest.approx(1, abs=1e-4)
+    with pytest.raises(CTFlowError, match="no contrast pair"):
+        REGISTRY["pairs"](with_analysis(replace(context, config=replace(context.config, slices=str(
+            write_shards(tmp_path / "alone", [20])
+        ))), name="pairs"))  # fmt: skip
+
+
+def test_what_two_reports_differ_in():
+    assert difference("Cardiomegaly.", "Heart size is normal.") == "Cardiomegaly, presence"
+    right, left = (f"There is a small {side} pleural effusion." for side in ("right", "left"))
+    assert difference(right, left) == "Pleural effusion, side"
+    assert difference(right, right.replace("small", "large")) == "Pleural effusion, size"
+    assert difference(right, right) == "not told"
+    low, high = wilson(9, 10)
+    assert (round(low, 3), round(high, 3)) == (0.596, 0.982)  # Newcombe 1998, by hand
 
 
 def test_reconstruction_counts_its_slices_and_writes_everything(context):
@@ -202,16 +236,16 @@ TRUTH = {
 }
 
 
-def test_scorecard_by_hand(tmp_path):
+def test_findings_table_by_hand(tmp_path):
     (tmp_path / "truth.json").write_text(json.dumps(TRUTH), encoding="utf-8")
     case = RealCase("a", "p", "x", (10, 8, 8), (1.0, 1.0, 1.0), "d", truth_path=str(tmp_path / "truth.json"))
-    assert true_slots("Lung nodule", TRUTH) == {"left": 10.0}
+    assert true_places("Lung nodule", TRUTH) == {"left": 10.0}
     found = {
-        "Pleural effusion": [["right", 120.0], ["left", 60.0]],
-        "Lung nodule": [["left", 9.0]],
-        "Emphysema": [[None, 0.2]],
+        "Pleural effusion": [["right", 120.0, "ml"], ["left", 60.0, "ml"]],
+        "Lung nodule": [["left", 9.0, "mm"]],
+        "Emphysema": [[None, 0.2, "ratio"]],
     }
-    card = scorecard("model", [case], [CaseFeatures("a", {}, {"findings": found})], "full-body")
+    card = findings_table("model", [case], [CaseFeatures("a", {}, {"findings": found})], "full-body")
     lines = {line["finding"]: line for line in card}
     effusion, nodule = lines["Pleural effusion"], lines["Lung nodule"]
     assert (effusion["recall"], effusion["false positives"], effusion["right side"]) == (1.0, 1.0, 0.0)
@@ -219,13 +253,13 @@ def test_scorecard_by_hand(tmp_path):
     assert (nodule["recall"], nodule["false positives"], nodule["right side"]) == (1.0, 0.0, 1.0)
     assert lines["Cardiomegaly"]["recall"] == 0.0 and lines["Emphysema"]["false positives"] == 1.0
     assert lines[ALL]["present"] == 3 and lines[ALL]["recall"] == pytest.approx(2 / 3)
-    assert scorecard("model", [replace(case, truth_path=None)], [], "full-body") == []
+    assert findings_table("model", [replace(case, truth_path=None)], [], "full-body") == []
 
 
-def test_scorecard_without_its_truth_file_is_an_error(tmp_path):
+def test_findings_table_without_its_truth_file_is_an_error(tmp_path):
     case = RealCase("a", "p", "x", (10, 8, 8), (1.0, 1.0, 1.0), "d", truth_path=str(tmp_path / "gone.json"))
     with pytest.raises(CTFlowError, match="ground truth"):
-        scorecard("model", [case], [CaseFeatures("a", {}, {"findings": {}})], "full-body")
+        findings_table("model", [case], [CaseFeatures("a", {}, {"findings": {}})], "full-body")
 
 
 def test_contrast_pairs_are_judged_as_pairs():
@@ -233,7 +267,7 @@ def test_contrast_pairs_are_judged_as_pairs():
     sided = ReportPair("2", "Pleural effusion", 32, ("x", "y"), ("left", "right"))
 
     def volume(*sides):
-        return CaseFeatures("a", {}, {"findings": {"Pleural effusion": [[s, 90.0] for s in sides]}})
+        return CaseFeatures("a", {}, {"findings": {"Pleural effusion": [[s, 90.0, "ml"] for s in sides]}})
 
     assert shows(volume("right"), absent, 0) and not shows(volume("left"), absent, 0)
     assert (
@@ -249,7 +283,7 @@ def test_contrast_runs_from_a_csv(context, tmp_path, monkeypatch):
 
     def effusions(volume):
         spacings.append(volume.spacing)
-        return {"Pleural effusion": [["right", 100.0]]}
+        return {"Pleural effusion": [["right", 100.0, "ml"]]}
 
     monkeypatch.setattr("ctflow.evaluation.features.measured_findings", effusions)
     path = tmp_path / "pairs.csv"
@@ -298,8 +332,8 @@ def test_reading_pack_there_and_back(context):
     records = REGISTRY["reading"](with_analysis(context, readings=str(form))).records
     values = {r["measure"]: r for r in records}
     assert values["real or synthetic, accuracy"]["value"] == 0.75
-    assert values["measuring module, all items"]["value"] == 1.0
-    assert values["measuring module, all items"]["number"] == 4
+    assert values["anatomy module, all items"]["value"] == 1.0
+    assert values["anatomy module, all items"]["number"] == 4
 
 
 def test_systematic_reports_name_every_finding_about_equally_often():

@@ -6,8 +6,8 @@ import pytest
 from ctflow.config.evaluation import AnalysisConfig, EvalConfig
 from ctflow.data import SliceRecord, SliceShardWriter
 from ctflow.evaluation.analyses import REGISTRY, Context
-from ctflow.evaluation.analyses.damage import DAMAGES
 from ctflow.evaluation.ranks import Ranks
+from ctflow.metrics.damage import DAMAGES
 from data_prep.phantom import make_phantom, sample_spec
 
 SIDE, CASES = 32, 8  # the side of the tiny system, at which the monitors look

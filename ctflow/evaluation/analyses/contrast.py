@@ -9,12 +9,15 @@ from typing import Any
 
 import pandas as pd
 
+from ctflow.anatomy import LABELS, SIDED, found_places
 from ctflow.config.system import SystemConfig
+from ctflow.errors import EvaluationError
 from ctflow.evaluation.analyses.base import AnalysisResult, Context
 from ctflow.evaluation.cache import CaseFeatures
-from ctflow.evaluation.cases import EvaluationError, RealCase
-from ctflow.evaluation.scorecard import LABELS, SIDED, found_slots
+from ctflow.evaluation.cases import RealCase
+from ctflow.evaluation.findings import found_of
 from ctflow.evaluation.settings import REGISTRY
+from ctflow.shipped import shipped_path
 
 COLUMNS = ("pair", "label", "slices", "report_a", "side_a", "report_b", "side_b")
 EXPECTED = ("left", "right", "present", "absent")
@@ -47,7 +50,7 @@ class ReportPair:
 def contrast(context: Context) -> AnalysisResult:
     """Per finding: how often each half of a pair, and the pair as a whole, shows what its report says."""
     config = context.config
-    pairs = read_pairs(Path(config.analysis.pairs))
+    pairs = read_pairs(shipped_path(config.analysis.pairs))
     backbones, plan = context.tools()
     reader = context.reader()
     outcomes: list[tuple[ReportPair, bool, bool]] = []
@@ -100,7 +103,7 @@ def read_pairs(path: Path) -> list[ReportPair]:
 
 def shows(features: CaseFeatures, pair: ReportPair, half: int) -> bool:
     """Whether a volume shows of the pair's finding what its half of the pair says."""
-    found, wanted = found_slots(pair.label, features.info.get("findings", {})), pair.sides[half]
+    found, wanted = found_places(pair.label, found_of(features) or {}), pair.sides[half]
     if wanted == "absent":
         # Only the side that the other report names is in question.
         other = pair.sides[1 - half]

@@ -18,7 +18,7 @@ def floors(context: Context) -> AnalysisResult:
     """
     config = context.config
     reader = context.reader()
-    sets = choose_cases(reader.cases(), config.cases, floors=True)
+    sets = choose_cases(reader.cases(), config.cases, floors=True, choice=config.evaluated)
     backbones, plan = context.tools()
     measured = any(case.truth_path for case in sets.evaluated)
     collector = context.collector(reader, backbones, plan, measured=measured)

@@ -21,7 +21,7 @@ def length(context: Context) -> AnalysisResult:
     """For every requested length: distance to all real slices, monitors, and the length that came out."""
     config, setting = context.config, REGISTRY["full-body"]
     reader = context.reader()
-    sets = choose_cases(reader.cases(), config.analysis.reports, floors=False)
+    sets = choose_cases(reader.cases(), config.analysis.reports, floors=False, choice=config.evaluated)
     backbones, plan = context.tools()
     real = context.collector(reader, backbones, plan).real(sets.evaluated)
     half = len(real) // 2

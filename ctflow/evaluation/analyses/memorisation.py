@@ -10,9 +10,10 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.stats import mannwhitneyu
 
+from ctflow.errors import EvaluationError
 from ctflow.evaluation.analyses.base import AnalysisResult, Context
 from ctflow.evaluation.cache import CaseFeatures
-from ctflow.evaluation.cases import EvaluationError, choose_cases
+from ctflow.evaluation.cases import choose_cases
 from ctflow.evaluation.collect import REAL_SET
 from ctflow.evaluation.settings import REGISTRY
 
@@ -25,7 +26,7 @@ def memorisation(context: Context) -> AnalysisResult:
     config, setting = context.config, REGISTRY["full-body"]
     backbones, plan = context.tools()
     reader = context.reader()
-    sets = choose_cases(reader.cases(), config.cases, floors=False)
+    sets = choose_cases(reader.cases(), config.cases, floors=False, choice=config.evaluated)
     held_out = context.collector(reader, backbones, plan).collect(sets, [setting.name])
     train_reader = context.reader(config.analysis.train_slices)
     trained = train_reader.cases()

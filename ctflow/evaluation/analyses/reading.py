@@ -16,11 +16,12 @@ import torch
 from scipy import stats
 from tqdm import tqdm
 
+from ctflow.anatomy import LABELS, findings, measure, true_places
+from ctflow.errors import EvaluationError
 from ctflow.evaluation.analyses.base import AnalysisResult, Context
 from ctflow.evaluation.analyses.reading_page import reading_page, sprites
-from ctflow.evaluation.cases import EvaluationError, RealCase
-from ctflow.evaluation.features import at_side, measured_findings
-from ctflow.evaluation.scorecard import LABELS, found_slots, read_truth, true_slots
+from ctflow.evaluation.cases import RealCase, read_truth
+from ctflow.evaluation.features import at_side
 from ctflow.evaluation.settings import REGISTRY
 from ctflow.evaluation.system import generate_batch
 from ctflow.types import HUVolume
@@ -58,14 +59,14 @@ def write_pack(context: Context) -> AnalysisResult:
         case, volume = cases[index], shown[index]
         name = f"item {number:02d}"
         items.append({"item": name, "report": case.report, "sprites": sprites(volume)})
-        found = measured_findings(volume)
+        found = findings(measure(volume))
         key.append(
             {
                 "item": name,
                 "case_id": case.case_id,
                 "source": SYNTHETIC_ITEM if index in synthetic else REAL_ITEM,
                 "named": named_findings(case),
-                "automatic": {label: bool(found_slots(label, found)) for label in LABELS},
+                "automatic": {label: label in found for label in LABELS},
             }
         )
     if context.ranks.first:
@@ -83,7 +84,7 @@ def named_findings(case: RealCase) -> dict[str, bool]:
     """Whether a case has each finding, from its ground truth, else its labels; empty without either."""
     if case.truth_path:
         truth = read_truth(case)
-        return {label: bool(true_slots(label, truth)) for label in LABELS}
+        return {label: bool(true_places(label, truth)) for label in LABELS}
     return {label: bool(case.labels[label]) for label in LABELS if label in case.labels}
 
 
@@ -145,7 +146,7 @@ def evaluate_readings(path: Path) -> AnalysisResult:
         records.append(
             _record("reader's against automatic agreement, per item", float(rho), len(pairs), note)
         )
-    records.append(_agreement_record("measuring module, all items", rows, key, "automatic"))
+    records.append(_agreement_record("anatomy module, all items", rows, key, "automatic"))
     return AnalysisResult("Readings", f"{len(judged)} of {len(rows)} items were judged.", records)
 
 

@@ -18,6 +18,7 @@ from ctflow.evaluation.analyses.contrast import contrast
 from ctflow.evaluation.analyses.floors import floors
 from ctflow.evaluation.analyses.length import length
 from ctflow.evaluation.analyses.memorisation import memorisation
+from ctflow.evaluation.analyses.pairs import pairs
 from ctflow.evaluation.analyses.reading import reading
 from ctflow.evaluation.analyses.reconstruction import reconstruction
 from ctflow.evaluation.analyses.seams import seams
@@ -39,6 +40,7 @@ REGISTRY: dict[str, Callable[[Context], AnalysisResult]] = {
     "steps": steps,
     "memorisation": memorisation,
     "contrast": contrast,
+    "pairs": pairs,
     "severity": severity,
     "reading": reading,
     "seams": seams,

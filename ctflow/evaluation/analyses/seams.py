@@ -9,8 +9,8 @@ import torch
 from matplotlib.figure import Figure
 
 from ctflow.data.montage import LUNG, SOFT_TISSUE, axial, coronal
+from ctflow.errors import EvaluationError
 from ctflow.evaluation.analyses.base import AnalysisResult, Context
-from ctflow.evaluation.cases import EvaluationError
 from ctflow.evaluation.features import at_side
 from ctflow.evaluation.settings import REGISTRY
 from ctflow.evaluation.system import generate_batch, usable_in

@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from ctflow.evaluation.analyses.base import AnalysisResult, Context
-from ctflow.evaluation.analyses.damage import DAMAGES
 from ctflow.evaluation.analyses.halves import HalvedReader, halved
 from ctflow.evaluation.cache import CaseFeatures, FeatureCache
 from ctflow.evaluation.cases import CaseReader, CaseSets, RealCase, choose_cases
@@ -22,6 +21,7 @@ from ctflow.evaluation.monitoring import readings
 from ctflow.evaluation.scores import Compared, clip_rows, slice_rows
 from ctflow.evaluation.settings import REAL
 from ctflow.evaluation.table import OTHER_REAL
+from ctflow.metrics.damage import DAMAGES
 from ctflow.types import HUVolume
 
 UNDAMAGED = "none"
@@ -113,9 +113,10 @@ def _halves(context: Context) -> tuple[CaseReader, CaseSets]:
     config = context.config
     if config.analysis.split == "slices":
         scans = HalvedReader(Path(config.slices))
-        return scans, halved(scans.cases()[: config.cases])
+        sets = choose_cases(scans.cases(), config.cases, floors=False, choice=config.evaluated)
+        return scans, halved(sets.evaluated)
     reader = context.reader()
-    return reader, choose_cases(reader.cases(), config.cases, floors=True)
+    return reader, choose_cases(reader.cases(), config.cases, floors=True, choice=config.evaluated)
 
 
 def _prepare(

@@ -22,7 +22,7 @@ def steps(context: Context) -> AnalysisResult:
     """Distance, seam ratio and time for every solver and number of steps of ``config.analysis``."""
     config, setting = context.config, REGISTRY["full-body"]
     reader = context.reader()
-    sets = choose_cases(reader.cases(), config.cases, floors=False)
+    sets = choose_cases(reader.cases(), config.cases, floors=False, choice=config.evaluated)
     backbones, plan = context.tools()
     records: list[dict[str, Any]] = []
     for solver in config.analysis.solvers:

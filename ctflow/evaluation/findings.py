@@ -1,0 +1,56 @@
+"""Findings on phantoms: what a report names against what is read from the volume."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ctflow.anatomy import LABELS, Agreement, Found, check_labels
+from ctflow.evaluation.cache import CaseFeatures
+from ctflow.evaluation.cases import RealCase, read_truth
+
+ALL = "all (micro-average)"
+
+
+def findings_table(
+    source: str, cases: Sequence[RealCase], features: Sequence[CaseFeatures], setting: str
+) -> list[dict[str, Any]]:
+    """One line per finding and their micro-average; empty where no case has ground truth.
+
+    Args:
+        source: What was read: the model's volumes, or the phantoms themselves (the error of reading).
+        cases: The cases, with ground truth beside the phantoms they come from.
+        features: Of their volumes, with findings.
+        setting: For the lines.
+    """
+    truths = {case.case_id: read_truth(case) for case in cases if case.truth_path}
+    checks = [
+        check_labels(found, truths[f.case_id])
+        for f in features
+        if (found := found_of(f)) is not None and f.case_id in truths
+    ]
+    if not checks:
+        return []
+    lines = {label: Agreement.of([case[label] for case in checks]) for label in LABELS}
+    lines[ALL] = Agreement.of([case[label] for label in LABELS for case in checks])
+    return [{"setting": setting, "source": source, "finding": k, **_columns(v)} for k, v in lines.items()]
+
+
+def found_of(features: CaseFeatures) -> Mapping[str, Sequence[Found]] | None:
+    """What was read from a volume; None where nothing was."""
+    stored = features.info.get("findings")
+    return stored and {label: [Found(*item) for item in items] for label, items in stored.items()}
+
+
+def _columns(agreement: Agreement) -> dict[str, Any]:
+    errors = agreement.size_errors
+    return {
+        "present": agreement.present,
+        "recall": agreement.recall,
+        "absent": agreement.absent,
+        "false positives": agreement.false_positive_rate,
+        "right side": agreement.side_accuracy,
+        "median size error": float(np.median(np.abs(errors))) if errors else None,
+    }
