@@ -11,13 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from tqdm import tqdm
 
 from ctflow.config import Flag, parse_command, run_command
 from ctflow.config.commands import GenerateConfig
 from ctflow.errors import CTFlowError
 from ctflow.seeding import SINGLE_REPORT_CASE
+from ctflow.text_files import read_table, read_text
 
 if TYPE_CHECKING:
     from ctflow.generation import SliceUpdate
@@ -27,6 +27,9 @@ log = logging.getLogger("ctflow")
 
 DESCRIPTION = """Turn a radiology report into a whole chest CT in Hounsfield units; a CSV into many.
 Beside each out.nii.gz lie out.json (all that is needed to make it again) and out.png (a montage)."""
+
+_LONGEST_CASE_ID = 200
+"""Bytes of a case's name, so that a file name holds it and an ending."""
 
 FLAGS = [
     Flag("--report", options={"help": "the report's text, or @file.txt"}),
@@ -163,26 +166,24 @@ def _report_text(report: str) -> str:
     path = Path(report[1:])
     if not path.is_file():
         raise CTFlowError(f"no file {path}", "a text file after @, or the report itself")
-    return path.read_text(encoding="utf-8")
+    return read_text(path)
 
 
 def _read_table(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """Rows as arguments of ``GenerationRequest``, and what was refused and why."""
     if not path.is_file():
         raise CTFlowError(f"no file {path}", "a CSV of reports")
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (ValueError, UnicodeDecodeError) as error:
-        raise CTFlowError(f"{path} is not readable as CSV: {error}") from error
-    if "report" not in table and not {"Findings_EN", "Impressions_EN"} <= set(table):
+    table = read_table(path)
+    if "report" not in table.columns and not {"Findings_EN", "Impressions_EN"} <= set(table.columns):
         raise CTFlowError(
-            f"{path} has the columns {list(table)}", "a column report, or Findings_EN and Impressions_EN"
+            f"{path} has the columns {', '.join(table.columns)}",
+            "a column report, or Findings_EN and Impressions_EN",
         )
     rows: dict[str, dict[str, Any]] = {}
     refused = []
-    for number, record in enumerate(table.to_dict("records"), 2):
+    for number, record in table.rows:
         try:
-            row = dict(_row_values({str(k): v for k, v in record.items()}, number))
+            row = dict(_row_values(record, number))
         except ValueError as error:
             refused.append(f"line {number} of {path}: {error}")
             continue
@@ -204,10 +205,15 @@ def _row_values(record: dict[str, str], number: int) -> Iterator[tuple[str, Any]
     )
     if "/" in case_id or "\\" in case_id or case_id.startswith("."):
         raise ValueError(f"case id {case_id!r} is no file name")
+    if not case_id.isprintable() or len(case_id.encode()) > _LONGEST_CASE_ID:
+        raise ValueError(
+            f"case id {case_id[:40]!r}… has {len(case_id.encode())} bytes or unprintable letters; a file name "
+            f"has at most {_LONGEST_CASE_ID}"
+        )
     yield "case_id", case_id
     for name in ("seed", "slices"):
         if record.get(name):
-            value = int(record[name])
+            value = _whole(name, record[name])
             if name == "slices" and value < 1:
                 raise ValueError(f"{value} slices requested")
             yield name, value
@@ -216,6 +222,17 @@ def _row_values(record: dict[str, str], number: int) -> Iterator[tuple[str, Any]
             yield name, float(record[name])
     if record.get("noise_id"):
         yield "noise_id", record["noise_id"]
+
+
+def _whole(name: str, text: str) -> int:
+    """A whole number as spreadsheets write it: ``7``, ``7.0``."""
+    try:
+        value = float(text)
+        if not value.is_integer():
+            raise ValueError
+    except (ValueError, OverflowError):
+        raise ValueError(f"{name} {text!r} is no whole number") from None
+    return int(text) if text.strip().lstrip("+-").isdigit() else int(value)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from ctflow.evaluation.settings import Setting
 from ctflow.evaluation.table import MODEL, NOT_AVAILABLE, OTHER_REAL, RECONSTRUCTION, Row
 from ctflow.hounsfield import sample_of, why_not_hu
 from ctflow.metrics.clip_score import TextVolumeScorer
+from ctflow.text_files import read_table
 
 log = logging.getLogger(__name__)
 
@@ -139,10 +140,8 @@ def read_reports(path: Path) -> dict[str, str]:
     Raises:
         EvaluationError: No such file, other columns, or a case twice.
     """
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as error:
-        raise EvaluationError(f"{path} cannot be read: {error}", "a CSV of reports") from error
+    read = read_table(path)
+    table = pd.DataFrame([cells for _, cells in read.rows], columns=list(read.columns), dtype=str)
     names = [column for column in ("case_id", "VolumeName") if column in table]
     if not names or not ({"report"} <= set(table) or {"Findings_EN", "Impressions_EN"} <= set(table)):
         raise EvaluationError(

@@ -117,7 +117,7 @@ def _beyond(stored: NDArray[Any], rescale: Rescale) -> int:
 def _why(sample: NDArray[np.float64], candidates: list[Rescale], csv: tuple[float, float] | None) -> str:
     finite = sample[np.isfinite(sample)]
     tried = [
-        f"slope {c.slope:g}, intercept {c.intercept:g} ({c.source}{'' if c.slope > 0 else ': no positive slope'})"
+        f"slope {c.slope:g}, intercept {c.intercept:g} ({c.source}{'' if c.slope > 0 else ': not positive'})"
         for c in candidates
     ]
     reason = why_not_hu(sample * candidates[0].slope + candidates[0].intercept)
