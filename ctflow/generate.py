@@ -207,8 +207,8 @@ def _row_values(record: dict[str, str], number: int) -> Iterator[tuple[str, Any]
         raise ValueError(f"case id {case_id!r} is no file name")
     if not case_id.isprintable() or len(case_id.encode()) > _LONGEST_CASE_ID:
         raise ValueError(
-            f"case id {case_id[:40]!r}… has {len(case_id.encode())} bytes or unprintable letters; a file name "
-            f"has at most {_LONGEST_CASE_ID}"
+            f"case id {case_id[:40]!r}… has {len(case_id.encode())} bytes or unprintable letters; a file "
+            f"name has at most {_LONGEST_CASE_ID} here"
         )
     yield "case_id", case_id
     for name in ("seed", "slices"):

@@ -1,8 +1,8 @@
 """NRRD and MetaImage headers: where the voxels lie, packed how, and whether they are all there and whole.
 
 The libraries behind SimpleITK complain on stderr about a damaged compressed stream and return their buffer
-all the same. So a compressed stream is read to its end here first: its checksum, its length, and the size that
-the header tells for it.
+all the same. So a compressed stream is read to its end here first: its checksum, its length, and the size
+that the header tells for it.
 """
 
 from __future__ import annotations

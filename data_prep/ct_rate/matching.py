@@ -48,9 +48,9 @@ class Match:
 class Matcher:
     """Lines of one kind of CSV against the volumes of a source.
 
-    A line names a volume by its path or the end of it, with or without the ending, with either slash, in any case
-    of letters; or by a folder that holds this volume alone. Folders that differ in front are no obstacle where two
-    names agree, or where file names alone tell all volumes of the source apart.
+    A line names a volume by its path or the end of it, with or without the ending, with either slash, in
+    small or capital letters; or by a folder that holds this volume alone. Folders that differ in front do not
+    matter where two names agree, or where file names alone tell all volumes of the source apart.
 
     Args:
         lines: All lines.

@@ -14,12 +14,12 @@ log = logging.getLogger(__name__)
 class PatientLinks:
     """Patients of the volumes so far, and which of them are one.
 
-    Volumes are compared whatever is known of their patients: one scan may lie there as DICOM with an identifier and
-    as NIfTI without. Only two of CT-RATE's names are believed against a likeness.
+    Volumes are compared whatever is known of their patients: one scan may lie there as DICOM with a
+    patient's identifier and as NIfTI without. Only two of CT-RATE's names are believed against a likeness.
 
     Args:
-        valid_fraction: Share of the patients in ``valid``; where it lies between 0 and 1, the second patient goes
-            to the side that the first left empty, so that few scans can be trained on too.
+        valid_fraction: Share of the patients in ``valid``; where it lies between 0 and 1, the second patient
+            goes to the side that the first left empty, so that few scans can be trained on too.
     """
 
     def __init__(self, valid_fraction: float) -> None:

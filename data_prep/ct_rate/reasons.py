@@ -53,7 +53,7 @@ FLAGS = {
     "rescale_conflict": "slope and intercept stand in the header, but the values are HU without them",
     "spacing_conflict": "metadata CSV and header disagree on spacing, and the CSV's is implausible",
     "header_conflict": "the NIfTI header's sform and qform disagree on axes or spacing, or one is unusable",
-    "tilt_conflict": "the header names a gantry tilt, but the slices lie straight; their positions were taken",
+    "tilt_conflict": "the header names a gantry tilt, but the slices lie straight: they count",
     "clipped_values": "voxels beyond the 32,767 HU that are stored became 32,767",
     "unclear_value": "a label outside 0 to 1, or a number of a CSV that is none, was left out",
     "duplicate_content": "voxel for voxel another volume of this output; both count as one patient",

@@ -141,8 +141,8 @@ def _tell_patients(outcomes: Iterable[Outcome], summary: dict[str, Any]) -> None
     if count == len(kept) or (len(kept) >= _MANY and 2 * count > len(kept)):
         empty = [split for split in SPLITS if not summary["splits"][split]]
         log.warning(
-            "%d of %d scans count as one patient (%s)%s: where they are not, give patient_pattern, an expression "
-            "whose first group is the patient in a file's path, e.g. patient_pattern='(case[0-9]+)'",
+            "%d of %d scans count as one patient (%s)%s: where they are not, give patient_pattern, an "
+            "expression whose first group is the patient in a file's path: patient_pattern='(case[0-9]+)'",
             *(count, len(kept), patient, f", so {empty[0]} is empty" if empty else ""),
         )
 

@@ -186,7 +186,7 @@ class IngestRun:
         path.unlink(missing_ok=True)
 
     def _rename(self, outcome: Outcome) -> None:
-        """Another case of this name is in the shards: CT-RATE's names are cases, other paths get a name anew."""
+        """Another case of this name is in the shards: a duplicate by CT-RATE's names, else named anew."""
         if is_published(outcome.case_id):
             outcome.status = REFUSED
             outcome.reasons = [["duplicate", f"a case {outcome.case_id} is already there"]]
@@ -199,7 +199,7 @@ class IngestRun:
             )
 
     def _compare(self, outcome: Outcome) -> None:
-        """A copy or reconstruction of an earlier volume is the same patient's: on the same side of the split."""
+        """A copy or reconstruction of an earlier volume is the same patient's, on the same side."""
         first = self._contents.setdefault(outcome.voxels_sha256, outcome)
         if first.key != outcome.key:
             outcome.status = FLAGGED
@@ -216,7 +216,7 @@ def _tell(outcome: Outcome) -> None:
 
 
 def _may_pass(outcome: Outcome) -> bool:
-    """Whether an earlier refusal, of an item or of a file in a folder, may have had a cause outside the file."""
+    """Whether an earlier refusal, of an item or of a file in a folder, may have a cause outside it."""
     codes = [reason[0] for reason in outcome.reasons] if outcome.status == REFUSED else []
     codes += [code for _, status, code, _ in outcome.told if status == REFUSED]
     return bool(set(codes) & set(PASSING))

@@ -158,7 +158,7 @@ def report_text(row: dict[str, str]) -> str:
 
 
 def _agreed(match: Match, parse: Callable[[Line], _T], doubts: list[str]) -> _T | None:
-    """What the lines of a volume say; None without one, or where it cannot be told, which is added to doubts."""
+    """What the lines of a volume say; None without one, or with a reason added to ``doubts``."""
     if match.doubt:
         doubts.append(match.doubt)
     if not match.lines:

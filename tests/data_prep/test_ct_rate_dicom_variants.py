@@ -1,4 +1,4 @@
-"""DICOM as exporters and anonymisers leave it: jitter, odd tags, no preamble, rescaling of some slices only."""
+"""DICOM as exporters and anonymisers leave it: jitter, odd tags, no preamble, slices without a rescale."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which line of a CSV names which volume, and what becomes of lines that fit several or contradict each other."""
+"""Which line of a CSV names which volume, and lines that fit several or contradict each other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""NRRD and MetaImage whose compressed voxels are damaged, short, long, elsewhere, or of another size than told."""
+"""NRRD and MetaImage whose compressed voxels are damaged, short, long, elsewhere, or of another size."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ NRRD = (
     "encoding: {encoding}\n{more}"
 )
 META = (
-    "ObjectType = Image\nNDims = 3\nBinaryData = True\nBinaryDataByteOrderMSB = False\nCompressedData = {packed}\n"
+    "ObjectType = Image\nNDims = 3\nBinaryData = True\nBinaryDataByteOrderMSB = False\n"
+    "CompressedData = {packed}\n"
     "{more}TransformMatrix = 1 0 0 0 1 0 0 0 1\nOffset = -170 -170 -300\nElementSpacing = 5.5 5.5 5\n"
     "DimSize = 64 64 44\nElementType = MET_SHORT\nElementDataFile = {file}\n"
 )

@@ -1,4 +1,4 @@
-"""Sources as they lie on disk: closed folders, archives, pipes, odd names, one scan in two formats, a bad hour."""
+"""Sources as they lie on disk: closed folders, archives, pipes, odd names, one scan in two formats."""
 
 from __future__ import annotations
 
@@ -264,6 +264,7 @@ def test_refusals_that_may_pass_are_planned_again(tmp_path, code, again):
     assert IngestRun(config, source, Tables(config, []), Before()).pending == again
 
 
+@pytest.mark.slow
 def test_a_raised_limit_takes_what_was_too_large(tmp_path):
     hu = np.repeat(np.repeat(chest(), 9, 1), 9, 2)
     save_nifti(tmp_path / "in" / "a.nii.gz", np.repeat(hu, 8, 0), (0.625, 5.5 / 9, 5.5 / 9))
