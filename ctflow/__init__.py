@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -9,6 +11,11 @@ if TYPE_CHECKING:
 
 __all__ = ["CTFlow", "__version__"]
 __version__ = "0.1.0"
+
+try:
+    pwd.getpwuid(os.getuid())
+except KeyError:  # a container's user without an entry: libraries ask for the name when they are imported
+    os.environ.setdefault("USER", f"uid{os.getuid()}")
 
 
 def __getattr__(name: str) -> Any:

@@ -22,6 +22,19 @@ class CTFlowError(ValueError):
         super().__init__("\n".join(parts))
 
 
+class Stopped(Exception):
+    """A command was asked to end and did: no fault, so no traceback.
+
+    Args:
+        message: What was saved.
+        status: What the process ends with.
+    """
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
 class ConfigError(CTFlowError):
     """An unknown key, a wrong type or an impossible value in a configuration."""
 

@@ -108,8 +108,8 @@ class CTFlow:
         """Load a checkpoint; the log names what was taken.
 
         Args:
-            folder: A checkpoint folder, ``run:NAME`` or ``latest`` (see ``resolve_checkpoint``); None takes the
-                embedded checkpoint.
+            folder: A checkpoint folder, ``run:NAME`` or ``latest`` (see ``resolve_checkpoint``); None takes
+                the embedded checkpoint.
             device: ``auto``, ``cpu`` or ``cuda``.
 
         Raises:
@@ -289,8 +289,8 @@ def resolve_checkpoint(name: Path | str | None = None, runs_dir: Path | str = "r
 
     Args:
         name: A folder (of a checkpoint, or of a run that has exported one), ``run:NAME`` (that run of
-            ``make train-flow``), ``latest`` (its newest run); empty: the embedded checkpoint, whatever else is
-            there.
+            ``make train-flow``), ``latest`` (its newest run); empty: the embedded checkpoint, whatever else
+            is there.
         runs_dir: Where runs lie.
 
     Raises:
@@ -317,7 +317,9 @@ def _named_checkpoint(name: str, runs_dir: Path) -> Path:
     if name == LATEST or name.startswith(RUN):
         raise WeightsError(
             f"checkpoint {name}: no such exported run under {runs}",
-            f"one of: {', '.join(sorted(exports))}" if exports else "a run of `make train-flow` that has exported",
+            f"one of: {', '.join(sorted(exports))}"
+            if exports
+            else "a run of `make train-flow` that has exported",
             "train one, export it (export_only=true name=…), or give a folder",
         )
     folder = Path(name)

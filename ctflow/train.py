@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 from ctflow.config import parse_command, run_command
 from ctflow.config.training import TrainConfig
+from ctflow.errors import Stopped
+
+log = logging.getLogger("ctflow")
 
 DESCRIPTION = """Train one network: task=autoencoder (A-VAE), clip (embedded pair of text and volume encoder)
 or flow (FMvT). The run lies in runs/<task>/<name>; the same name resumes it. Missing default shards are made
@@ -15,15 +19,20 @@ from phantoms."""
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, train, export.
 
+    Returns:
+        0; after a signal 143 (SIGTERM), 130 (SIGINT) or 75 (SIGUSR1: run it again to go on), the run saved.
+
     Raises:
         CTFlowError: See ``ctflow.training.runner.run_training``.
     """
     config = parse_command(TrainConfig, "ctflow train", DESCRIPTION, [], argv).config
-    from ctflow.training.runner import (
-        run_training,
-    )  # the import takes seconds: after the arguments are checked
+    from ctflow.training.runner import run_training  # takes seconds: after the arguments are checked
 
-    run_training(config)
+    try:
+        run_training(config)
+    except Stopped as stopped:
+        log.warning("%s", stopped)
+        return stopped.status
     return 0
 
 

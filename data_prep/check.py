@@ -22,6 +22,7 @@ from ctflow.data.manifest import MANIFEST
 from ctflow.data.montage import LUNG, SOFT_TISSUE, axial, coronal, save_png, stack
 from ctflow.data.reader import ShardSet
 from ctflow.data.verify import verify_folder
+from ctflow.errors import ShardError
 from ctflow.types import HUVolume
 
 log = logging.getLogger("data_prep.check")
@@ -55,18 +56,31 @@ def _check(folder: Path, config: CheckConfig) -> bool:
         log.error("%d problems in %s", len(problems), folder)
         return False
     sheet = folder / "contact_sheet.png"
-    if read_manifest(folder)[0].kind == SliceShards.kind:
-        slices = SliceShards(folder)
-        lines = _describe(slices) + _histogram(slices)
-        save_png(sheet, _slice_sheet(slices, config.columns))
-    else:
-        latents = LatentShards(folder)
-        lines = _describe(latents) + _moments(latents)
-        save_png(sheet, _latent_sheet(latents, config.columns))
+    try:
+        lines = _content(folder, sheet, config.columns)
+    except ShardError as error:  # latents that are no numbers, under checksums that hold
+        log.error("%s", error)
+        return False
     for line in lines:
         log.info("%s", line)
     log.info("all checksums of %s hold; contact sheet in %s", folder, sheet)
     return True
+
+
+def _content(folder: Path, sheet: Path, columns: int) -> list[str]:
+    """What the shards hold, in lines and as a contact sheet.
+
+    Raises:
+        ShardError: Latents that are no numbers; names the shard and the case.
+    """
+    if read_manifest(folder)[0].kind == SliceShards.kind:
+        slices = SliceShards(folder)
+        save_png(sheet, _slice_sheet(slices, columns))
+        return _describe(slices) + _histogram(slices)
+    latents = LatentShards(folder)
+    moments = _moments(latents)
+    save_png(sheet, _latent_sheet(latents, columns))
+    return _describe(latents) + moments
 
 
 def _describe(shards: ShardSet) -> list[str]:

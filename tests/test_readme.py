@@ -22,7 +22,13 @@ REPORTS = {
     "dicom_chest_siemens_8mm": "Small right pleural effusion. The heart is enlarged.",
 }
 SMALL = {
-    "data_prep.ct_rate": ["resolution=64", "z_spacing=6", "valid_fraction=0.5", "workers=1", "progress=false"],
+    "data_prep.ct_rate": [
+        "resolution=64",
+        "z_spacing=6",
+        "valid_fraction=0.5",
+        "workers=1",
+        "progress=false",
+    ],
     "ctflow.train": ["loop.max_steps=2", "loop.val_every=2", "loop.val_batches=1", "loop.progress=false"],
     "data_prep.encode": ["accelerator=cpu"],
     "ctflow.eval": ["cases=1", "floors=false", "sampling.steps=1", "device=cpu", "clip_lengths=[16]"],
@@ -78,6 +84,7 @@ def assert_trained_on_own_scans(work: Path, printed: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_the_block_as_typed_on_phantoms(repo_root: Path, tmp_path: Path) -> None:
     source = tmp_path / "scans"
     made = ["--output", str(source), "--volumes", "12", "--size", "64", "workers=1"]
@@ -91,6 +98,7 @@ def test_the_block_as_typed_on_phantoms(repo_root: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_the_block_as_typed_on_two_real_scans(repo_root: Path, shared_dir: Path, tmp_path: Path) -> None:
     source = tmp_path / "scans"
     source.mkdir()

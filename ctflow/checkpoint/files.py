@@ -73,6 +73,28 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         ) from None
 
 
+def describe_stranger(path: Path) -> str:
+    """What a file is that should have held weights, where its first bytes tell; else an empty text.
+
+    Args:
+        path: The file; it may be missing.
+    """
+    if not path.is_file():
+        return "does not exist"
+    with path.open("rb") as stream:
+        head = stream.read(512)
+    if not head:
+        return "is empty"
+    if head.startswith(b"version https://git-lfs"):
+        return "is a Git LFS pointer, not the file itself (fetch it with `git lfs pull`)"
+    start = head.lstrip().lower()
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "is a web page, not the file itself (a download that asks for a login, for one)"
+    if start.startswith((b"{", b"[")) and path.suffix != ".json":
+        return "is a JSON text, perhaps a server's error message"
+    return ""
+
+
 def write_safetensors(path: Path, state: Mapping[str, Tensor], half: bool = False) -> None:
     """Write tensors under a temporary name and rename, so that a killed write leaves no half file."""
     tensors = {}
@@ -80,7 +102,14 @@ def write_safetensors(path: Path, state: Mapping[str, Tensor], half: bool = Fals
         value = value.detach().cpu().contiguous()
         tensors[name] = value.half() if half and value.is_floating_point() else value.clone()
     temporary = path.with_name(path.name + ".tmp")
-    save_file(tensors, temporary, metadata={"format": "pt"})
+    temporary.write_bytes(b"")
+    mode = temporary.stat().st_mode  # as the umask says; the library makes files that only the owner reads
+    try:
+        save_file(tensors, temporary, metadata={"format": "pt"})
+    except SafetensorError as error:  # a full disk, for one
+        temporary.unlink(missing_ok=True)
+        raise WeightsError(f"{path} cannot be written: {error}", "room on the disk") from None
+    temporary.chmod(mode)
     temporary.replace(path)
 
 

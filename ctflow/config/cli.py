@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from ctflow.config.loading import config_to_yaml, load_config
-from ctflow.errors import CTFlowError
+from ctflow.config.helptext import explain_keys
+from ctflow.config.loading import Override, load_config
+from ctflow.errors import CTFlowError, Stopped
 from ctflow.shipped import SHIPPED_CONFIGS
 
 SchemaT = TypeVar("SchemaT")
@@ -63,7 +65,7 @@ def parse_command(
     Raises:
         ConfigError: See ``load_config``.
     """
-    epilog = "keys (give as key=value) and their defaults:\n\n" + config_to_yaml(schema)
+    epilog = "keys, given as key=value, with their defaults:\n" + explain_keys(schema)
     parser = argparse.ArgumentParser(
         prog=prog,
         description=description,
@@ -75,7 +77,8 @@ def parse_command(
         parser.add_argument(flag.name, **flag.options)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="any key below, e.g. seed=3")
     args = vars(parser.parse_intermixed_args(argv))
-    config_file, overrides = args.pop("config"), list(args.pop("overrides"))
+    config_file = args.pop("config")
+    overrides: list[Override] = list(args.pop("overrides"))
     rest: dict[str, Any] = {}
     for flag in flags:
         dest = flag.options.get("dest", flag.name.lstrip("-").replace("-", "_"))
@@ -83,25 +86,59 @@ def parse_command(
         if not flag.key:
             rest[dest] = value
         elif value is not None:
-            overrides.append(f"{flag.key}={_quoted(value)}")
+            overrides.append((flag.key, str(value) if isinstance(value, Path) else value))
     return CommandLine(load_config(schema, config_file, overrides), rest)
 
 
-def _quoted(value: Any) -> str:
-    """A flag's value as YAML, so that text with colons or commas stays text."""
-    if isinstance(value, (str, Path)):
-        return '"' + str(value).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
-    return str(value)
-
-
 def run_command(main: Callable[[], int | None]) -> None:
-    """Run a command's main function: logging on, user errors as text with exit status 2, no traceback."""
+    """Run a command's main function with logging on and end with its status.
+
+    What a user can mend is said in a line, without a traceback, with status 2: errors of this project, of
+    the operating system (a full disk, a folder that cannot be written to), and too little memory. Ctrl-C ends
+    with status 130.
+    """
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
     )
     try:
         status = main()
-    except CTFlowError as error:
-        sys.stderr.write(f"error: {error}\n")
-        status = 2
+    except BaseException as error:
+        status, text = _ending(error)
+        if not text:
+            raise
+        sys.stderr.write(text + "\n")
     sys.exit(status or 0)
+
+
+def _ending(error: BaseException) -> tuple[int, str]:
+    """Status and line for an error that a user can mend; an empty line for all others."""
+    if isinstance(error, Stopped):
+        return error.status, str(error)
+    # Lightning turns Ctrl-C into an exit of its own.
+    interrupted = isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt)
+    if interrupted or isinstance(error, KeyboardInterrupt):
+        return 130, "interrupted"
+    if isinstance(error, BrokenPipeError):
+        return 141, "the reader of the output is gone"
+    if isinstance(error, CTFlowError):
+        return 2, f"error: {_without_worker(str(error))}"
+    if isinstance(error, OSError):
+        place = f": {error.filename}" if error.filename else ""
+        return 2, f"error: {error.strerror or ' '.join(str(error).split())}{place}"
+    first = (str(error).strip().splitlines() or [""])[0]
+    if isinstance(error, MemoryError) or any(sign in first for sign in _NO_MEMORY):
+        return 2, f"error: out of memory: {first}\nWhat to do: smaller batches or volumes"
+    if isinstance(error, RuntimeError) and "DataLoader worker" in first and "killed" in first:
+        advice = "What to do: fewer data.num_workers, or more memory for them"
+        return 2, f"error: a process that reads data was killed ({first})\n{advice}"
+    return 1, ""
+
+
+_NO_MEMORY = ("out of memory", "can't allocate memory", "Unable to allocate")
+
+
+def _without_worker(text: str) -> str:
+    """An error's own words, without the traceback of the loader process it was raised in."""
+    if "Original Traceback (most recent call last)" not in text:
+        return text
+    return re.split(r"^[\w.]+Error: ", text, flags=re.MULTILINE)[-1].strip()

@@ -15,7 +15,13 @@ DEVICES = ("auto", "cpu", "cuda")
 class SamplingChoice:
     """Sampling keys that replace what the checkpoint recommends; None keeps the checkpoint's value.
 
-    The names and meanings are those of ``RolloutConfig``.
+    Attributes:
+        steps: Solver steps per block (not read by dopri5).
+        solver: ``euler``, ``midpoint``, ``heun`` or ``dopri5``.
+        overlap: Slices at the end of the volume so far that each new block repeats.
+        text_guidance: Scale of classifier-free guidance by the text; 1: none.
+        previous_guidance: Scale of classifier-free guidance by the previous block; 1: none.
+        max_slices: Longest volume.
     """
 
     steps: int | None = None
@@ -26,6 +32,9 @@ class SamplingChoice:
     guidance_from: float | None = None
     previous_guidance: float | None = None
     max_slices: int | None = None
+
+    def __post_init__(self) -> None:
+        self.applied_to(RolloutConfig())  # checks what is given
 
     def applied_to(self, recommended: RolloutConfig) -> RolloutConfig:
         """The checkpoint's sampling with these choices in place."""

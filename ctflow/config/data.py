@@ -109,8 +109,7 @@ class EncodeConfig:
         accelerator: Lightning's name: ``auto``, ``cpu``, ``gpu``.
         devices: Processes (CPU; one thread each, so that any number writes equal bytes) or devices (GPU).
         whitening: ``model`` takes the A-VAE's own; ``measured`` measures it on the first split of ``source``
-            and writes an A-VAE with it to ``avae_output``, to be decoded with. One already there is used as it
-            is.
+            and writes an A-VAE with it to ``avae_output``, to be decoded with. One already there is used.
         avae_output: Folder for ``whitening=measured``.
         posteriors: Latent shards of the same slices and A-VAE: their posteriors are taken over and the
             reports alone are encoded, for another text encoder.

@@ -69,7 +69,22 @@ def flux_avae_config(in_channels: int = 3) -> AVAEConfig:
 
 @dataclass
 class BertConfig:
-    """CT-CLIP's text tower; names and published values are those of transformers' ``BertConfig``."""
+    """CT-CLIP's text tower; names and published values are those of transformers' ``BertConfig``.
+
+    Attributes:
+        vocab_size: Entries of the vocabulary.
+        hidden_size: Width of a token.
+        num_hidden_layers: Transformer layers.
+        num_attention_heads: Attention heads; must divide ``hidden_size``.
+        intermediate_size: Hidden width of a layer's MLP.
+        max_position_embeddings: Most tokens of a text.
+        type_vocab_size: Kinds of text parts.
+        layer_norm_eps: Added to the variance in layer norms.
+        hidden_act: The MLP's activation, by transformers' name.
+        pad_token_id: Index of the padding token.
+        hidden_dropout_prob: Dropout of hidden states in training.
+        attention_probs_dropout_prob: Dropout of attention weights in training.
+    """
 
     vocab_size: int = 30522
     hidden_size: int = 768
@@ -170,6 +185,8 @@ class CTCLIPConfig:
         grid: Preprocessing of the volume.
         dim_latent: Width of the shared latent space.
         max_tokens: Reports are padded or truncated to this many tokens.
+        adapter_width: Width of the adapter over the text tower's hidden states; 0: none. With one, training
+            leaves both towers as they are (``ctflow.models.ctclip_adapter``).
         published_extras: Hold the published parameters on which no output depends (BERT's pooler, pixel
             decoders, a second pair of projections and others), so that an export is complete. Fresh models
             go without.
@@ -181,6 +198,7 @@ class CTCLIPConfig:
     grid: VolumeGrid = field(default_factory=VolumeGrid)
     dim_latent: int = 512
     max_tokens: int = 512
+    adapter_width: int = 0
     published_extras: bool = False
     published_position_ids: bool = False
 
@@ -189,6 +207,8 @@ class CTCLIPConfig:
             raise ValueError(
                 f"max_tokens={self.max_tokens} exceeds BERT's {self.bert.max_position_embeddings} positions"
             )
+        if self.adapter_width < 0 or self.adapter_width % 4:
+            raise ValueError(f"adapter_width is 0 or a multiple of 4, found {self.adapter_width}")
         vit, (depth, rows, columns) = self.ctvit, self.grid.shape
         if rows != vit.image_size or columns != vit.image_size or depth % vit.temporal_patch_size:
             raise ValueError(

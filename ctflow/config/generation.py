@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from ctflow.types import BLOCK_LENGTH
 
+SOLVERS = ("euler", "midpoint", "heun", "dopri5")
 STOP_RULES = ("every_slice", "first_slice")
 
 
@@ -77,6 +78,8 @@ class RolloutConfig:
     stop: StopConfig = field(default_factory=StopConfig)
 
     def __post_init__(self) -> None:
+        if self.solver not in SOLVERS:
+            raise ValueError(f"solver is one of {SOLVERS}, found {self.solver!r}")
         if self.steps < 1 or self.max_slices < 1:
             raise ValueError(f"steps and max_slices are at least 1, found {self.steps} and {self.max_slices}")
         if not 0 <= self.overlap < BLOCK_LENGTH:

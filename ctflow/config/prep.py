@@ -16,6 +16,9 @@ class IngestConfig:
         reports: CT-RATE report CSVs; none given: those found under ``source``.
         metadata: CT-RATE metadata CSVs (spacing, slope, intercept); none given: those found under ``source``.
         labels: CT-RATE label CSVs; none given: those found under ``source``.
+        tables: Folder of CSVs and lists that lie outside of ``source``.
+        exclude: Lists of volumes to leave out, a file name a line, beside the ``no_chest_*.txt`` that are
+            found.
         resolution: Rows and columns of a prepared slice: 128, 256 or 512 (any multiple of 16).
         z_spacing: Millimetres between prepared slices; null keeps each scan's own.
         field_of_view: Millimetres a slice's side shows, cropped or padded with air around the centre; null
@@ -27,7 +30,11 @@ class IngestConfig:
         patient_pattern: Regular expression whose first group is the patient in a file's path under
             ``source``;
             empty: CT-RATE's names, DICOM's PatientID, else every file is a patient of its own.
-        keep_flagged: Put flagged scans (short, one lung, not a chest …) into the shards too.
+        keep_flagged: Put flagged scans (short, one lung …) into the shards too.
+        keep_no_chest: Put scans that show hardly any lung into the shards too, flagged; those that a list
+            names stay out.
+        first_version: Where CT-RATE's corrected tree is there and lacks volumes, take them from the first
+            version.
         workers: Processes that read and resample; 0: one per CPU core.
         timeout: Seconds after which a file that is still being read is refused.
         memory_gb: Most memory of one worker; a file that needs more is refused.
@@ -40,6 +47,8 @@ class IngestConfig:
     reports: list[str] = field(default_factory=list)
     metadata: list[str] = field(default_factory=list)
     labels: list[str] = field(default_factory=list)
+    tables: str = ""
+    exclude: list[str] = field(default_factory=list)
     resolution: int = 256
     z_spacing: float | None = 1.5
     field_of_view: float | None = None
@@ -47,6 +56,8 @@ class IngestConfig:
     valid_fraction: float = 0.1
     patient_pattern: str = ""
     keep_flagged: bool = True
+    keep_no_chest: bool = False
+    first_version: bool = False
     workers: int = 0
     timeout: float = 300.0
     memory_gb: float = 6.0

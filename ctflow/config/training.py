@@ -75,7 +75,6 @@ class AdversaryConfig:
         weight: Factor on the adaptive weight of the generator's adversarial term.
         channels: Filters of the first layer, doubled by each further one.
         layers: Strided layers.
-        max_adaptive_weight: Cap on the ratio of gradient norms at the last decoder layer.
         optimizer: The discriminator's own optimizer.
     """
 
@@ -83,7 +82,6 @@ class AdversaryConfig:
     weight: float = 0.5
     channels: int = 32
     layers: int = 3
-    max_adaptive_weight: float = 1e4
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
 
@@ -98,8 +96,8 @@ class AutoencoderTask:
             shards already encoded and transformers trained on them stay valid.
         flat_fraction: Share of training slices replaced by flat ones, half air and half at the top of the
             window: start and end slices are none that scans contain, and a rollout decodes them.
-        l1_weight: Weight of the mean absolute error in the network's intensity range.
-        kl_weight: Weight of the KL divergence, averaged over latent values.
+        kl_weight: Weight of the KL divergence, averaged over latent values; the mean absolute error in the
+            network's intensity range weighs 1.
         perceptual_weight: Weight of the VGG-16 feature distance; 0 switches it off.
         perceptual_weights_path: torchvision's ``vgg16`` state dict on disk, needed where the weight is not 0.
         adversary: The discriminator.
@@ -114,7 +112,6 @@ class AutoencoderTask:
     init_from: str = ""
     train_encoder: bool = True
     flat_fraction: float = 0.0
-    l1_weight: float = 1.0
     kl_weight: float = 1e-6
     perceptual_weight: float = 0.0
     perceptual_weights_path: str = ""
@@ -143,21 +140,34 @@ class AutoencoderTask:
 class ClipTask:
     """Training of the embedded pair of text and image encoder.
 
+    Columns are what a report is asked by rules (``ctflow.reports``): label stated, label denied, label with
+    side, with lobe, with word of size, and sizes in mm, ml or ratio.
+
     Attributes:
         network: The CT-CLIP.
+        init_from: Sharing folder or published weights whose architecture, weights and vocabulary to start
+            from (``network`` and ``vocabulary_size`` are then the folder's, but for ``adapter_width``);
+            empty: from scratch.
         vocabulary_size: Most entries of the WordPiece vocabulary, trained on the training reports.
         label_weight: Weight of the auxiliary loss: linear heads from the text's pooled state, its mean token
-            state and the volume to the label columns.
-        text_warmup: First batches that train the text tower on the labels alone: cheap, and the text states,
-            which condition the FMvT, become informative at once.
+            state and the volume to the label tables and to the columns.
+        column_least: Reports of the training set that a column needs.
+        size_weight: Weight of the sizes' loss beside that of the other columns.
+        word_weight: Weight of the masked words' loss: what no column asks for stays in the states.
+        text_warmup: First batches that train the text tower alone: cheap, and the text states, which
+            condition the FMvT, become informative at once.
         optimizer: The pair's optimizer.
         ema_cap: Greatest decay of the moving average.
         gradient_clip: Greatest norm of the gradients; 0: no clipping.
     """
 
     network: CTCLIPConfig = field(default_factory=CTCLIPConfig)
+    init_from: str = ""
     vocabulary_size: int = 1024
     label_weight: float = 1.0
+    column_least: int = 10
+    size_weight: float = 0.5
+    word_weight: float = 0.2
     text_warmup: int = 0
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     ema_cap: float = 0.999

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from ctflow.config.data import CaseChoice
-from ctflow.data.records import SHARP, Acquisition
+from ctflow.types import SHARP, Acquisition
 
 
 class Reconstructed(Protocol):

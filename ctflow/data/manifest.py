@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ctflow.data.records import Acquisition, CaseEntry, ShardEntry
+from ctflow.data.records import CaseEntry, ShardEntry
 from ctflow.errors import ShardError
+from ctflow.locks import short_lock
+from ctflow.types import Acquisition
 
 MANIFEST = "manifest.jsonl"
 _LOCK = ".manifest.lock"
@@ -53,7 +52,7 @@ def read_manifest(folder: Path | str) -> list[ShardEntry]:
 
 def add_to_manifest(folder: Path, entry: ShardEntry) -> None:
     """Add a complete shard: the whole manifest is rewritten under a lock and renamed, so it is never torn."""
-    with _locked(folder):
+    with short_lock(folder / _LOCK):
         entries = {e.file: e for e in read_manifest(folder)} | {entry.file: entry}
         lines = [json.dumps(asdict(entries[name]), ensure_ascii=False) for name in sorted(entries)]
         temporary = folder / f".{MANIFEST}.{os.getpid()}.partial"
@@ -74,13 +73,6 @@ def file_sha256(path: Path | str) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     with Path(path).open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    with (folder / _LOCK).open("w", encoding="utf-8") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
 
 
 def _entry(line: dict[str, Any]) -> ShardEntry:

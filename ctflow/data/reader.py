@@ -226,7 +226,15 @@ class LatentShards(ShardSet):
             mean, logvar = self._posteriors[i]
             return mean[start:stop], logvar[start:stop]
         file, where = self._file(i)
-        return schema.read_posterior(file, where, start, stop)
+        mean, logvar = schema.read_posterior(file, where, start, stop)
+        if not (np.isfinite(mean).all() and np.isfinite(logvar).all()):
+            raise ShardError(
+                f"{file.filename}, case {self.cases[i].case_id!r}: latents that are no numbers, among slices "
+                f"{start} … {stop - 1}",
+                "finite latents",
+                "encode this shard again (delete its line from the manifest and the file first)",
+            )
+        return mean, logvar
 
     def text(self, i: int) -> TextArrays:
         """Tokens ``[L, D]``, mask ``[L]``, pooled ``[D]`` of a case's report."""

@@ -8,38 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ctflow.types import Acquisition
 from ctflow.whitening import Whitening
 
 Spacing = tuple[float, float, float]
-SOFT, SHARP = "soft", "sharp"
-
-
-@dataclass(frozen=True)
-class Acquisition:
-    """Which scan a volume is a reconstruction of, and how it was reconstructed.
-
-    Attributes:
-        scan: The scan, unique in the data set (CT-RATE: ``train_1_a``); empty where the volume is all that is
-            known of it, and so a scan of its own.
-        reconstruction: Its name among the scan's (CT-RATE: ``1``); the order means nothing.
-        kernel: The scanner's ConvolutionKernel; empty where not given.
-        sharpness: ``soft`` or ``sharp``; empty where the kernel does not tell.
-        manufacturer: Of the scanner; empty where not given.
-        noise_hu: Standard deviation of the noise between neighbouring pixels of soft tissue, as scanned; None
-            where not measured. It tells soft from sharp where kernels do not.
-    """
-
-    scan: str = ""
-    reconstruction: str = ""
-    kernel: str = ""
-    sharpness: str = ""
-    manufacturer: str = ""
-    noise_hu: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.sharpness not in ("", SOFT, SHARP):
-            raise ValueError(f"sharpness is {SOFT}, {SHARP} or empty, found {self.sharpness!r}")
-
 
 @dataclass(frozen=True)
 class SliceRecord:

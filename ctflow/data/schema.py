@@ -30,8 +30,9 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from ctflow.data.records import Acquisition, CaseEntry, LatentHeader, LatentRecord, SliceRecord
+from ctflow.data.records import CaseEntry, LatentHeader, LatentRecord, SliceRecord
 from ctflow.errors import ShardError
+from ctflow.types import Acquisition
 from ctflow.whitening import Whitening
 
 FORMAT = "ctflow"
@@ -54,7 +55,7 @@ def create(path: Path, kind: str, header: LatentHeader | None, provenance: dict[
         header: Needed for ``latents``.
         provenance: How the shards are made (JSON values).
     """
-    file = h5py.File(path, "w")
+    file = h5py.File(path, "w", locking=False)  # one process writes it, under a name of its own
     file.attrs.update(format=FORMAT, kind=kind, version=VERSION)
     text: dict[str, Any] = {"provenance": provenance}
     if header is not None:
@@ -78,7 +79,7 @@ def open_shard(path: Path, kind: str) -> h5py.File:
         ShardError: Not an HDF5 file, not a shard of this project, of another kind or of a newer version.
     """
     try:
-        file = h5py.File(path, "r")
+        file = h5py.File(path, "r", locking=False)  # complete shards never change; Lustre has no locks
     except OSError as error:
         raise ShardError(
             f"{path} cannot be opened: {error}", f"a {kind} shard", "delete its folder and prepare it again"

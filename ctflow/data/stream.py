@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
@@ -38,7 +39,19 @@ class _Loader:
     def _read(self, batches: ItemBatches, epoch: int | None) -> Iterator[Batch]:
         workers = min(self.num_workers, len(batches))
         dataset = _Batches(self.view, batches, epoch)
-        yield from DataLoader(dataset, batch_size=None, num_workers=workers, pin_memory=self.pin_memory)
+        yield from DataLoader(
+            dataset,
+            batch_size=None,
+            num_workers=workers,
+            pin_memory=self.pin_memory,
+            worker_init_fn=_leave_signals_to_the_parent,
+        )
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """A signal to all processes (Ctrl-C, a scheduler's) is the parent's to answer; workers end with it."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class TrainLoader(_Loader):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from pathlib import Path
 from types import TracebackType
@@ -12,6 +11,7 @@ from ctflow.data import schema
 from ctflow.data.manifest import add_to_manifest, file_sha256, read_manifest
 from ctflow.data.records import CaseEntry, LatentHeader, LatentRecord, ShardEntry, SliceRecord
 from ctflow.errors import ShardError
+from ctflow.locks import LockHeld, LongLock
 
 PARTIAL = ".partial"
 """Ending of every file that is not complete yet; readers never look at them."""
@@ -102,16 +102,7 @@ class SliceShardWriter:
         self.volumes_per_shard = volumes_per_shard
         self.provenance = provenance or {}
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.folder / ".writer.lock").open("w", encoding="utf-8")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.close()
-            raise ShardError(
-                f"another process is writing to {self.folder}",
-                "one writer per folder",
-                "wait for it or stop it",
-            ) from None
+        self._lock = writer_lock(self.folder)
         entries = shard_entries(self.folder, schema.SLICES)
         self._done = {case.case_id for entry in entries for case in entry.cases}
         self._next = 1 + max((shard_index(entry.file) for entry in entries), default=-1)
@@ -153,7 +144,7 @@ class SliceShardWriter:
     def close(self) -> None:
         """Complete the last shard and let go of the folder."""
         self.flush()
-        self._lock.close()
+        self._lock.release()
 
     def __enter__(self) -> Self:
         return self
@@ -167,7 +158,7 @@ class SliceShardWriter:
         if self._shard is not None:
             self._shard.discard()
             self._shard = None
-        self._lock.close()
+        self._lock.release()
 
 
 class LatentShardWriter:
@@ -214,6 +205,21 @@ class LatentShardWriter:
         if self._shard is not None:
             self._shard.discard()
             self._shard = None
+
+
+def writer_lock(folder: Path) -> LongLock:
+    """Take a folder for writing; ``release`` gives it back.
+
+    Raises:
+        ShardError: Another process has it.
+    """
+    try:
+        return LongLock(folder / ".writer.lock")
+    except LockHeld as held:
+        who = f" ({held.holder})" if held.holder else ""
+        raise ShardError(
+            f"another process is writing to {folder}{who}", "one writer per folder", "wait for it or stop it"
+        ) from None
 
 
 def shard_name(index: int) -> str:

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from ctflow.config.data import CaseChoice
-from ctflow.data import Acquisition, SliceShards
+from ctflow.data import SliceShards
 from ctflow.data.choice import chosen_cases
 from ctflow.errors import EvaluationError
-from ctflow.types import HUVolume
+from ctflow.types import Acquisition, HUVolume
 
 log = logging.getLogger(__name__)
 

@@ -79,7 +79,8 @@ def evaluate_external(config: EvalConfig, scorer: TextVolumeScorer | None, ranks
     result.rows = source_rows(compared, backbones, reports) + _half_floor(compared, backbones)
     first, resolution = backbones.slices[0], plan.resolutions[0]
     half = len(real) // 2
-    for source, cases in ((MODEL, fake), ("real", real)):
+    # Of the real volumes, those that are not the reference come first: sets are cut to one size.
+    for source, cases in ((MODEL, fake), ("real", [*real[half:], *real[:half]])):
         result.readings += readings(EXTERNAL, source, cases, real[:half], real[half:], first, resolution)
     result.pictures[EXTERNAL.name] = pictures(compared, first.name, resolution)
     model = {

@@ -23,7 +23,7 @@ from ctflow.metrics.monitors.white import volume_end
 from ctflow.types import BLOCK_LENGTH
 
 LEAST_FLOOR = 1e-3
-"""Smallest real-against-real distance of a window that a ratio is taken over."""
+"""Smallest distance of a window, own or real against real, that a ratio is taken of."""
 
 
 @dataclass(frozen=True)
@@ -145,8 +145,8 @@ def _windows(
         numbers = list(range(number))
         own = statistic_of(backbone, fake[:number], ref[:number], frechet=True)(numbers, numbers)
         base = statistic_of(backbone, floor[:number], ref[:number], frechet=True)(numbers, numbers)
-        # A floor of nothing (a set against itself) says nothing about drift.
-        ratios.append(own / base if base > LEAST_FLOOR else math.nan)
+        # A distance of nothing (a set against itself) is rounding, and says nothing about drift.
+        ratios.append(own / base if min(own, base) > LEAST_FLOOR else math.nan)
     return {"drift_last_over_first": last_over_first(ratios), "drift_slope": theil_sen(ratios)}
 
 

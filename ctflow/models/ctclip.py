@@ -14,6 +14,7 @@ from transformers import BertModel
 
 from ctflow.config.encoders import CTCLIPConfig
 from ctflow.errors import CTFlowError
+from ctflow.models.ctclip_adapter import TokenAdapter
 from ctflow.models.ctclip_extras import PublishedExtras
 from ctflow.models.ctvit import CTViT
 
@@ -22,9 +23,9 @@ class TextEncoding(NamedTuple):
     """What the text tower makes of B reports of L tokens.
 
     Attributes:
-        tokens: ``[B, L, D]``, the last hidden states.
-        pooled: ``[B, D]``, the first token's, not normalised.
-        latent: ``[B, dim_latent]``, unit norm, in the space shared with volumes.
+        tokens: ``[B, L, D]``, the last hidden states, adapted where the model has an adapter.
+        pooled: ``[B, D]``, the first of them, not normalised.
+        latent: ``[B, dim_latent]``, unit norm, in the space shared with volumes; an adapter never changes it.
     """
 
     tokens: Tensor
@@ -63,16 +64,27 @@ class CTCLIP(nn.Module):
         self.to_text_latent = nn.Linear(config.bert.hidden_size, config.dim_latent, bias=False)
         self.to_visual_latent = nn.Linear(config.dim_image, config.dim_latent, bias=False)
         self.temperature = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        dim, width = config.bert.hidden_size, config.adapter_width
+        self.adapter = TokenAdapter(dim, width) if width else None
         self.extras = PublishedExtras(config) if config.published_extras else None
 
-    def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> TextEncoding:
-        """Token ids and mask, both ``[B, L]``, to hidden states, pooled state and latent."""
+    def encode_text(
+        self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor | None = None
+    ) -> TextEncoding:
+        """Token ids and mask, both ``[B, L]``, to hidden states, pooled state and latent.
+
+        ``positions`` ``[B, L]`` are 0, 1, 2, … where not given (training reads sentences elsewhere too).
+        """
         limit = self.config.bert.max_position_embeddings
         if input_ids.shape[1] > limit:
             raise CTFlowError(f"reports of {input_ids.shape[1]} tokens", f"at most {limit}")
-        tokens = self.text(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        pooled = tokens[:, 0]
-        return TextEncoding(tokens, pooled, F.normalize(self.to_text_latent(pooled), dim=-1))
+        tokens = self.text(
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=positions
+        ).last_hidden_state
+        latent = F.normalize(self.to_text_latent(tokens[:, 0]), dim=-1)
+        if self.adapter is not None:
+            tokens = self.adapter(tokens, attention_mask)
+        return TextEncoding(tokens, tokens[:, 0], latent)
 
     def encode_volume(self, volume: Tensor) -> VolumeEncoding:
         """A preprocessed volume ``[B, 1, slices, rows, columns]`` in [-1, 1] to everything training needs."""

@@ -18,15 +18,20 @@ _REWRITES = tuple(
         (r"\brll\b", "right lower lobe"),
         (r"\blul\b", "left upper lobe"),
         (r"\blll\b", "left lower lobe"),
-        (r"\blingul\w+(?: segments?)?(?: of the left upper lobe)?", "left upper lobe"),
         (r"\b(right|left)[- ]sided\b", r"\1"),
         (r"\b(right|left) lung,? (upper|middle|lower) lobe", r"\1 \2 lobe"),
+        (r"\blingul\w+(?: segments?)?(?: of the left upper lobe)?", "left upper lobe"),
+        (
+            r"\b(right|left) (upper|middle|lower)"
+            r"(?=(?:,| and|, and| or) (?:right|left) (?:upper|middle|lower))",
+            r"\1 \2 lobe",
+        ),
         (r"\b(upper|middle|lower) lobes? (?:of|on|in) the (right|left)(?: lung| side)?\b", r"\2 \1 lobe"),
-        (r"(?<!right )(?<!left )\bmiddle lobe", "right middle lobe"),
         (
             r"\b(right|left) (upper|middle|lower),? (?:and|or|/) (upper|middle|lower) lobes?",
             r"\1 \2 lobe and \1 \3 lobe",
         ),
+        (r"(?<!right )(?<!left )(?<!and )\bmiddle lobe", "right middle lobe"),
         (r"\b(right|left) and (right|left) (upper|middle|lower) lobes?", r"\1 \3 lobe and \2 \3 lobe"),
         (r"\b(?:both|bilateral) (upper|lower) lobes?", r"right \1 lobe and left \1 lobe"),
         (r"\b(upper|lower) lobes of both lungs\b", r"right \1 lobe and left \1 lobe"),
@@ -73,7 +78,12 @@ class Group:
     @property
     def sized(self) -> bool:
         """Whether a size or grade is named."""
-        return bool(self.sizes_mm) or any(v is not None for v in (self.volume_ml, self.ratio, self.grade))
+        return self.numbered or self.grade is not None
+
+    @property
+    def numbered(self) -> bool:
+        """Whether a size is given as a number."""
+        return bool(self.sizes_mm) or self.volume_ml is not None or self.ratio is not None
 
     @property
     def says_anything(self) -> bool:
@@ -90,7 +100,11 @@ class Group:
 
     def takes(self, other: Group) -> bool:
         """Whether ``fill`` would lose nothing of ``other``'s sizes."""
-        pairs = ((self.sizes_mm, other.sizes_mm), (self.volume_ml, other.volume_ml), (self.grade, other.grade))
+        pairs = (
+            (self.sizes_mm, other.sizes_mm),
+            (self.volume_ml, other.volume_ml),
+            (self.grade, other.grade),
+        )
         return all(not mine or not new or mine == new for mine, new in pairs)
 
     def fill(self, other: Group) -> None:
@@ -113,27 +127,36 @@ def groups_of(part: str) -> list[Group]:
     lobes = [(m.group(1), m.group(0)) for m in terms.LOBE.finditer(part)]
     places: list[tuple[str | None, str | None]] = [(s, re.sub("lobes$", "lobe", lobe)) for s, lobe in lobes]
     if not places:
-        places = [(side, None) for side in dict.fromkeys(_sides(part))]
+        places = [(side, None) for side in _sides(part)]
     sizes = [_axes(m) for m in terms.MILLIMETRES.finditer(part)]
     first = places[0] if places else (None, None)
     groups = [Group(*first)]
     groups += [Group(side, lobe) for side, lobe in places[1:]]
+    named = groups[1:] if first[0] == "both" and len(groups) > 1 else groups
     for i, axes in enumerate(sizes):
-        if i < len(groups):
-            groups[i].sizes_mm = axes
+        if i < len(named):
+            named[i].sizes_mm = axes
         else:
             groups.append(Group(*first, axes))
     volume, ratio, grade = (p.search(part) for p in (terms.MILLILITRES, terms.RATIO, terms.GRADE))
     for group in groups:
-        group.volume_ml = _number(volume.group(1)) if volume else None
+        group.volume_ml = _millilitres(volume) if volume else None
         group.ratio = _number(ratio.group(1)) if ratio else None
         group.grade = grade.lastgroup if grade else None
     return groups
 
 
 def _sides(part: str) -> list[str]:
-    sides = ["both" if m.group("both") else m.group("side") for m in terms.SIDE.finditer(part)]
-    return ["both"] if "both" in sides else sides
+    """Sides in reading order, ``both`` first; one of the two where it says only where there is more."""
+    sides = [
+        "both" if m.group("both") else m.group("side") for m in terms.SIDE.finditer(terms.MORE.sub("", part))
+    ]
+    return sorted(dict.fromkeys(sides), key=lambda side: side != "both")
+
+
+def _millilitres(match: re.Match[str]) -> float:
+    litres = match.group("unit") in ("l", "liter", "liters", "litre", "litres")
+    return _number(match.group(1)) * (1000.0 if litres else 1.0)
 
 
 def _axes(match: re.Match[str]) -> tuple[float, ...]:
@@ -143,4 +166,6 @@ def _axes(match: re.Match[str]) -> tuple[float, ...]:
 
 
 def _number(text: str) -> float:
+    if re.fullmatch(r"[1-9]\d{0,2},\d{3}", text):  # thousands
+        return float(text.replace(",", ""))
     return float(text.replace(",", "."))

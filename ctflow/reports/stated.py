@@ -67,8 +67,18 @@ def summarised(findings: Sequence[StatedFinding]) -> list[StatedFinding]:
             kept.append(new)
     if len(kept) < len(findings):
         return summarised(kept)
+    kept = [f for f in kept if not _told_side_by_side(f, kept)]
     stated = [f for f in kept if f.present]
     return [f for f in kept if f.present or not any(_contradicts(f, other) for other in stated)]
+
+
+def _told_side_by_side(finding: StatedFinding, among: Sequence[StatedFinding]) -> bool:
+    """Whether a finding on both sides, without sizes, is told for either side too."""
+    sizes = (finding.size_mm, finding.volume_ml, finding.ratio, finding.grade)
+    if finding.side != "both" or any(size is not None for size in sizes):
+        return False
+    alike = [f.side for f in among if (f.label, f.present) == (finding.label, finding.present)]
+    return "right" in alike and "left" in alike
 
 
 def _joined(a: StatedFinding, b: StatedFinding) -> StatedFinding | None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
-from ctflow.config.training import AutoencoderTask
+from ctflow.config.training import AutoencoderTask, OptimizerConfig
 from ctflow.data import SliceBatch
 from ctflow.models import AVAE, Posterior
 from ctflow.training.base import CountingModule, unique_keys
@@ -54,6 +54,11 @@ class AutoencoderModule(CountingModule):
         assert isinstance(self.averaged, AVAE)
         return self.averaged
 
+    def optimizer_configs(self) -> list[OptimizerConfig]:
+        """The A-VAE's, then the discriminator's."""
+        both = [self.config.optimizer, self.config.adversary.optimizer]
+        return both if self.adversary is not None else both[:1]
+
     def compile_networks(self) -> None:
         """Encoder and decoder, which the step calls one by one."""
         self.network.net.encoder.compile()
@@ -72,7 +77,7 @@ class AutoencoderModule(CountingModule):
         output = self.network.decode(self._sample(posterior, random)).float()
         terms = {"l1": (output - images).abs().mean(), "perceptual": self._perceptual(output, images)}
         terms["kl"] = posterior.kl().mean() / posterior.mean[0].numel()
-        loss = self.config.l1_weight * terms["l1"] + self.config.perceptual_weight * terms["perceptual"]
+        loss = terms["l1"] + self.config.perceptual_weight * terms["perceptual"]
         terms["adversarial"] = self._adversarial(loss, output)
         terms["loss"] = loss + self.config.kl_weight * terms["kl"] + terms["adversarial"]
         self._step(0, self.network, terms["loss"])
@@ -119,7 +124,7 @@ class AutoencoderModule(CountingModule):
         grads = [
             self._mean_over_ranks(gradient_at(t, self.network.last_layer)) for t in (reconstruction, term)
         ]
-        weight = adaptive_weight(grads[0], grads[1], self.config.adversary.max_adaptive_weight)
+        weight = adaptive_weight(grads[0], grads[1])
         return self.config.adversary.weight * weight * term
 
     def _mean_over_ranks(self, value: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -63,14 +62,20 @@ class PeriodicCheckpoint(L.Callback):
             late = time.monotonic() - self._saved_at > 60 * self.minutes
             due = trainer.strategy.broadcast(late) if trainer.world_size > 1 else late
         if due or trainer.should_stop:
-            self._save(trainer, pl_module, step)
+            self.save(trainer, pl_module)
 
-    def _save(self, trainer: L.Trainer, pl_module: L.LightningModule, step: int) -> None:
-        check_finite(pl_module, step, self.folder / LAST)
-        partial = self.folder / (LAST + ".partial")
-        trainer.save_checkpoint(partial, weights_only=False)
-        if trainer.is_global_zero:
-            os.replace(partial, self.folder / LAST)
+    @property
+    def target(self) -> Path:
+        """The file."""
+        return self.folder / LAST
+
+    def save(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save now, unless this step is saved already; between optimizer steps only."""
+        step = updates(pl_module)
+        if step == self._saved_step:
+            return
+        check_finite(pl_module, step, self.target)
+        trainer.save_checkpoint(self.target, weights_only=False)
         trainer.strategy.barrier("checkpoint")
         self._saved_at, self._saved_step = time.monotonic(), step
 

@@ -1,122 +1,100 @@
-"""LightningModule of the embedded pair: contrastive training with auxiliary label heads."""
+"""LightningModule of the embedded pair: what reports say, what words they use, which volume is theirs."""
 
 from __future__ import annotations
 
+import random
+from dataclasses import asdict
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import CatMetric
-from torchmetrics.functional.classification import binary_auroc
 
 from ctflow.config.training import ClipTask
 from ctflow.data import VolumeBatch
+from ctflow.errors import ConfigError
 from ctflow.models import CTCLIP, TextEncoding, VolumeEncoding
 from ctflow.models.text import clean_text
-from ctflow.models.tokenizer import ReportTokenizer
-from ctflow.training.base import CountingModule
+from ctflow.models.tokenizer import SPECIAL_TOKENS, ReportTokenizer
+from ctflow.reports import mirrored
+from ctflow.seeding import derived_generator
+from ctflow.training import pair, wording
+from ctflow.training.base import CountingModule, unique_keys
+from ctflow.training.columns import Columns
 from ctflow.training.ema import averaged_copy
 from ctflow.training.optim import build_optimizer
+from ctflow.training.pair import LabelledPair
 from ctflow.training.plain import from_plain, to_plain
 
 SIDES = ("text", "tokens", "image")
-"""Pooled text state, mean token state, volume: the order of ``LabelledPair``'s logits."""
+"""Pooled text state, mean token state, volume: the order of ``LabelledPair``'s answers."""
 
+HEAD_RATE = 8.0
+"""Learning rate of the heads over that of the towers."""
 
-class LabelledPair(nn.Module):
-    """A CT-CLIP with linear heads from pooled text state, mean token state and volume to the labels.
+WHOLE_EVERY, SIDED, SHORT = 4, 1, 3
+"""Of so many batches the first reads whole reports, the second a few sentences with sides, from several
+reports, the third long texts compiled of several, the fourth a few sentences of each."""
 
-    Args:
-        clip: The pair.
-        labels: Number of labels.
-    """
-
-    def __init__(self, clip: CTCLIP, labels: int) -> None:
-        super().__init__()
-        self.clip = clip
-        self.text_head = nn.Linear(clip.config.bert.hidden_size, labels)
-        self.token_head = nn.Linear(clip.config.bert.hidden_size, labels)
-        self.image_head = nn.Linear(clip.config.dim_image, labels)
-
-    def forward(
-        self, ids: Tensor, mask: Tensor, volume: Tensor
-    ) -> tuple[TextEncoding, VolumeEncoding, list[Tensor]]:
-        """Encode pairs and score their labels.
-
-        Args:
-            ids: Token ids ``[B, L]``.
-            mask: ``[B, L]``, 1 where a token stands.
-            volume: ``[B, 1, D, H, W]`` in [-1, 1].
-
-        Returns:
-            Text and volume encoding, and logits ``[B, K]`` of pooled state, mean token state and volume.
-        """
-        (text, logits), image = self.read(ids, mask), self.clip.encode_volume(volume)
-        return text, image, [*logits, self.image_head(image.embedding)]
-
-    def read(self, ids: Tensor, mask: Tensor) -> tuple[TextEncoding, list[Tensor]]:
-        """The text side alone: its encoding, and logits from the pooled and from the mean token state."""
-        text = self.clip.encode_text(ids, mask)
-        mean = (text.tokens * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)  # [B, D]
-        return text, [self.text_head(text.pooled), self.token_head(mean)]
-
-
-def label_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Binary cross-entropy over the labels a case has (NaN: it has none); a scalar."""
-    known = labels.isfinite()
-    losses = F.binary_cross_entropy_with_logits(logits.float(), labels.nan_to_num(0.0), reduction="none")
-    return (losses * known).sum() / known.sum().clamp_min(1)
-
-
-def retrieval_accuracy(text: Tensor, image: Tensor) -> Tensor:
-    """Share of reports whose most similar volume of the batch is their own; latents ``[B, D]``."""
-    own = torch.arange(len(text), device=text.device)
-    return ((text @ image.T).argmax(dim=1) == own).float().mean()
-
-
-def mean_auroc(scores: Tensor, labels: Tensor) -> Tensor:
-    """Mean area under the ROC curve over the labels that have both classes; NaN where none has.
-
-    Args:
-        scores: ``[N, K]``.
-        labels: ``[N, K]`` of 0, 1 or NaN (unknown).
-    """
-    values = []
-    for score, label in zip(scores.unbind(1), labels.unbind(1), strict=True):
-        known = label.isfinite()
-        if label[known].unique().numel() == 2:
-            values.append(binary_auroc(score[known], label[known].long()))
-    return torch.stack(values).mean() if values else scores.new_tensor(torch.nan)
+COMPILED_FROM = 5
+"""How many other reports' sentences a compiled text may hold."""
 
 
 class ClipModule(CountingModule):
-    """CLIP's symmetric loss with a learned temperature, plus label losses on both towers.
+    """Columns, masked words and CLIP's contrast.
 
-    The label losses make the text states informative long before the contrast alone would.
+    The text tower answers, from its pooled, its mean and any single token state, the columns that rules mine
+    from the very text it reads. Half of the texts are the other half with one thing exchanged (side, or word
+    of size), or the report of another scan of the patient. The contrast's volumes meet the mirrored reports
+    too. A network with an adapter keeps both towers as they are and learns texts alone.
 
     Args:
         config: ``ClipTask`` or its plain dictionary (as checkpoints store it).
         tokenizer: Text of the tokenizer's JSON.
-        label_names: The labels, in the order of the batches' columns.
+        label_names: The label tables' names, in the order of the batches' columns.
+        columns: The mined columns, or their plain dictionary.
         seed: The run's seed.
+
+    Attributes:
+        reports: The training set's reports.
+        others: By case the reports of the same patient's other scans in the training set.
     """
 
     def __init__(
-        self, config: ClipTask | dict[str, Any], tokenizer: str, label_names: list[str], seed: int = 0
+        self,
+        config: ClipTask | dict[str, Any],
+        tokenizer: str,
+        label_names: list[str],
+        columns: Columns | dict[str, Any],
+        seed: int = 0,
     ) -> None:
         typed = from_plain(ClipTask, config)
         super().__init__(seed, typed.ema_cap)
         self.config = typed
+        self.columns = columns if isinstance(columns, Columns) else Columns(**columns)
         self.save_hyperparameters(
-            {"config": to_plain(typed), "tokenizer": tokenizer, "label_names": label_names, "seed": seed}
+            {
+                "config": to_plain(typed),
+                "tokenizer": tokenizer,
+                "label_names": label_names,
+                "columns": asdict(self.columns),
+                "seed": seed,
+            }
         )
         self.tokenizer = ReportTokenizer.from_json(tokenizer, typed.network.max_tokens)
-        self.network: LabelledPair = LabelledPair(CTCLIP(typed.network), len(label_names))
+        mask_id = self.tokenizer.backend.token_to_id(SPECIAL_TOKENS[4])
+        if mask_id is None:
+            raise ConfigError(f"a vocabulary without {SPECIAL_TOKENS[4]}", "one that can hide words")
+        self.mask_id = mask_id
+        self.labels = len(label_names)
+        self.stated = self.labels + len(self.columns.stated)
+        self.network: LabelledPair = LabelledPair(CTCLIP(typed.network), self.stated, len(self.columns.sizes))
         self.averaged = averaged_copy(self.network)
-        self.labelled = bool(label_names)
+        self.reports: list[str] = []
+        self.others: dict[str, list[str]] = {}
         self.val_labels = CatMetric()
         self.val_scores = nn.ModuleList(CatMetric() for _ in SIDES)
+        self.val_texts = nn.ModuleDict({n: CatMetric() for n in ("scores", "stated", "means", "mirrored")})
 
     @property
     def trained(self) -> CTCLIP:
@@ -129,78 +107,182 @@ class ClipModule(CountingModule):
         self.network.clip.text.compile()
         self.network.clip.volume.compile()
 
-    def encode(
-        self, network: nn.Module, batch: VolumeBatch
-    ) -> tuple[TextEncoding, VolumeEncoding, list[Tensor]]:
-        """Both encodings of a batch and the logits of the labels."""
-        limit = self.config.network.grid.hu_limit
-        volumes = batch.hu.clamp(-limit, limit) / limit
-        return network(*self.tokens(batch), volumes)
-
     def training_step(self, batch: VolumeBatch, batch_idx: int) -> Tensor:
-        """Contrast over the global batch, labels over the local one; at first the text's labels alone."""
-        if self.labelled and self.batches < self.config.text_warmup:
-            return self.text_step(batch)
-        text, image, logits = self.encode(self.network, batch)
-        contrast = self.network.clip.contrastive_loss(self.gather(text.latent), self.gather(image.latent))
-        labels = torch.stack([label_loss(side, batch.labels) for side in logits]).mean()
+        """Texts alone at first; then the contrast over the global batch beside them."""
+        loss, terms = self.text_terms(batch)
+        if self.batches >= self.config.text_warmup and not self.network.frozen:
+            more, volume_terms = self.volume_terms(batch)
+            loss, terms = loss + more, terms | volume_terms
+        self.batches += 1
+        self.log_terms(terms | {"loss": loss}, len(batch.reports))
+        return loss
+
+    def text_terms(self, batch: VolumeBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Columns of texts and of what differs from them in one thing, and masked words of the former."""
+        config = self.config
+        keys = unique_keys(batch.case_id)
+        streams = [self.stream("wording", key) for key in keys]
+        texts = self.texts(batch, streams)
+        partners = [self.partner(*row) for row in zip(texts, batch.case_id, streams, strict=True)]
+        ids, mask = self.tokens([*texts, *partners])
+        positions = pair.places(mask.cpu(), self.config.network.max_tokens, streams * 2).to(self.device)
+        text, answers = self.network.read(ids, mask, positions)
+        answers.append(self.network.token_head(pair.some_token(text.tokens, mask, streams * 2)))
+        stated, sizes = self.columns.targets([*texts, *partners])
+        stated, sizes = stated.to(self.device), sizes.to(self.device)
+        labels = torch.full((len(stated), self.labels), torch.nan, device=self.device)
+        if self.batches % WHOLE_EVERY == 0:
+            labels[: len(texts)] = batch.labels
+        targets = torch.cat([labels, stated], dim=1)
+        apart = pair.apart(targets)
+        columns = torch.stack([pair.label_loss(a[:, : self.stated], targets) for a in answers]).mean()
+        pairs = torch.stack([pair.label_loss(a[:, : self.stated], apart) for a in answers]).mean()
+        size = torch.stack([pair.size_loss(a[:, self.stated :], sizes) for a in answers]).mean()
+        half = mask[: len(texts)]
+        hidden = pair.hidden_words(half.cpu(), streams).to(self.device)
+        words = self.network.word_loss(ids[: len(texts)], half, hidden, self.mask_id, positions[: len(texts)])
+        answered = columns + pairs + config.size_weight * size
+        loss = config.label_weight * answered + config.word_weight * words
+        return loss, {"columns": columns, "pairs": pairs, "sizes": size, "words": words}
+
+    def texts(self, batch: VolumeBatch, streams: list[random.Random]) -> list[str]:
+        """Reports as they are, long texts compiled of several, or a few sentences; both latter reworded."""
+        if self.batches % WHOLE_EVERY == 0:
+            return list(batch.reports)
+        kind, texts = self.batches % WHOLE_EVERY, []
+        for report, rng in zip(batch.reports, streams, strict=True):
+            if kind == SHORT:
+                text = wording.shortened(report, rng)
+            else:
+                others = rng.sample(self.reports, min(COMPILED_FROM, len(self.reports)))
+                text = wording.compiled([report, *others], rng, sided=kind == SIDED)
+            texts.append(wording.reworded(text, rng) if rng.random() < 0.5 else text)
+        return texts
+
+    def partner(self, text: str, case: str, rng: random.Random) -> str:
+        """What a text is contrasted with; a whole report half of the time with another of the patient's."""
+        others = self.others.get(case)
+        if others and self.batches % WHOLE_EVERY == 0 and rng.random() < 0.5:
+            return rng.choice(others)
+        return wording.contrast(text, rng)
+
+    def volume_terms(self, batch: VolumeBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The contrast, mirrored reports among the wrong answers, and the columns read from the volume."""
+        turned = [mirrored(report) for report in batch.reports]
+        ids, mask = self.tokens([*batch.reports, *turned])
+        texts = self.network.clip.encode_text(ids, mask).latent
+        image = self.network.clip.encode_volume(self.volumes(batch))
+        differs = torch.tensor([a != b for a, b in zip(turned, batch.reports, strict=True)])
+        text, other = texts.chunk(2)
+        contrast, right_side = self.contrast(text, other, image.latent, differs.to(self.device))
+        stated, _ = self.columns.targets(batch.reports)
+        targets = torch.cat([batch.labels, stated.to(self.device)], dim=1)
+        labels = pair.label_loss(self.network.image_head(image.embedding), targets)
         loss = contrast + self.config.label_weight * labels + image.commitment
-        self.batches += 1
-        accuracy = retrieval_accuracy(text.latent, image.latent)
-        terms = {"contrast": contrast, "labels": labels, "retrieval": accuracy, "loss": loss}
-        self.log_terms(terms, len(batch.reports))
-        return loss
+        terms = {"contrast": contrast, "labels": labels, "right_side": right_side.nan_to_num(0.5)}
+        return loss, terms | {"retrieval": pair.retrieval_accuracy(text, image.latent)}
 
-    def text_step(self, batch: VolumeBatch) -> Tensor:
-        """Label losses of the text tower, which costs a fraction of the volume tower."""
-        _, logits = self.network.read(*self.tokens(batch))
-        loss = torch.stack([label_loss(side, batch.labels) for side in logits]).mean()
-        self.batches += 1
-        self.log_terms({"labels": loss, "loss": loss}, len(batch.reports))
-        return loss
+    def contrast(self, text: Tensor, other: Tensor, image: Tensor, differs: Tensor) -> tuple[Tensor, Tensor]:
+        """``contrast_with_mirrored`` over the global batch."""
+        text, other, image = (self.gather(latent) for latent in (text, other, image))
+        matrix = self.network.clip.similarity_matrix
+        differs = self.gather(differs.float()) > 0.5
+        return pair.contrast_with_mirrored(matrix(text, image), matrix(other, image), differs)
 
-    def tokens(self, batch: VolumeBatch) -> tuple[Tensor, Tensor]:
-        """Token ids and mask ``[B, L]`` of a batch's reports."""
-        tokens = self.tokenizer([clean_text(report) for report in batch.reports])
+    def stream(self, topic: str, key: str) -> random.Random:
+        """Random numbers of one sample of this batch: the same after a kill and on any number of ranks."""
+        return random.Random(derived_generator(self.seed, topic, self.batches, key).initial_seed())
+
+    def volumes(self, batch: VolumeBatch) -> Tensor:
+        """The batch's volumes in [-1, 1]."""
+        limit = self.config.network.grid.hu_limit
+        return batch.hu.clamp(-limit, limit) / limit
+
+    def tokens(self, texts: list[str]) -> tuple[Tensor, Tensor]:
+        """Token ids and mask ``[B, L]`` of texts."""
+        tokens = self.tokenizer([clean_text(text) for text in texts])
         return tokens.ids.to(self.device), tokens.mask.to(self.device)
 
     def gather(self, latent: Tensor) -> Tensor:
-        """Latents of all processes ``[W·B, D]``, gradients flowing back to each."""
+        """Tensors of all processes ``[W·B, …]``, gradients flowing back to each."""
         if self.trainer.world_size == 1:
             return latent
         gathered = self.all_gather(latent, sync_grads=True)
         assert isinstance(gathered, Tensor)
         return gathered.flatten(0, 1)
 
+    def encode(
+        self, network: nn.Module, batch: VolumeBatch
+    ) -> tuple[TextEncoding, VolumeEncoding, list[Tensor]]:
+        """Both encodings of a batch and the answers."""
+        return network(*self.tokens(batch.reports), self.volumes(batch))
+
     def validation_step(self, batch: VolumeBatch, batch_idx: int) -> None:
-        """Retrieval within the batch; label scores of both towers are kept for the AUROC."""
-        text, image, logits = self.encode(self.averaged, batch)
+        """Retrieval and sides within the batch; answers of both towers are kept for the AUROCs."""
+        self.val_labels.update(batch.labels.nan_to_num(-1.0))
+        if self.network.frozen:
+            assert isinstance(self.averaged, LabelledPair)
+            _, texts = self.averaged.read(*self.tokens(batch.reports))
+            self.keep(texts, batch.reports)
+            return
+        text, image, answers = self.encode(self.averaged, batch)
         size = len(batch.reports)
-        accuracy = retrieval_accuracy(text.latent, image.latent)
+        accuracy = pair.retrieval_accuracy(text.latent, image.latent)
         self.log("val/retrieval", accuracy, prog_bar=True, sync_dist=True, batch_size=size)
         contrast = self.trained.contrastive_loss(text.latent, image.latent)
         self.log("val/contrast", contrast, sync_dist=True, batch_size=size)
-        if not self.labelled:
-            return
-        self.val_labels.update(batch.labels.nan_to_num(-1.0))
-        for metric, side in zip(self.val_scores, logits, strict=True):
-            metric.update(side.float())  # type: ignore[operator]
+        self.keep(answers, batch.reports)
+        self.log_right_side(batch.reports, image.latent)
+
+    def keep(self, answers: list[Tensor], reports: list[str]) -> None:
+        """Keep answers for the AUROCs; of reports and mirrored ones also columns and mean tokens."""
+        for metric, answer in zip(self.val_scores, answers, strict=False):
+            metric.update(answer[:, : self.labels].float())  # type: ignore[operator]
+        assert isinstance(self.averaged, LabelledPair)
+        kept: dict[str, list[Tensor]] = {"means": [], "mirrored": [], "scores": [], "stated": []}
+        turned = [mirrored(report) for report in reports]
+        for name, texts in (("means", reports), ("mirrored", turned)):
+            ids, mask = self.tokens(texts)
+            text, answers = self.averaged.read(ids, mask)
+            kept[name].append(pair.mean_token(text.tokens, mask).float())
+            kept["scores"].append(answers[1][:, self.labels : self.stated].float())
+            kept["stated"].append(self.columns.targets(texts)[0].to(self.device))
+        for name, values in kept.items():
+            self.val_texts[name].update(torch.cat(values))  # type: ignore[operator]
+
+    def log_right_side(self, reports: list[str], volumes: Tensor) -> None:
+        """Log the share of volumes that lie nearer to their report than to its mirrored copy."""
+        turned = [mirrored(report) for report in reports]
+        own = self.trained.similarity(self.trained.encode_text(*self.tokens(reports)).latent, volumes)
+        other = self.trained.similarity(self.trained.encode_text(*self.tokens(turned)).latent, volumes)
+        differs = torch.tensor([a != b for a, b in zip(turned, reports, strict=True)], device=self.device)
+        if differs.any():
+            right = (own > other)[differs].float().mean()
+            self.log("val/right_side", right, sync_dist=True, batch_size=int(differs.sum()))
 
     def on_validation_epoch_end(self) -> None:
-        """Log the label AUROC of either tower, where there are labels."""
-        if not self.labelled:
-            return
+        """Log the label AUROC of either tower, how surely sides are told, and how far apart they lie."""
         labels = self.val_labels.compute()
         labels = labels.masked_fill(labels < 0, torch.nan)
+        values = {}
         for name, metric in zip(SIDES, self.val_scores, strict=True):
             assert isinstance(metric, CatMetric)
-            value = mean_auroc(metric.compute(), labels)
-            if value.isfinite():
-                self.log(f"val/{name}_auroc", value, prog_bar=name == "text")
+            if metric.update_count:  # the image's stays empty beside an adapter
+                values[f"{name}_auroc"] = pair.mean_auroc(metric.compute(), labels)
             metric.reset()
+        kept = {name: metric.compute() for name, metric in self.val_texts.items()}  # type: ignore[operator]
+        values["side_auroc"] = pair.side_auroc(kept["scores"], kept["stated"], self.columns.side_pairs())
+        values["mirror_distance"] = pair.mirror_distance(kept["means"], kept["mirrored"])
+        for name, value in values.items():
+            if value.isfinite():
+                self.log(f"val/{name}", value, prog_bar=name in ("text_auroc", "side_auroc"))
         self.val_labels.reset()
+        for metric in self.val_texts.values():
+            metric.reset()  # type: ignore[operator]
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """AdamW and the schedule, stepped with every update."""
-        optimizer, scheduler = build_optimizer(self.network, self.config.optimizer)
+        """AdamW and the schedule, stepped with every update; heads start from nothing and learn faster."""
+        optimizer, scheduler = build_optimizer(
+            self.network, self.config.optimizer, lambda name: 1.0 if name.startswith("clip.") else HEAD_RATE
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

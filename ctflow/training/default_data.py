@@ -10,8 +10,8 @@ from ctflow.config.data import DataConfig
 from ctflow.config.training import TrainConfig
 from ctflow.data import LatentShards, SliceShards, shards_to_encode
 from ctflow.data.default_shards import SLICES, complete, make_phantom_slices, run_preparation
+from ctflow.training.cluster import first_process
 from ctflow.training.parts import TARGETS, matching_avae, matching_clip, newest_part
-from ctflow.training.runs import first_process
 
 log = logging.getLogger("ctflow")
 

@@ -55,7 +55,7 @@ def gradient_at(loss: Tensor, last_layer: nn.Parameter) -> Tensor:
     return torch.autograd.grad(loss, last_layer, retain_graph=True)[0].float()
 
 
-def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, cap: float) -> Tensor:
+def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, cap: float = 1e4) -> Tensor:
     """Ratio of two gradients' norms, at most ``cap`` (VQGAN, eq. 7): neither term drowns the other."""
     return (reconstruction.norm() / (adversarial.norm() + 1e-4)).clamp(0.0, cap).detach()
 

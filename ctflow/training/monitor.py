@@ -20,6 +20,7 @@ from ctflow.metrics import FrechetClipMetric, FrechetSliceMetric
 from ctflow.metrics.monitors import VolumeMonitors, alarms
 from ctflow.training.flow import FlowModule, text_tokens
 from ctflow.training.images import add_image, axial_and_coronal
+from ctflow.training.signals import StopOnSignal
 from ctflow.types import BLOCK_LENGTH
 
 log = logging.getLogger("ctflow")
@@ -56,6 +57,9 @@ class RolloutMonitor(L.Callback):
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Generate when due; cases are split over the processes."""
         self._validations += 1
+        stopping = any(isinstance(c, StopOnSignal) and c.received for c in trainer.callbacks)  # type: ignore[attr-defined]
+        if stopping and trainer.world_size == 1:
+            return
         if self._validations % self.settings.rollout_every:
             return
         data = trainer.datamodule  # type: ignore[attr-defined]

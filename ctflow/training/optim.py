@@ -62,13 +62,22 @@ class Muon(AdamW):
                 shapes.setdefault(parameter.shape, []).append(parameter)
         for shape, parameters in shapes.items():
             gradients = [p.grad for p in parameters if p.grad is not None]
-            means = [self.state[p].setdefault("mean", torch.zeros_like(p)) for p in parameters]
+            means = [self._mean(p) for p in parameters]
             torch._foreach_lerp_(means, gradients, 1 - self.momentum)
             ahead = torch._foreach_lerp(gradients, means, self.momentum)  # Nesterov
             updates = orthogonalise(torch.stack(list(ahead)))
             scale = group["lr"] * _RMS * max(shape) ** 0.5
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
             torch._foreach_add_(parameters, list(updates.unbind(0)), alpha=-scale)
+
+    def _mean(self, parameter: nn.Parameter) -> Tensor:
+        """Running mean of a matrix's gradients."""
+        state = self.state[parameter]
+        if not state:
+            # AdamW reads the step of every parameter when a state is loaded.
+            state.update(step=torch.zeros(()), mean=torch.zeros_like(parameter))
+        state["step"] += 1
+        return state["mean"]
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:
@@ -92,8 +101,16 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     return (x.mT if tall else x).float()
 
 
-def build_optimizer(module: nn.Module, config: OptimizerConfig) -> tuple[AdamW, LambdaLR]:
-    """The optimizer of a module's trainable parameters and its schedule, stepped once per optimizer step."""
+def build_optimizer(
+    module: nn.Module, config: OptimizerConfig, factor: Callable[[str], float] | None = None
+) -> tuple[AdamW, LambdaLR]:
+    """The optimizer of a module's trainable parameters and its schedule, stepped once per optimizer step.
+
+    Args:
+        module: What is trained.
+        config: Optimizer and schedule.
+        factor: AdamW's base rate of a parameter over ``config.lr``, by its name; None: 1 for all.
+    """
     beta1, beta2 = config.betas
     parameters = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     common: dict[str, Any] = {"betas": (beta1, beta2), "weight_decay": config.weight_decay}
@@ -108,7 +125,11 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig) -> tuple[AdamW, 
         ]
         optimizer = Muon(groups, config.momentum, **common)
     else:
-        optimizer = AdamW([p for _, p in parameters], lr=config.lr, **common)
+        rates: dict[float, list[nn.Parameter]] = {}
+        for name, parameter in parameters:
+            rates.setdefault(1.0 if factor is None else factor(name), []).append(parameter)
+        groups = [{"params": own, "lr": rate * config.lr} for rate, own in rates.items()]
+        optimizer = AdamW(groups, lr=config.lr, **common)
     return optimizer, LambdaLR(optimizer, lambda step: learning_rate(step, config) / config.lr)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any, TypeVar
 
-from omegaconf import OmegaConf
+from ctflow.config.loading import typed
 
 ConfigT = TypeVar("ConfigT")
 
@@ -19,5 +19,4 @@ def from_plain(schema: type[ConfigT], values: dict[str, Any] | ConfigT) -> Confi
     """The typed config that ``to_plain`` was given; an instance of ``schema`` is returned as it is."""
     if isinstance(values, schema):
         return values
-    merged = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(values))  # type: ignore[arg-type]
-    return OmegaConf.to_object(merged)  # type: ignore[return-value]
+    return typed(schema, values, "configuration in a checkpoint")  # type: ignore[arg-type]

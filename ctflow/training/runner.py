@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 
 import lightning as L
 import torch
@@ -18,13 +20,18 @@ from ctflow.config.training import TrainConfig
 from ctflow.data import LatentDataModule
 from ctflow.data.stream import EvaluationLoader
 from ctflow.errors import ConfigError
+from ctflow.threads import log_threads
 from ctflow.training.base import CountingModule
 from ctflow.training.callbacks import LearningRate, Limits, PeriodicCheckpoint, SeedEachBatch, remove_partial
+from ctflow.training.checkpoint_io import BesideTarget
+from ctflow.training.cluster import check_cluster, first_process
 from ctflow.training.curves import CurveFile
 from ctflow.training.default_data import ensure_default_data, without_missing_validation
 from ctflow.training.fitting import fitted_to_data
 from ctflow.training.precision import resolve_precision
-from ctflow.training.runs import CONFIG_FILE, Run, first_process, locate_run
+from ctflow.training.resuming import OptimizerSettings, resumed_step
+from ctflow.training.runs import CONFIG_FILE, Run, held, locate_run
+from ctflow.training.signals import StopOnSignal
 from ctflow.training.tasks import TASKS, Task
 
 log = logging.getLogger("ctflow")
@@ -44,33 +51,44 @@ def run_training(config: TrainConfig) -> Run:
         CTFlowError: Data or weights that do not fit.
     """
     config = replace(config, name=config.name or os.environ.get(NAME_VARIABLE, ""))
+    check_cluster(config.loop.devices, config.loop.nodes, bool(config.name))
+    device_type(config.loop.accelerator)
     run = locate_run(config)
     os.environ[NAME_VARIABLE] = run.folder.name
+    task = TASKS[config.task]
     try:
-        task = TASKS[config.task]
-        run.folder.mkdir(parents=True, exist_ok=True)
         if config.default_data.make:
             ensure_default_data(config)
-        config = task.prepare(without_missing_validation(config), run)
-        if not config.export_only:
-            from_disk = replace(config, data=replace(config.data, in_memory=False))
-            config = fitted_to_data(config, task.data(from_disk))
-        data = task.data(config)
-        checkpoint = run.checkpoint
-        if not config.export_only:
-            if first_process():
-                (run.folder / CONFIG_FILE).write_text(config_to_yaml(config), encoding="utf-8")
-            log.info("run folder %s%s", run.folder, f", resuming {checkpoint}" if checkpoint else "")
-            trainer = fit(config, run, task, data)
-            if not trainer.is_global_zero:
-                return run
-            checkpoint = run.last
-        assert checkpoint is not None
-        task.export(config, run, checkpoint)
-        log.info("exported to %s", run.export)
+        config = without_missing_validation(config)
+        if config.export_only:
+            assert run.checkpoint is not None
+            _export(task.prepare(config, run), run, task, run.checkpoint)
+            return run
+        with held(run.folder) if first_process() else nullcontext():
+            _train(config, run, task)
         return run
     finally:
         del os.environ[NAME_VARIABLE]
+
+
+def _train(config: TrainConfig, run: Run, task: Task) -> None:
+    """Fit and, in the first process, export."""
+    config = task.prepare(config, run)
+    from_disk = replace(config, data=replace(config.data, in_memory=False))
+    config = fitted_to_data(config, task.data(from_disk))
+    step = resumed_step(config, run.checkpoint) if run.checkpoint else 0
+    data = task.data(config)
+    if first_process():
+        (run.folder / CONFIG_FILE).write_text(config_to_yaml(config), encoding="utf-8")
+    log.info("run folder %s%s", run.folder, f", resuming {run.checkpoint}" if run.checkpoint else "")
+    log_threads()
+    if fit(config, run, task, data, step).is_global_zero:
+        _export(config, run, task, run.last)
+
+
+def _export(config: TrainConfig, run: Run, task: Task, checkpoint: Path) -> None:
+    task.export(config, run, checkpoint)
+    log.info("exported to %s", run.export)
 
 
 def quiet_lightning() -> None:
@@ -81,8 +99,12 @@ def quiet_lightning() -> None:
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
 
 
-def fit(config: TrainConfig, run: Run, task: Task, data: LatentDataModule) -> L.Trainer:
-    """Train from the run's checkpoint, or from scratch, until a limit; ``last.ckpt`` is then current."""
+def fit(config: TrainConfig, run: Run, task: Task, data: LatentDataModule, step: int) -> L.Trainer:
+    """Train from the run's checkpoint (at ``step``), or from scratch, to a limit; ``last.ckpt`` is current.
+
+    Raises:
+        Stopped: A signal asked for it; ``last.ckpt`` is current too.
+    """
     quiet_lightning()
     torch.set_float32_matmul_precision("high")
     L.seed_everything(config.seed, workers=True, verbose=False)
@@ -90,9 +112,13 @@ def fit(config: TrainConfig, run: Run, task: Task, data: LatentDataModule) -> L.
     if config.loop.compile:
         module.compile_networks()
     remove_partial(run.folder)
-    trainer = build_trainer(config, run, task, module, validation_batches(config, data))
+    trainer = build_trainer(config, run, task, module, validation_batches(config, data), step)
     checkpoint = str(run.checkpoint) if run.checkpoint else None
-    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    stop = next(callback for callback in trainer.callbacks if isinstance(callback, StopOnSignal))  # type: ignore[attr-defined]
+    # Lightning's own handlers end a training with status 0 and save nothing.
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    with stop.listening():
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     return trainer
 
 
@@ -114,20 +140,25 @@ def validation_batches(config: TrainConfig, data: LatentDataModule) -> int:
 
 
 def build_trainer(
-    config: TrainConfig, run: Run, task: Task, module: CountingModule, val_batches: int
+    config: TrainConfig, run: Run, task: Task, module: CountingModule, val_batches: int, step: int
 ) -> L.Trainer:
     """Lightning's Trainer as every task uses it; limits, checkpoints and curves are callbacks of ours."""
     loop = config.loop
     accelerator = device_type(loop.accelerator)
+    checkpoints = PeriodicCheckpoint(run.folder, loop.checkpoint_every, loop.checkpoint_minutes)
     callbacks: list[L.Callback] = [
+        OptimizerSettings(),
         SeedEachBatch(),
         LearningRate(),
         *task.callbacks(config, run),
         Limits(loop.max_steps, loop.max_minutes),
-        PeriodicCheckpoint(run.folder, loop.checkpoint_every, loop.checkpoint_minutes),
+        checkpoints,
+        StopOnSignal(checkpoints),
     ]
     if loop.progress:
         callbacks.append(TQDMProgressBar(refresh_rate=5))
+    purge = {"purge_step": step + 1} if step else {}  # what was logged after the checkpoint is logged again
+    board = TensorBoardLogger(run.folder / "tensorboard", name="", version="", **purge)
     clip = task.gradient_clip(config) if module.automatic_optimization else 0.0
     return L.Trainer(
         accelerator="gpu" if accelerator == "cuda" else accelerator,
@@ -143,13 +174,14 @@ def build_trainer(
         limit_val_batches=val_batches,
         num_sanity_val_steps=0,
         log_every_n_steps=loop.log_every,
-        logger=[TensorBoardLogger(run.folder / "tensorboard", name="", version=""), CurveFile(run.folder)],
+        logger=[board, CurveFile(run.folder, step)],
         callbacks=callbacks,
         enable_checkpointing=False,
         enable_progress_bar=loop.progress,
         enable_model_summary=False,
         use_distributed_sampler=False,
         default_root_dir=run.folder,
+        plugins=[BesideTarget()],
     )
 
 

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from ctflow.config.training import TrainConfig
+from ctflow.data.curves import CURVES
 from ctflow.errors import ConfigError
+from ctflow.locks import LockHeld, LongLock
 from ctflow.training.callbacks import LAST
 
 EXPORT = "export"
 """Sub-folder of a run that holds the sharing folder."""
 
 CONFIG_FILE = "config.yaml"
-
-
-def first_process() -> bool:
-    """Whether this is the process that makes shared files; launchers name the others by these variables."""
-    return not any(int(os.environ.get(name, 0)) for name in ("LOCAL_RANK", "NODE_RANK", "GROUP_RANK"))
+LOCK = ".training.lock"
 
 
 @dataclass(frozen=True)
@@ -68,13 +68,48 @@ def locate_run(config: TrainConfig) -> Run:
     folder = task_dir / (config.name or datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
     if config.export_only and not config.name:
         folder = newest_run(task_dir, LAST) or folder
-    last = folder / LAST
-    found = last if config.resume == "auto" and last.is_file() else None
+    found = newest_checkpoint(folder) if config.resume == "auto" else None
     if config.export_only and found is None:
         raise ConfigError(
-            f"nothing to export: no {last}", "a run with a checkpoint", "give name=… or resume=PATH"
+            f"nothing to export: no {folder / LAST}", "a run with a checkpoint", "give name=… or resume=PATH"
         )
     return Run(folder, found)
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The run's own checkpoint, or a newer one that Lightning itself wrote on a signal under SLURM."""
+    found = [path for path in (folder / LAST, *folder.glob("hpc_ckpt_*.ckpt")) if path.is_file()]
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold a run's folder, so that no second training writes to it; one that was refused leaves none behind.
+
+    Raises:
+        ConfigError: Another process trains in it.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = LongLock(folder / LOCK)
+    except LockHeld as other:
+        who = f" ({other.holder})" if other.holder else ""
+        raise ConfigError(
+            f"another training writes to {folder}{who}",
+            "one training per run",
+            "give another name=…, or stop it",
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+        (folder / LOCK).unlink(missing_ok=True)
+        if folder in made and not any((folder / name).exists() for name in (LAST, CURVES, EXPORT)):
+            shutil.rmtree(folder)
+            for parent in made[1:]:
+                if not any(parent.iterdir()):
+                    parent.rmdir()
 
 
 def newest_run(task_dir: Path, holding: str) -> Path | None:

@@ -2,27 +2,51 @@
 
 from __future__ import annotations
 
+import logging
+import shutil
 import time
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
 import lightning as L
 
-from ctflow.checkpoint import load_tokenizer, save_ctclip
+from ctflow.checkpoint import load_ctclip, load_tokenizer, save_ctclip
 from ctflow.config.training import TrainConfig
 from ctflow.data import LatentDataModule, SliceShards
 from ctflow.errors import ConfigError
 from ctflow.models.text import clean_text
 from ctflow.models.tokenizer import train_wordpiece
+from ctflow.training.cluster import first_process
+from ctflow.training.columns import mine
 from ctflow.training.contrastive import ClipModule
-from ctflow.training.runs import Run, first_process
+from ctflow.training.runs import Run
 from ctflow.training.task import card
+
+log = logging.getLogger("ctflow")
 
 TOKENIZER_FILE = "tokenizer.json"
 
 
-def train_vocabulary(config: TrainConfig, path: Path) -> None:
-    """Train the WordPiece vocabulary on the training reports and write it whole or not at all."""
+def write_vocabulary(config: TrainConfig, path: Path) -> None:
+    """Write the vocabulary whole or not at all: that of ``init_from``, or one of the training reports."""
+    limit = config.clip.network.max_tokens
+    if config.clip.init_from:
+        tokenizer = load_tokenizer(config.clip.init_from, limit)
+    else:
+        tokenizer = train_wordpiece(training_reports(config), config.clip.vocabulary_size, limit)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(tokenizer.to_json(), encoding="utf-8")
+    partial.replace(path)
+
+
+def training_reports(config: TrainConfig) -> list[str]:
+    """The training reports that have words, cleaned.
+
+    Raises:
+        ConfigError: There are none.
+    """
     shards = SliceShards(config.data.train)
     reports = [clean_text(shards.metadata(i)["report"]) for i in range(len(shards))]
     reports = [report for report in reports if report]
@@ -32,12 +56,21 @@ def train_vocabulary(config: TrainConfig, path: Path) -> None:
             "reports to train the pair on",
             "give --reports to data_prep.ct_rate, or leave this training out: the embedded pair is then used",
         )
-    limit = config.clip.network.max_tokens
-    tokenizer = train_wordpiece(reports, config.clip.vocabulary_size, limit)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(tokenizer.to_json(), encoding="utf-8")
-    partial.replace(path)
+    return reports
+
+
+def reports_of_patients(shards: SliceShards) -> dict[str, list[str]]:
+    """By case the reports of the same patient's other scans."""
+    patients: dict[str, list[int]] = defaultdict(list)
+    for i in range(len(shards)):
+        patients[shards.cases[i].patient_id].append(i)
+    reports = [shards.metadata(i)["report"] for i in range(len(shards))]
+    return {
+        shards.cases[i].case_id: others
+        for group in patients.values()
+        for i in group
+        if (others := [reports[j] for j in group if j != i and reports[j] != reports[i]])
+    }
 
 
 def wait_for(path: Path, seconds: float = 600.0) -> None:
@@ -76,26 +109,52 @@ class ClipTraining:
     """The embedded pair from slice shards with reports and labels."""
 
     def prepare(self, config: TrainConfig, run: Run) -> TrainConfig:
-        """Learn the vocabulary from the training reports (once per run) and fit the text tower to it."""
+        """Write the run's vocabulary (once) and fit the text tower to it, or take ``init_from``'s network."""
         label_names(config)  # before anything is written
+        width = config.clip.network.adapter_width
+        if config.clip.init_from:
+            network = load_ctclip(config.clip.init_from).config
+            network = replace(network, adapter_width=width or network.adapter_width)
+            config = replace(config, clip=replace(config.clip, network=network))
+        elif width:
+            raise ConfigError(
+                f"clip.network.adapter_width={width} without weights to adapt", "clip.init_from=FOLDER"
+            )
         network = config.clip.network
         path = run.tokenizer / TOKENIZER_FILE
+        beside = run.checkpoint.parent / run.tokenizer.name / TOKENIZER_FILE if run.checkpoint else path
+        if first_process() and not path.is_file() and beside.is_file():  # a run goes on under another name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(beside, path)
         if first_process() and not path.is_file():
-            train_vocabulary(config, path)
+            write_vocabulary(config, path)
         wait_for(path)
+        if config.clip.init_from:
+            return config
         size = load_tokenizer(run.tokenizer, network.max_tokens).vocab_size
         network = replace(network, bert=replace(network.bert, vocab_size=size))
         return replace(config, clip=replace(config.clip, network=network))
 
     def data(self, config: TrainConfig) -> LatentDataModule:
-        """Whole volumes on the image tower's grid."""
+        """Whole volumes on the image tower's grid; beside an adapter nobody looks at them."""
         grid = config.clip.network.grid
+        if config.clip.network.adapter_width:
+            grid = replace(grid, shape=[1, 1, 1])
         return LatentDataModule(replace(config.data, view="volumes", seed=config.seed, grid=grid))
 
     def module(self, config: TrainConfig, run: Run) -> ClipModule:
-        """The pair with its label heads."""
+        """The pair with the heads of its training; from ``init_from`` where a run begins."""
         text = (run.tokenizer / TOKENIZER_FILE).read_text(encoding="utf-8")
-        return ClipModule(config.clip, text, label_names(config), config.seed)
+        reports = training_reports(config)
+        columns = mine(reports, config.clip.column_least)
+        log.info("%d columns and %d sizes mined from the reports", len(columns.stated), len(columns.sizes))
+        module = ClipModule(config.clip, text, label_names(config), columns, config.seed)
+        module.reports = reports
+        module.others = reports_of_patients(SliceShards(config.data.train))
+        if config.clip.init_from and run.checkpoint is None:
+            clip = module.network.clip
+            clip.load_state_dict(clip.state_dict() | load_ctclip(config.clip.init_from).state_dict())
+        return module
 
     def callbacks(self, config: TrainConfig, run: Run) -> list[L.Callback]:
         """None of its own."""

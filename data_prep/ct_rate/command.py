@@ -10,6 +10,7 @@ from pathlib import Path
 from ctflow.config import Flag, parse_command
 from ctflow.config.prep import IngestConfig
 from ctflow.errors import ConfigError, ScanError
+from ctflow.files import write_text
 
 log = logging.getLogger(__name__)
 SETTINGS = "settings.json"
@@ -24,6 +25,27 @@ _FLAGS = [
         )
         for name in ("reports", "metadata", "labels")
     ),
+    Flag(
+        "--tables",
+        "tables",
+        {"help": "folder of CSVs and no_chest lists outside the source", "metavar": "DIR"},
+    ),
+    Flag(
+        "--exclude",
+        "exclude",
+        {
+            "help": "list of volumes to leave out, a name a line; may be given again",
+            "metavar": "TXT",
+            "action": "append",
+        },
+    ),
+    Flag(
+        "--plan",
+        options={
+            "help": "read names and tables alone, say what a run would do, and end",
+            "action": "store_true",
+        },
+    ),
 ]
 
 
@@ -33,13 +55,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         CTFlowError: A user's mistake (``run_command`` ends with status 2).
     """
-    config = parse_command(
+    command = parse_command(
         IngestConfig,
         "ctflow prepare",
         "Chest CT scans and reports to slice shards.",
         _FLAGS,
         argv,
-    ).config
+    )
+    config = command.config
+    if command.flags["plan"] and config.source:
+        from data_prep.ct_rate.plan import make_plan, tell
+
+        tell(make_plan(config), config)
+        return 0
     if not config.source or not config.output:
         raise ConfigError("no --source or no --output", "--source DIR --output DIR", "see --help")
     return ingest(config)
@@ -60,15 +88,20 @@ def ingest(config: IngestConfig) -> int:
 
     output = Path(config.output)
     source_dir = Path(config.source)
-    source = find_items(source_dir, output)
+    source = find_items(source_dir, output, config)
+    for group in source.left_out:
+        log.info("left out unread: %s, %d files (%s: %s)", group.place, group.count, group.code, group.detail)
+    if source.excluded:
+        log.info("excluded: %d volumes that lists name (listed_no_chest)", len(source.excluded))
     if not source.items:
         told = "".join(f"; {key}: {detail}" for key, _, _, detail in source.told[:3])
         raise ScanError(
-            f"no scan under {config.source} ({len(source.stray)} other files{told})",
+            f"no scan under {config.source} ({len(source.stray)} other files, "
+            f"{len(source.excluded) + sum(group.count for group in source.left_out)} left out{told})",
             "NIfTI, DICOM, NRRD or MetaImage files",
             "check --source",
         )
-    tables = Tables(config, source.csvs, [item.key for item in source.items])
+    tables = Tables(config, source.csvs, source.keys())
     if not tables.has_reports:
         log.warning("no report CSV: volumes get empty reports (give --reports)")
     missing = tables.without_file()
@@ -82,7 +115,7 @@ def ingest(config: IngestConfig) -> int:
         pending = run.pending
         log.info("%d files or folders, %d to do", len(source.items), pending)
         run.work()
-    summary = write_reports(output, run.seen.values(), source.stray, settings(config), len(missing))
+    summary = write_reports(output, run.seen.values(), source, settings(config), len(missing))
     if pending or not (output / SHEET).is_file():
         write_contact_sheet(output)
     log_summary(summary, run.seen.values())
@@ -107,7 +140,4 @@ def _claim(output: Path, settings: dict[str, object]) -> None:
                 "give another --output, or delete this one",
             )
         return
-    output.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, json.dumps(settings, indent=2) + "\n")

@@ -39,7 +39,7 @@ def read_dicom_series(paths: list[Path], memory_bytes: float) -> RawScan:
     headers, offsets, normal = _in_order(headers)
     flags = _check_order(headers, offsets, normal)
     first = headers[0]
-    check_shape((first.columns, first.rows, len(headers)), 4, memory_bytes)
+    check_shape((first.columns, first.rows, len(headers)), 8, memory_bytes)
     for header in headers:
         if not header.complete:
             raise ScanRefused("truncated", f"{header.path.name} is shorter than its pixels")

@@ -13,6 +13,16 @@ from pathlib import Path
 
 from ctflow.config.prep import IngestConfig
 from ctflow.errors import ScanError
+from data_prep.ct_rate.layout import (
+    TABLE_FOLDERS,
+    TREE,
+    Layout,
+    LeftOut,
+    is_list,
+    read_lists,
+    sort_out,
+    stem_of,
+)
 from data_prep.ct_rate.reasons import printable
 
 NIFTI = (".nii.gz", ".nii", ".hdr.gz", ".hdr")
@@ -108,12 +118,14 @@ class Item:
         kind: ``nifti``, ``itk``, ``folder`` (loose DICOM files, to be sorted into series) or ``series``.
         files: Its files, absolute; a header comes before the voxels beside it.
         fingerprint: Names, sizes and times of the files.
+        shared_name: Other files of the source have its name: it may be a label map of one of them.
     """
 
     key: str
     kind: str
     files: tuple[str, ...]
     fingerprint: str
+    shared_name: bool = False
 
 
 @dataclass
@@ -126,16 +138,73 @@ class Source:
         stray: Files that are no images, by path under the source.
         told: Key, status, code and detail of what is neither read nor passed over in silence: folders and
             files that this user may not read, archives, pipes and devices.
+        left_out: Groups of files that are no volumes, or are there in a better version.
+        excluded: Keys of volumes that a list excludes, and why.
     """
 
     items: list[Item] = field(default_factory=list)
     csvs: list[Path] = field(default_factory=list)
     stray: list[str] = field(default_factory=list)
     told: list[tuple[str, str, str, str]] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
+    excluded: dict[str, str] = field(default_factory=dict)
+
+    def keys(self) -> list[str]:
+        """Keys of all volumes that are there, excluded ones included."""
+        return [*(item.key for item in self.items), *self.excluded]
 
 
-def find_items(root: Path, output: Path | None = None) -> Source:
+@dataclass
+class Survey:
+    """Names of the files under a source; nothing was opened.
+
+    Attributes:
+        base: Folder that keys are relative to.
+        images: Key to path of NIfTI, NRRD and MetaImage files.
+        loose: Folder's key to its files that may be DICOM.
+        csvs: CSV files.
+        lists: Lists of volumes that show no chest.
+        stray: Keys of files that are no images.
+        told: As in ``Source``.
+    """
+
+    base: Path
+    images: dict[str, Path] = field(default_factory=dict)
+    loose: dict[str, list[Path]] = field(default_factory=dict)
+    csvs: list[Path] = field(default_factory=list)
+    lists: list[Path] = field(default_factory=list)
+    stray: list[str] = field(default_factory=list)
+    told: list[tuple[str, str, str, str]] = field(default_factory=list)
+
+
+def find_items(root: Path, output: Path | None = None, config: IngestConfig | None = None) -> Source:
     """Walk a source without opening an image; a single file is a source too.
+
+    Args:
+        root: Folder or file.
+        output: Left out of the walk, should it lie inside.
+        config: Names folders and lists outside of the source, and decides on CT-RATE's first version.
+
+    Raises:
+        ScanError: Nothing there, or a list that cannot be read.
+    """
+    config = config or IngestConfig()
+    survey = survey_source(root, output)
+    layout, excluded = chosen_images(survey, config)
+    source = Source([], survey.csvs, survey.stray, survey.told, layout.left_out, excluded)
+    for key in layout.kept:
+        paths = [survey.images[key], *_parts_of(survey.images[key])]
+        kind = "nifti" if paths[0].name.lower().endswith(NIFTI) else "itk"
+        shared = key in layout.shared
+        source.items.append(Item(key, kind, tuple(map(str, paths)), fingerprint(paths), shared))
+    for key, paths in survey.loose.items():
+        source.items.append(Item(key, "folder", tuple(map(str, paths)), fingerprint(paths)))
+    source.items.sort(key=lambda item: item.key)
+    return source
+
+
+def survey_source(root: Path, output: Path | None = None) -> Survey:
+    """The names under a source; the CSVs and lists beside it, where it is one of CT-RATE's trees.
 
     Args:
         root: Folder or file.
@@ -144,58 +213,95 @@ def find_items(root: Path, output: Path | None = None) -> Source:
     Raises:
         ScanError: Nothing there, or nothing that this user may read.
     """
-    source = Source()
     closed: list[OSError] = []
     if root.is_file():
         folders: Iterator[tuple[Path, list[str]]] = iter([(root.parent, [root.name])])
-        base = root.parent
+        survey = Survey(root.parent)
     elif root.is_dir():
-        folders, base = _walk(root, output, closed), root
+        folders, survey = _walk(root, output, closed), Survey(root)
     else:
         raise ScanError(f"no folder at {root}", "a folder with scans", "give --source DIR")
     packed: dict[tuple[str, str], int] = {}
     for folder, names in folders:
-        loose = []
+        inside = folder.relative_to(survey.base).as_posix()
         for name in names:
             path = folder / name
-            key = printable(path.relative_to(base).as_posix())
+            key = printable(name if inside == "." else f"{inside}/{name}")
             try:
-                kind = _kind(path)
+                kind = "list" if is_list(name) else _kind(path)
             except OSError as error:
-                source.told.append((key, "refused", "not_read", printable(str(error))))
+                survey.told.append((key, "refused", "not_read", printable(str(error))))
                 continue
             if kind in ("nifti", "itk"):
-                paths = [path, *_parts_of(path)]
-                source.items.append(Item(key, kind, tuple(map(str, paths)), fingerprint(paths)))
+                survey.images[key] = path
             elif kind == "dicom":
-                loose.append(path)
+                where = printable(survey.base.name if inside == "." else inside) + "/"
+                survey.loose.setdefault(where, []).append(path)
             elif kind == "csv":
-                source.csvs.append(path)
+                survey.csvs.append(path)
+            elif kind == "list":
+                survey.lists.append(path)
             elif kind == "stray":
-                source.stray.append(key)
+                survey.stray.append(key)
             elif kind in _SPECIAL:
                 status = "refused" if path.name.lower().endswith((*NIFTI, *ITK, *DICOM)) else "ignored"
                 code = "not_an_image" if status == "refused" else "special_file"
-                source.told.append((key, status, code, f"a {kind}, which is not opened"))
+                survey.told.append((key, status, code, f"a {kind}, which is not opened"))
             elif kind.startswith("packed"):
                 place = (key.removesuffix(printable(name)), kind.partition(" ")[2])
                 packed[place] = packed.get(place, 0) + 1
-        if loose:
-            key = printable(base.name if folder == base else folder.relative_to(base).as_posix())
-            source.items.append(Item(key + "/", "folder", tuple(map(str, loose)), fingerprint(loose)))
     for (folder_key, ending), count in packed.items():
         detail = f"{count} files that are not read packed: unpack them first"
-        source.told.append((f"{folder_key}*{ending}", "refused", "packed", detail))
+        survey.told.append((f"{folder_key}*{ending}", "refused", "packed", detail))
     for error in closed:
-        here = Path(error.filename or root)
-        if here == root:
-            raise ScanError(
-                f"{root} cannot be read: {error.strerror}", "a folder that this user may read"
-            ) from error
-        key = printable(here.relative_to(base).as_posix()) + "/"
-        source.told.append((key, "refused", "not_read", f"the folder cannot be read: {error.strerror}"))
-    source.items.sort(key=lambda item: item.key)
-    return source
+        _tell_closed(survey, root, error)
+    if TREE.match(root.resolve().name):
+        for beside in (root.resolve().parent / name for name in TABLE_FOLDERS):
+            _add_tables(survey, beside)
+    return survey
+
+
+def _tell_closed(survey: Survey, root: Path, error: OSError) -> None:
+    """A folder that cannot be listed is told; the source itself cannot be done without."""
+    here = Path(error.filename or root)
+    if here == root:
+        raise ScanError(
+            f"{root} cannot be read: {error.strerror}", "a folder that this user may read"
+        ) from error
+    key = printable(here.relative_to(survey.base).as_posix()) + "/"
+    survey.told.append((key, "refused", "not_read", f"the folder cannot be read: {error.strerror}"))
+
+
+def _add_tables(survey: Survey, folder: Path) -> None:
+    """Count the CSVs and lists of another folder as the source's; one that is not there has none."""
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() == ".csv":
+            survey.csvs.append(path)
+        elif is_list(path.name):
+            survey.lists.append(path)
+
+
+def chosen_images(survey: Survey, config: IngestConfig) -> tuple[Layout, dict[str, str]]:
+    """Which images are volumes to read, and which of them lists exclude (key to the reason's detail).
+
+    Args:
+        survey: The source's names; CSVs and lists of ``config.tables`` are added to it.
+        config: As in ``find_items``.
+
+    Raises:
+        ScanError: No such folder of tables, or a list that cannot be read.
+    """
+    if config.tables:
+        if not Path(config.tables).is_dir():
+            raise ScanError(f"no folder at {config.tables}", "a folder of CSVs and lists", "check --tables")
+        _add_tables(survey, Path(config.tables))
+    layout = sort_out(survey.images, survey.base.resolve().name, config.first_version)
+    listed = read_lists([*survey.lists, *map(Path, config.exclude)])
+    excluded = {
+        key: f"named in {listed[stem]}" for key in layout.kept if (stem := stem_of(key).lower()) in listed
+    }
+    layout.kept = [key for key in layout.kept if key not in excluded]
+    return layout, excluded
 
 
 def fingerprint(files: list[Path]) -> str:
@@ -281,15 +387,23 @@ def _walk(root: Path, output: Path | None, closed: list[OSError]) -> Iterator[tu
 
     Folders that cannot be listed go to ``closed``.
     """
-    seen = {output.resolve()} if output else set()
+    seen = {_identity(output)} if output and output.is_dir() else set()
     for folder, folders, names in os.walk(root, followlinks=True, onerror=closed.append):
         here = Path(folder)
-        if here.resolve() in seen:
+        identity = _identity(here)
+        if identity in seen:
             folders.clear()
             continue
-        seen.add(here.resolve())
+        seen.add(identity)
         folders[:] = sorted(d for d in folders if not d.startswith("."))
+        if {"blobs", "snapshots"} <= {*folders}:  # a download cache: snapshots link to the blobs
+            folders.remove("blobs")
         yield here, sorted(n for n in names if not n.startswith("."))
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
 
 
 def _parts_of(path: Path) -> list[Path]:

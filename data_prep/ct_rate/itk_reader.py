@@ -40,9 +40,7 @@ def read_itk_scan(path: Path, root: Path, memory_bytes: float) -> RawScan:
         raise ScanRefused("unreadable", last_line(error)) from error
     if reader.GetNumberOfComponents() != 1:
         raise ScanRefused("not_3d", f"{reader.GetNumberOfComponents()} values per voxel")
-    check_shape(tuple(reader.GetSize()), 4, memory_bytes)
-    if _FORMATS[path.suffix.lower()] == "NRRD" and not has_patient_space(place.fields):
-        raise ScanRefused("no_orientation", "the NRRD header has no anatomical space (left, posterior …)")
+    check_shape(tuple(reader.GetSize()), 8, memory_bytes)
     checksum = check_voxels(place)
     try:
         image = reader.Execute()
@@ -57,7 +55,10 @@ def read_itk_scan(path: Path, root: Path, memory_bytes: float) -> RawScan:
     array = sitk.GetArrayFromImage(image)
     if checksum is not None and checksum not in (zlib.crc32(array), zlib.crc32(array.byteswap())):
         raise ScanRefused("unreadable", "SimpleITK unpacks other values than the compressed voxels hold")
-    return RawScan(array.transpose(2, 1, 0), itk_affine(image), format=_FORMATS[path.suffix.lower()])
+    lost = _FORMATS[path.suffix.lower()] == "NRRD" and not has_patient_space(place.fields)
+    unplaced = "the NRRD header has no anatomical space (left, posterior …)" if lost else ""
+    stored = array.transpose(2, 1, 0)
+    return RawScan(stored, itk_affine(image), format=_FORMATS[path.suffix.lower()], unplaced=unplaced)
 
 
 def itk_affine(image: sitk.Image) -> NDArray[np.float64]:

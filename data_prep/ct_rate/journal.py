@@ -27,7 +27,7 @@ class Journal:
     def __init__(self, output: Path) -> None:
         self.path = output / FOLDER / JOURNAL
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.outcomes = _read(self.path)
+        self.outcomes = read_outcomes(output)
         self._stream = self.path.open("a", encoding="utf-8")
         if self.path.stat().st_size and not self.path.read_bytes().endswith(b"\n"):
             self._stream.write("\n")
@@ -48,7 +48,9 @@ class Journal:
         self._stream.close()
 
 
-def _read(path: Path) -> dict[str, Outcome]:
+def read_outcomes(output: Path) -> dict[str, Outcome]:
+    """What earlier runs did, by item; nothing where there was none."""
+    path = output / FOLDER / JOURNAL
     outcomes: dict[str, Outcome] = {}
     if path.is_file():
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():

@@ -11,6 +11,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
+from numpy.typing import NDArray
 
 from data_prep.ct_rate.discovery import sibling
 from data_prep.ct_rate.reasons import ScanRefused, packing_of
@@ -21,6 +22,7 @@ _TAIL_BYTES = 2**20
 """Most bytes read behind the voxels; more is a damaged header, not a NIfTI."""
 _EXTENSION_BYTES = 2**26
 """Most bytes between header and voxels (comments, DICOM tags, XML)."""
+_PIECE_BYTES = 2**24
 _HEAD_BYTES = {nib.Nifti1Header: 348, nib.Nifti2Header: 540}
 _UNIT_QUATERNION = 1.001
 """Largest length of a quaternion's vector that rounding explains; beyond 1 it is none of a rotation."""
@@ -63,6 +65,43 @@ def read_nifti_scan(path: Path, memory_bytes: float) -> RawScan:
             raise ScanRefused("damaged", f"the compressed stream is damaged ({error})") from error
 
 
+def read_nifti_header(stream: BinaryIO | gzip.GzipFile) -> nib.Nifti1Header:
+    """The header of a NIfTI in one piece, from its decompressed beginning.
+
+    Raises:
+        ScanRefused: None there.
+    """
+    return _header(stream.read(544), (b"n+1", b"n+2"))
+
+
+def header_bytes(path: Path) -> float:
+    """Bytes of a NIfTI's voxels, by its header alone.
+
+    Raises:
+        ScanRefused: No NIfTI header.
+    """
+    with path.open("rb") as raw:
+        stream = gzip.GzipFile(fileobj=raw) if raw.read(2) == b"\x1f\x8b" else raw
+        raw.seek(0)
+        try:
+            header = _header(stream.read(544), (b"n+1", b"n+2", b"ni1", b"ni2"))
+        except (EOFError, zlib.error) as error:
+            raise ScanRefused("unreadable", str(error)) from error
+    return float(np.prod([float(n) for n in header.get_data_shape()])) * header.get_data_dtype().itemsize
+
+
+def _take(stream: BinaryIO | gzip.GzipFile, count: int, first: bytes = b"") -> NDArray[np.uint8]:
+    """So many bytes after those read already, without a second copy of them; fewer where the stream ends."""
+    data = np.empty(count, np.uint8)
+    filled = 0
+    piece = first[:count]
+    while piece:
+        data[filled : filled + len(piece)] = np.frombuffer(piece, np.uint8)
+        filled += len(piece)
+        piece = stream.read(min(_PIECE_BYTES, count - filled))
+    return data[:filled]
+
+
 def _read(stream: BinaryIO | gzip.GzipFile, compressed: bool, memory_bytes: float) -> RawScan:
     head = stream.read(544)
     header = _header(head, (b"n+1", b"n+2"))
@@ -72,7 +111,7 @@ def _read(stream: BinaryIO | gzip.GzipFile, compressed: bool, memory_bytes: floa
         raise ScanRefused("unreadable", f"voxel data at byte {offset}")
     skipped = offset - len(head)
     body = head[offset:] if skipped < 0 else stream.read(skipped)[:0]
-    data = body + stream.read(need - len(body))
+    data = _take(stream, need, body or stream.read(min(need, _PIECE_BYTES)))
     if len(data) < need:
         raise ScanRefused("truncated", f"{len(data):,} of {need:,} bytes of voxels are there")
     if compressed and len(stream.read(_TAIL_BYTES)) == _TAIL_BYTES:  # reaching the end is what checks the CRC
@@ -89,7 +128,7 @@ def _read_pair(stream: BinaryIO | gzip.GzipFile, path: Path, memory_bytes: float
     with image.open("rb") as raw:
         data = gzip.GzipFile(fileobj=raw) if image.name.lower().endswith(".gz") else raw
         data.seek(max(0, int(header.get_data_offset())))
-        voxels = data.read(need)
+        voxels = _take(data, need, data.read(min(need, _PIECE_BYTES)))
     if len(voxels) < need:
         raise ScanRefused("truncated", f"{image.name}: {len(voxels):,} of {need:,} bytes of voxels are there")
     return _scan(header, sizes, voxels)
@@ -104,7 +143,7 @@ def _sizes(header: nib.Nifti1Header, memory_bytes: float) -> tuple[tuple[int, ..
     return sizes, int(np.prod(sizes)) * dtype.itemsize
 
 
-def _scan(header: nib.Nifti1Header, sizes: tuple[int, ...], data: bytes) -> RawScan:
+def _scan(header: nib.Nifti1Header, sizes: tuple[int, ...], data: NDArray[np.uint8]) -> RawScan:
     stored = np.frombuffer(data, header.get_data_dtype()).reshape(sizes, order="F")
     slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
     if not slope or not np.isfinite(slope):  # NIfTI: no scaling
@@ -112,7 +151,10 @@ def _scan(header: nib.Nifti1Header, sizes: tuple[int, ...], data: bytes) -> RawS
     affine, conflict = _affine(header)
     flags = [["header_conflict", conflict]] if conflict else []
     intercept = intercept if np.isfinite(intercept) else 0.0
-    return RawScan(stored, affine, slope, intercept, "NIfTI", facts=_facts(header), flags=flags)
+    placed = int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0
+    unplaced = "" if placed else "neither sform nor qform is set"
+    facts = _facts(header)
+    return RawScan(stored, affine, slope, intercept, "NIfTI", facts=facts, flags=flags, unplaced=unplaced)
 
 
 def _header(head: bytes, magics: tuple[bytes, ...]) -> nib.Nifti1Header:
@@ -133,8 +175,10 @@ def _header(head: bytes, magics: tuple[bytes, ...]) -> nib.Nifti1Header:
 def _affine(header: nib.Nifti1Header) -> tuple[np.ndarray, str | None]:
     """Voxel index to millimetres by the sform, else the qform, and what of the two disagrees or is unusable.
 
+    Where neither is set, the voxel sizes alone are true.
+
     Raises:
-        ScanRefused: Neither is there, or neither can be used.
+        ScanRefused: Neither can be used.
     """
     found: dict[str, np.ndarray] = {}
     wrong: dict[str, str] = {}
@@ -154,7 +198,7 @@ def _affine(header: nib.Nifti1Header) -> tuple[np.ndarray, str | None]:
     if not found and wrong:
         raise ScanRefused("no_geometry", "; ".join(f"{name}: {text}" for name, text in wrong.items()))
     if not found:
-        raise ScanRefused("no_orientation", "neither sform nor qform is set")
+        found["sizes"] = np.asarray(header.get_base_affine(), np.float64)
     conflict = _conflict(found) if len(found) == 2 else None
     for name, text in wrong.items():
         conflict = f"{name} unusable ({text}), the other was taken"

@@ -71,6 +71,7 @@ class PatientLinks:
             outcome.facts["own_patient"] = own
             if like:
                 outcome.facts["patient_from"] = f"likeness to {like[0].case_id}"
+                outcome.acquisition["scan"] = like[0].acquisition.get("scan") or like[0].case_id
                 log.info("%s looks like %s and counts as the same patient", outcome.key, like[0].case_id)
         return ""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 import warnings
 from dataclasses import asdict, dataclass, field
@@ -14,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctflow.config.prep import IngestConfig
+from ctflow.files import replaced
+from ctflow.orientation import orientation_doubt
 from data_prep.ct_rate.dicom_reader import read_dicom_series
 from data_prep.ct_rate.dicom_series import sort_folder
 from data_prep.ct_rate.discovery import TRUTH, Item, case_id_of, patient_and_split
@@ -31,14 +32,19 @@ from data_prep.ct_rate.geometry import (
 )
 from data_prep.ct_rate.hounsfield import Rescale, decide_rescale, is_coarse
 from data_prep.ct_rate.itk_reader import read_itk_scan
+from data_prep.ct_rate.label_maps import is_label_map, is_label_map_file
 from data_prep.ct_rate.likeness import coarse_picture
+from data_prep.ct_rate.memory import worker_bytes
 from data_prep.ct_rate.nifti_reader import read_nifti_scan
-from data_prep.ct_rate.reasons import ScanRefused, printable
-from data_prep.ct_rate.scan import MIN_SLICES, RawScan, check_affine
+from data_prep.ct_rate.noise import tissue_noise
+from data_prep.ct_rate.reasons import ScanExcluded, ScanRefused, printable
+from data_prep.ct_rate.scan import MIN_SLICES, RawScan, check_affine, check_memory
 from data_prep.ct_rate.screening import screen
 from data_prep.ct_rate.tables import CsvRow
+from data_prep.ct_rate.tags import acquisition_of, with_geometry
 
 ACCEPTED, FLAGGED, REFUSED, IGNORED, EXPANDED = "accepted", "flagged", "refused", "ignored", "expanded"
+EXCLUDED = "excluded"
 _BLANK_ROW = CsvRow()
 
 
@@ -68,8 +74,8 @@ class Outcome:
     Attributes:
         key: The item's.
         fingerprint: The item's, with the CSVs' words.
-        status: ``accepted``, ``flagged``, ``refused``, ``ignored`` or ``expanded``.
-        reasons: ``[code, detail]`` pairs: why refused or flagged.
+        status: ``accepted``, ``flagged``, ``refused``, ``excluded``, ``ignored`` or ``expanded``.
+        reasons: ``[code, detail]`` pairs: why refused, excluded or flagged.
         case_id: The case.
         patient_id: Its patient.
         split: ``train`` or ``valid``.
@@ -81,6 +87,7 @@ class Outcome:
         voxels_sha256: Hash of the prepared voxels.
         coarse: Coarse picture of the prepared volume, which tells copies and reconstructions.
         truth_path: Ground truth beside it.
+        acquisition: Scan, reconstruction and scanner: the fields of ``Acquisition``.
         facts: Decisions and findings of the ingest, for the record.
         items: Series found in a folder (``expanded``).
         told: Key, status, code and detail of what goes no further in a folder (``expanded``).
@@ -102,6 +109,7 @@ class Outcome:
     voxels_sha256: str = ""
     coarse: list[int] = field(default_factory=list)
     truth_path: str | None = None
+    acquisition: dict[str, Any] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     items: list[dict[str, Any]] = field(default_factory=list)
     told: list[list[str]] = field(default_factory=list)
@@ -128,6 +136,8 @@ def prepare(job: Job) -> Outcome:
                 _sort(job.item, outcome)
             else:
                 _prepare_volume(job, outcome)
+    except ScanExcluded as exclusion:
+        outcome.status, outcome.reasons = EXCLUDED, [[exclusion.code, exclusion.detail]]
     except ScanRefused as refusal:
         outcome.status, outcome.reasons = REFUSED, refusal.reasons
     except MemoryError:
@@ -161,7 +171,8 @@ def _sort(item: Item, outcome: Outcome) -> None:
 def _prepare_volume(job: Job, outcome: Outcome) -> None:
     if job.row.doubts:
         raise ScanRefused("ambiguous_row", "; ".join(job.row.doubts))
-    scan = _read(job.item, Path(job.config.source), job.config.memory_gb * 2**30)
+    scan = _read(job.item, Path(job.config.source), worker_bytes(job.config.memory_gb))
+    scan = with_geometry(scan, job.row.spacing, job.row.tags)
     check_affine(scan.affine)
     flags = list(scan.flags)
     rescale, facts = decide_rescale(scan.stored, (scan.slope, scan.intercept), job.row.rescale)
@@ -173,7 +184,7 @@ def _prepare_volume(job: Job, outcome: Outcome) -> None:
         flags.append(["not_finite_filled", f"{facts['not_finite_share']:.2g} of the voxels"])
     if facts["clipped_voxels"]:
         flags.append(["clipped_values", f"{facts['clipped_voxels']} voxels"])
-    view, spacing, used, geometry = _place(scan, rescale)
+    view, spacing, used, geometry = _place(scan, rescale, worker_bytes(job.config.memory_gb))
     view, blank = trim_blank(view)
     if blank and geometry["oblique_degrees"] <= OBLIQUE_DEGREES:  # straightening makes some of its own
         flags.append(["blank_ends", f"{blank} slices"])
@@ -189,15 +200,25 @@ def _prepare_volume(job: Job, outcome: Outcome) -> None:
     flags += body_flags
     if job.row.unclear:
         flags.append(["unclear_value", "; ".join(job.row.unclear)])
+    if doubt := orientation_doubt(hu[:, rows, columns], prepared):
+        flags.append(["orientation_doubt", doubt])
     if job.expects_report and job.row.report is None:
         flags.append(["no_report", "no line in the report CSVs"])
     patient = job.row.patient_id or scan.patient_id
     outcome.patient_id, outcome.split = patient_and_split(job.item.key, outcome.case_id, patient, job.config)
-    outcome.status, outcome.reasons = FLAGGED if flags else ACCEPTED, flags
+    outcome.status, outcome.reasons = _status(flags, job.config), flags
     outcome.spacing, outcome.slices = [round(s, 6) for s in prepared], hu.shape[0]
     outcome.report, outcome.labels = job.row.report or "", job.row.labels
     outcome.source_sha256, outcome.truth_path = _sha256(job.item.files), _truth(job.item)
     outcome.voxels_sha256 = hashlib.sha256(hu.data).hexdigest()
+    outcome.acquisition = asdict(
+        acquisition_of(
+            outcome.case_id,
+            job.row.tags.kernel or scan.facts.get("ConvolutionKernel", ""),
+            job.row.tags.manufacturer or scan.facts.get("Manufacturer", ""),
+            tissue_noise(view, used),
+        )
+    )
     outcome.coarse = coarse_picture(hu, prepared[0])
     outcome.facts = {
         "source": job.item.key,
@@ -211,24 +232,40 @@ def _prepare_volume(job: Job, outcome: Outcome) -> None:
         **scan.facts,
         **body,
     }
-    if outcome.status == ACCEPTED or job.config.keep_flagged:
+    if outcome.status == ACCEPTED or (outcome.status == FLAGGED and job.config.keep_flagged):
         _stage(hu, Path(job.staging))
 
 
+def _status(flags: list[list[str]], config: IngestConfig) -> str:
+    """Accepted, flagged, or excluded: what shows no chest is trained on only where that is asked for."""
+    if not config.keep_no_chest and any(code == "not_chest" for code, _ in flags):
+        return EXCLUDED
+    return FLAGGED if flags else ACCEPTED
+
+
 def _read(item: Item, source: Path, memory_bytes: float) -> RawScan:
+    path = Path(item.files[0])
+    if item.shared_name and item.kind == "nifti" and is_label_map_file(path):
+        raise ScanExcluded("label_map", "few different whole numbers under the name of another file")
     if item.kind == "nifti":
-        return read_nifti_scan(Path(item.files[0]), memory_bytes)
+        return read_nifti_scan(path, memory_bytes)
     if item.kind == "itk":
         root = source.parent if source.is_file() else source
-        return read_itk_scan(Path(item.files[0]), root, memory_bytes)
+        scan = read_itk_scan(path, root, memory_bytes)
+        if item.shared_name and is_label_map(scan.stored):
+            raise ScanExcluded("label_map", "few different whole numbers under the name of another file")
+        return scan
     return read_dicom_series([Path(f) for f in item.files], memory_bytes)
 
 
-def _place(scan: RawScan, rescale: Rescale) -> tuple[NDArray[Any], Spacing, Rescale, dict[str, Any]]:
+def _place(
+    scan: RawScan, rescale: Rescale, memory_bytes: float
+) -> tuple[NDArray[Any], Spacing, Rescale, dict[str, Any]]:
     """Axes S,P,R; oblique volumes are resampled first, and are HU from then on."""
     angle = obliqueness(scan.affine)
     stored, affine, used = scan.stored, scan.affine, rescale
     if angle > OBLIQUE_DEGREES:
+        check_memory(stored.shape, 8, memory_bytes)  # float32 HU, and their straight copy
         stored, affine = straighten(scan.stored, scan.affine, rescale)
         used = Rescale(1.0, 0.0, "stored")
     view, spacing, _ = to_patient_axes(stored, affine)
@@ -269,7 +306,5 @@ def _truth(item: Item) -> str | None:
 
 
 def _stage(hu: NDArray[np.int16], path: Path) -> None:
-    temporary = path.with_suffix(".partial")
-    with temporary.open("wb") as stream:
-        np.save(stream, hu)
-    os.replace(temporary, path)
+    with replaced(path) as temporary:
+        np.save(temporary, hu)

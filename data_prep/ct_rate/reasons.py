@@ -43,6 +43,7 @@ PASSING = ("not_read", "too_large", "timeout", "crashed")
 """Refusals whose cause may lie outside the file: the next run tries again."""
 
 FLAGS = {
+    "orientation_doubt": "the anatomy lies otherwise than the header says: turned, upside down or mirrored",
     "not_chest": "hardly any lung: another part of the body",
     "one_lung": "lung on one side only",
     "short_coverage": "too short, or the lungs go on beyond the first or last slice",
@@ -59,7 +60,16 @@ FLAGS = {
     "duplicate_content": "voxel for voxel another volume of this output; both count as one patient",
     "no_report": "report CSVs are there, but not this volume",
 }
-"""Code to meaning; a flagged scan is kept unless ``keep_flagged=false``."""
+"""Code to meaning; a flagged scan is kept unless ``keep_flagged=false`` (``not_chest``: only if
+``keep_no_chest=true``)."""
+
+EXCLUSIONS = {
+    "first_version": "CT-RATE's first version of a volume whose corrected version is there",
+    "label_map": "a label map (segmentation) under the name of a volume",
+    "listed_no_chest": "named in a list of volumes that show no chest",
+    "not_chest": FLAGS["not_chest"],
+}
+"""Code to meaning; excluded files are in no shard, and leave the exit status alone."""
 
 IGNORED = {
     "stray_file": "no image by its name, or no image beside a DICOM series",
@@ -94,6 +104,20 @@ def packing_of(head: bytes) -> str | None:
     if head[257:262] == b"ustar":
         return "tar"
     return next((name for magic, name in _PACKINGS.items() if head.startswith(magic)), None)
+
+
+class ScanExcluded(Exception):
+    """A file that is left out by a rule, without fault of its own.
+
+    Args:
+        code: A key of ``EXCLUSIONS``.
+        detail: What was found, in words with numbers.
+    """
+
+    def __init__(self, code: str, detail: str) -> None:
+        assert code in EXCLUSIONS, code
+        super().__init__(f"{code}: {detail}")
+        self.code, self.detail = code, detail
 
 
 class ScanRefused(Exception):

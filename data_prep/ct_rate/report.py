@@ -7,7 +7,7 @@ import io
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,11 @@ from PIL import Image, ImageDraw
 from ctflow.data import schema
 from ctflow.data.manifest import read_manifest
 from ctflow.data.montage import LUNG, SOFT_TISSUE, axial, coronal, save_png, stack
+from ctflow.files import write_text
 from ctflow.types import HUVolume
-from data_prep.ct_rate.discovery import is_published
-from data_prep.ct_rate.prepare import ACCEPTED, EXPANDED, FLAGGED, IGNORED, REFUSED, Outcome
+from data_prep.ct_rate.discovery import Source, is_published
+from data_prep.ct_rate.layout import LeftOut
+from data_prep.ct_rate.prepare import ACCEPTED, EXCLUDED, EXPANDED, FLAGGED, IGNORED, REFUSED, Outcome
 from data_prep.ct_rate.run import SPLITS
 
 log = logging.getLogger(__name__)
@@ -35,14 +37,14 @@ _TILE_HEIGHT = 172
 
 
 def write_reports(
-    output: Path, outcomes: Iterable[Outcome], stray: Sequence[str], settings: dict[str, Any], missing: int
+    output: Path, outcomes: Iterable[Outcome], source: Source, settings: dict[str, Any], missing: int
 ) -> dict[str, Any]:
     """Write the quarantine, the list of volumes and the summary.
 
     Args:
         output: Folder of the run.
         outcomes: Of every item.
-        stray: Files that are no images.
+        source: What was found; files that are no images, and what was left unread.
         settings: Keys that shaped the volumes.
         missing: Volumes of the report CSVs that are not there.
 
@@ -50,14 +52,22 @@ def write_reports(
         The summary.
     """
     outcomes = sorted((o for o in outcomes if o.status != EXPANDED), key=lambda o: o.key)
-    told = [o for o in outcomes if o.status != ACCEPTED]
+    told = [o for o in outcomes if o.status != ACCEPTED and not _is_label_map(o)]
     quarantine = [[o.key, o.case_id, o.status, code, detail] for o in told for code, detail in o.reasons]
-    quarantine += [[name, "", IGNORED, "stray_file", "no image by its name"] for name in sorted(stray)]
+    groups = [*source.left_out, *_label_maps(outcomes)]
+    quarantine += [[g.place, "", EXCLUDED, g.code, f"{g.count} files: {g.detail}"] for g in groups]
+    quarantine += [[name, "", IGNORED, "stray_file", "no image by its name"] for name in sorted(source.stray)]
     _write_csv(output / QUARANTINE, ["source", "case_id", "status", "reason", "detail"], quarantine)
     kept = _kept(outcomes, settings)
     columns = [
         "case_id",
         "patient_id",
+        "scan",
+        "reconstruction",
+        "kernel",
+        "sharpness",
+        "manufacturer",
+        "noise_hu",
         "split",
         "status",
         "flags",
@@ -78,7 +88,9 @@ def write_reports(
     ]
     facts += ["padding_share", "lung_ml", "lung_left_ml", "lung_right_ml", "coverage_mm"]
     rows = [
-        [o.case_id, o.patient_id, o.split, o.status, " ".join(code for code, _ in o.reasons), o.slices]
+        [o.case_id, o.patient_id]
+        + [o.acquisition.get(name, "") for name in columns[2:8]]
+        + [o.split, o.status, " ".join(code for code, _ in o.reasons), o.slices]
         + [*o.spacing[:2], int(bool(o.report)), o.key]
         + [
             json.dumps(o.facts[f]) if isinstance(o.facts.get(f), (list, dict)) else o.facts.get(f, "")
@@ -87,29 +99,47 @@ def write_reports(
         for o in kept
     ]
     _write_csv(output / VOLUMES, columns + facts, rows)
-    summary = summarise(outcomes, len(stray), settings) | {"listed_but_missing": missing}
-    _replace(output / SUMMARY, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    summary = summarise(outcomes, source, settings) | {"listed_but_missing": missing}
+    write_text(output / SUMMARY, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     return summary
 
 
-def summarise(outcomes: list[Outcome], stray: int, settings: dict[str, Any]) -> dict[str, Any]:
+def summarise(outcomes: list[Outcome], source: Source, settings: dict[str, Any]) -> dict[str, Any]:
     """Counts by status and reason."""
     by_status = Counter(o.status for o in outcomes)
     kept = _kept(outcomes, settings)
+    excluded = Counter(o.reasons[0][0] for o in outcomes if o.status == EXCLUDED)
+    for group in source.left_out:
+        excluded[group.code] += group.count
     return {
         "items": len(outcomes),
         "accepted": by_status[ACCEPTED],
         "flagged": by_status[FLAGGED],
         "refused": by_status[REFUSED],
-        "ignored": by_status[IGNORED] + stray,
+        "excluded": excluded.total(),
+        "ignored": by_status[IGNORED] + len(source.stray),
         "refused_by_reason": _by_reason(outcomes, REFUSED),
         "flagged_by_reason": _by_reason(outcomes, FLAGGED),
+        "excluded_by_reason": dict(sorted(excluded.items())),
         "splits": {s: sum(o.split == s for o in kept) for s in SPLITS},
         "patients": len({o.patient_id for o in kept}),
+        "scans": len({o.acquisition.get("scan") or o.case_id for o in kept}),
         "slices": sum(o.slices for o in kept),
         "without_report": sum(not o.report for o in kept),
         "settings": settings,
     }
+
+
+def _is_label_map(outcome: Outcome) -> bool:
+    return outcome.status == EXCLUDED and outcome.reasons[0][0] == "label_map"
+
+
+def _label_maps(outcomes: list[Outcome]) -> list[LeftOut]:
+    """Label maps that only their values told, as one group."""
+    found = [o for o in outcomes if _is_label_map(o)]
+    if not found:
+        return []
+    return [LeftOut(found[0].key, "label_map", len(found), f"{found[0].reasons[0][1]}; this is the first")]
 
 
 def _kept(outcomes: list[Outcome], settings: dict[str, Any]) -> list[Outcome]:
@@ -120,14 +150,14 @@ def _kept(outcomes: list[Outcome], settings: dict[str, Any]) -> list[Outcome]:
 def log_summary(summary: dict[str, Any], outcomes: Iterable[Outcome]) -> None:
     """The summary in a few lines of the log, and a warning where one patient has most scans."""
     log.info(
-        "%d accepted, %d flagged, %d refused, %d ignored; train %d, valid %d of %d patients, %d slices",
-        *(summary[k] for k in ("accepted", "flagged", "refused", "ignored")),
+        "%d accepted, %d flagged, %d refused, %d excluded, %d ignored; train %d, valid %d: %d scans "
+        "of %d patients, %d slices",
+        *(summary[k] for k in ("accepted", "flagged", "refused", "excluded", "ignored")),
         *(summary["splits"][s] for s in SPLITS),
-        summary["patients"],
-        summary["slices"],
+        *(summary[k] for k in ("scans", "patients", "slices")),
     )
     _tell_patients(outcomes, summary)
-    for status in ("refused", "flagged"):
+    for status in ("refused", "flagged", "excluded"):
         for code, count in summary[f"{status}_by_reason"].items():
             log.info("%s: %s %d", status, code, count)
 
@@ -193,15 +223,9 @@ def _write_csv(path: Path, header: list[str], rows: list[list[Any]]) -> None:
     writer = csv.writer(text)
     writer.writerow(header)
     writer.writerows([[_inert(cell) for cell in row] for row in rows])
-    _replace(path, text.getvalue())
+    write_text(path, text.getvalue())
 
 
 def _inert(cell: Any) -> Any:
     """A cell that no spreadsheet takes for a formula: names and tags may come from anybody."""
     return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(text, encoding="utf-8", newline="")
-    temporary.replace(path)

@@ -19,11 +19,20 @@ from ctflow.config.prep import IngestConfig
 from ctflow.data.manifest import read_manifest
 from ctflow.data.records import SliceRecord
 from ctflow.data.writer import SliceShardWriter
-from data_prep.ct_rate.discovery import Item, Source, distinct_case_id, is_published, patient_and_split
+from ctflow.types import Acquisition
+from data_prep.ct_rate.discovery import (
+    Item,
+    Source,
+    case_id_of,
+    distinct_case_id,
+    is_published,
+    patient_and_split,
+)
 from data_prep.ct_rate.journal import FOLDER, Journal
+from data_prep.ct_rate.memory import available_bytes, needed_bytes
 from data_prep.ct_rate.patients import PatientLinks
-from data_prep.ct_rate.pool import GuardedPool
-from data_prep.ct_rate.prepare import EXPANDED, FLAGGED, REFUSED, Job, Outcome, outcome_fingerprint
+from data_prep.ct_rate.pool import GuardedPool, failure
+from data_prep.ct_rate.prepare import EXCLUDED, EXPANDED, FLAGGED, REFUSED, Job, Outcome, outcome_fingerprint
 from data_prep.ct_rate.reasons import PASSING
 from data_prep.ct_rate.tables import CsvRow, Tables
 
@@ -62,6 +71,11 @@ class IngestRun:
         for key, status, code, detail in source.told:
             self.seen[key] = Outcome(key, "", status, [[code, detail]])
             _tell(self.seen[key])
+        for key, detail in source.excluded.items():
+            reasons = [["listed_no_chest", detail]]
+            self.seen[key] = Outcome(key, "", EXCLUDED, reasons, case_id=case_id_of(key))
+            if self.seen[key].case_id in self._cases:
+                log.warning("%s is %s, but an earlier run put it into the shards", key, detail)
         for item in source.items:
             self._plan(item)
 
@@ -102,14 +116,24 @@ class IngestRun:
     def _loop(
         self, pool: GuardedPool, writers: dict[str, SliceShardWriter], staging: Path, bar: tqdm, ahead: int
     ) -> None:
-        running: set[str] = set()
+        running: dict[str, float] = {}
+        memory = available_bytes()
         while self._pending or running:
             while self._pending and pool.free() and (not running or len(self._waiting) < ahead):
+                need = needed_bytes(self._pending[0][1])
+                if running and need + sum(running.values()) > memory:
+                    break  # read when others have given their memory back
                 key, item = heapq.heappop(self._pending)
-                running.add(key)
-                pool.submit(self._job(item, staging / f"{next(self._numbers):07d}.npy"))
-            for job, outcome in pool.results():
-                running.remove(job.item.key)
+                job = self._job(item, staging / f"{next(self._numbers):07d}.npy")
+                if need > memory:
+                    detail = f"needs {need / 2**30:.1f} GiB of memory, {memory / 2**30:.1f} GiB are free"
+                    heapq.heappush(self._waiting, (key, failure(job, "too_large", detail), Path(job.staging)))
+                    bar.update()
+                    continue
+                running[key] = need
+                pool.submit(job)
+            for job, outcome in pool.results() if running else ():
+                del running[job.item.key]
                 if outcome.status == EXPANDED:
                     self.journal.add(outcome)
                     bar.total += self._expand(outcome)
@@ -176,7 +200,7 @@ class IngestRun:
             self._compare(outcome)
         self.journal.add(outcome)
         self.seen[outcome.key] = outcome
-        if outcome.reasons:
+        if outcome.reasons and [code for code, _ in outcome.reasons] != ["label_map"]:
             _tell(outcome)
         if outcome.usable and not self._dropped(outcome):
             self._patients.remember(outcome)
@@ -239,6 +263,7 @@ def settings(config: IngestConfig) -> dict[str, object]:
         "valid_fraction",
         "patient_pattern",
         "keep_flagged",
+        "keep_no_chest",
     )
     values = asdict(config)
     return {name: values[name] for name in names}
@@ -257,4 +282,5 @@ def _record(outcome: Outcome, path: Path) -> SliceRecord:
         split=outcome.split,
         truth_path=outcome.truth_path,
         extra={"ingest": outcome.facts, "flags": outcome.reasons},
+        acquisition=Acquisition(**outcome.acquisition),
     )

@@ -30,6 +30,7 @@ class RawScan:
         patient_id: Patient in the header; empty where there is none.
         facts: What else the header tells, for the record (JSON values).
         flags: Code and detail of what the header makes doubtful.
+        unplaced: Why the header tells no orientation; empty where it tells one.
     """
 
     stored: NDArray[Any]
@@ -40,14 +41,29 @@ class RawScan:
     patient_id: str = ""
     facts: dict[str, Any] = field(default_factory=dict)
     flags: list[list[str]] = field(default_factory=list)
+    unplaced: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.unplaced and _is_blank(self.affine):
+            self.unplaced = "the header is blank (an identity: voxels of 1 mm at the origin)"
+
+    @property
+    def oriented(self) -> bool:
+        """Whether the affine tells where the patient's axes lie."""
+        return not self.unplaced
 
 
-def check_shape(shape: tuple[int, ...], itemsize: int, memory_bytes: float) -> tuple[int, ...]:
+def _is_blank(affine: NDArray[np.float64]) -> bool:
+    """What libraries write for an array without geometry: an identity, in RAS or in LPS."""
+    return any(np.allclose(affine, np.diag([sign, sign, 1.0, 1.0]), atol=1e-6) for sign in (1.0, -1.0))
+
+
+def check_shape(shape: tuple[int, ...], voxel_bytes: int, memory_bytes: float) -> tuple[int, ...]:
     """The three sizes of a volume, from a header, before anything is allocated.
 
     Args:
         shape: Sizes in the header; trailing ones are dropped.
-        itemsize: Bytes of a stored value.
+        voxel_bytes: What reading holds per voxel: bytes of a stored value, twice where a library copies.
         memory_bytes: What the worker may use.
 
     Raises:
@@ -70,14 +86,23 @@ def check_shape(shape: tuple[int, ...], itemsize: int, memory_bytes: float) -> t
         raise ScanRefused(
             "too_few_slices", f"shape {' x '.join(map(str, shape))}; slices: {MIN_SLICES} or more"
         )
-    need = float(np.prod([float(size) for size in sizes])) * (2 * itemsize + 8)
+    check_memory(tuple(sizes), voxel_bytes, memory_bytes)
+    return tuple(sizes)
+
+
+def check_memory(shape: tuple[int, ...], voxel_bytes: int, memory_bytes: float) -> None:
+    """Refuse what does not fit before it is allocated.
+
+    Raises:
+        ScanRefused: ``too_large``, with the value of ``memory_gb`` that would do.
+    """
+    need = float(np.prod([float(size) for size in shape])) * voxel_bytes
     if need > memory_bytes:
         raise ScanRefused(
             "too_large",
-            f"shape {' x '.join(map(str, shape))} needs {need / 2**30:.1f} GiB, "
-            f"memory_gb allows {memory_bytes / 2**30:.1f}",
+            f"shape {' x '.join(map(str, shape))} needs {need / 2**30:.1f} GiB, {memory_bytes / 2**30:.1f} "
+            f"are left of memory_gb: memory_gb={np.ceil(need / 2**30) + 2:.0f} would do",
         )
-    return tuple(sizes)
 
 
 def check_affine(affine: NDArray[np.float64]) -> None:

@@ -15,6 +15,7 @@ from ctflow.config.prep import IngestConfig
 from ctflow.errors import CTFlowError, ScanError
 from ctflow.text_files import read_table
 from data_prep.ct_rate.matching import Line, Match, Matcher, parts_of
+from data_prep.ct_rate.tags import ScanTags, tags_of
 
 log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -38,6 +39,7 @@ class CsvRow:
         rescale: Slope and intercept; None where not given.
         spacing: Millimetres (slices, rows, columns); None where not given.
         patient_id: Empty where not given.
+        tags: Scanner, kernel and geometry.
         unclear: Cells that should be numbers and are none, with their places.
         doubts: Why lines that name it cannot be taken: they fit other volumes too, or contradict each other.
     """
@@ -47,6 +49,7 @@ class CsvRow:
     rescale: tuple[float, float] | None = None
     spacing: tuple[float, float, float] | None = None
     patient_id: str = ""
+    tags: ScanTags = field(default_factory=ScanTags)
     unclear: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
 
@@ -119,6 +122,7 @@ class Tables:
             patient_id=scan.patient_id,
             unclear=tuple(unclear),
             doubts=tuple(doubts),
+            tags=scan.tags,
         )
 
     def _labels_of(self, line: Line) -> tuple[dict[str, int], list[str]]:
@@ -141,6 +145,7 @@ class _Scan:
     rescale: tuple[float, float] | None = None
     spacing: tuple[float, float, float] | None = None
     patient_id: str = ""
+    tags: ScanTags = field(default_factory=ScanTags)
     unclear: tuple[str, ...] = ()
 
 
@@ -270,6 +275,7 @@ def _scan_of(line: Line) -> _Scan:
         _rescale(given["rescaleslope"], given["rescaleintercept"]),
         _spacing(plane, given["zspacing"]),
         _first(row, _PATIENT),
+        tags_of(row),
         tuple(unclear),
     )
 

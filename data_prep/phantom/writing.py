@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from ctflow.config.phantom import PhantomConfig
 from ctflow.errors import CTFlowError
+from ctflow.files import replaced, write_text
 from ctflow.types import HUVolume
 from data_prep.phantom.contrast import sample_pair
 from data_prep.phantom.render import make_phantom
@@ -123,13 +124,13 @@ def _check_folder(output: Path, config: PhantomConfig) -> None:
             )
         return
     output.mkdir(parents=True, exist_ok=True)
-    _write_text(mark, json.dumps(keys, indent=1))
+    write_text(mark, json.dumps(keys, indent=1))
 
 
 def _sweep(output: Path) -> None:
     """Remove what killed runs left half-written; files of living processes stay."""
-    for partial in output.rglob(".*.tmp*"):
-        process = partial.name.split(".tmp")[0].rsplit(".", 1)[-1]
+    for partial in output.rglob(".*.partial.*"):
+        process = partial.name.split(".")[1]
         if not (process.isdigit() and Path(f"/proc/{process}").exists()):
             partial.unlink(missing_ok=True)
 
@@ -139,18 +140,15 @@ def _make_one(job: tuple[PhantomConfig, int, str, str]) -> None:
     path = volume_path(Path(config.output), split, name)
     spec = volume_spec(config, index)
     phantom = make_phantom(spec, masks=config.masks)
-    path.parent.mkdir(parents=True, exist_ok=True)
     stem = str(path).removesuffix(".nii.gz")
     truth = {"case_id": name, **phantom.truth}
-    _write_text(Path(stem + ".truth.json"), json.dumps(truth))
+    write_text(Path(stem + ".truth.json"), json.dumps(truth))
     if config.masks:
-        partial = path.with_name(f".{name}.masks.{os.getpid()}.tmp.npz")
-        np.savez_compressed(partial, **cast("dict[str, Any]", phantom.masks))
-        partial.replace(stem + ".masks.npz")
+        with replaced(Path(stem + ".masks.npz")) as partial:
+            np.savez_compressed(partial, **cast("dict[str, Any]", phantom.masks))
     # The volume comes last: where it lies, all that belongs to it lies too.
-    partial = path.with_name(f".{name}.{os.getpid()}.tmp.nii.gz")
-    nib.save(to_nifti(phantom.volume), partial)
-    partial.replace(path)
+    with replaced(path) as partial:
+        nib.save(to_nifti(phantom.volume), partial)
 
 
 def to_nifti(volume: HUVolume) -> nib.Nifti1Image:
@@ -164,12 +162,6 @@ def to_nifti(volume: HUVolume) -> nib.Nifti1Image:
     image.header.set_slope_inter(1.0, 0.0)
     image.header.set_xyzt_units("mm")
     return image
-
-
-def _write_text(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 def _write_tables(output: Path, config: PhantomConfig, names: Sequence[tuple[str, str]]) -> None:
@@ -229,11 +221,8 @@ def _metadata_row(name: str, spec: PhantomSpec) -> dict[str, Any]:
 
 
 def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     columns = list(rows[0]) if rows else ["VolumeName"]
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with partial.open("w", newline="", encoding="utf-8") as file:
+    with replaced(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)
-    partial.replace(path)

@@ -11,7 +11,6 @@ import pytest
 from ctflow.config.data import CaseChoice, DataConfig
 from ctflow.config.encoders import VolumeGrid
 from ctflow.data import (
-    Acquisition,
     LatentDataModule,
     LatentShards,
     LatentShardWriter,
@@ -23,6 +22,7 @@ from ctflow.data.choice import chosen_cases, scans_of
 from ctflow.data.stream import TrainLoader
 from ctflow.data.verify import verify_folder
 from ctflow.data.views import BlockView, SliceView, VolumeView
+from ctflow.types import Acquisition
 
 # Scan, reconstruction, kernel kind, noise, patient, slices. Reconstruction 1 is sharp here and soft there.
 VOLUMES = [

@@ -221,6 +221,13 @@ def test_lightning_validates_every_case_and_accumulates_whole_global_batches(mak
     assert len({sample[:2] for batch in module.validated for sample in batch}) == BLOCKS
 
 
+def test_validation_may_use_the_first_cases_alone(make_latents):
+    folder = str(make_latents(LENGTHS))
+    data = LatentDataModule(DataConfig(train=folder, valid=folder, max_valid_cases=2))
+    everything = data.view("train").shards.cases
+    assert len(everything) == len(LENGTHS) and data.view("valid").shards.cases == everything[:2]
+
+
 TWO_RANKS = """
 import json, sys
 import torch.distributed as dist

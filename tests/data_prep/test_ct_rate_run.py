@@ -218,7 +218,7 @@ def test_killed_in_the_middle_and_resumed_gives_the_same_shards(tmp_path):
     for seed, name in enumerate(names):
         expected = np.where(chest(seed=seed) <= -1024, -1000, chest(seed=seed)).astype(np.int16)
         assert found[name][1] == expected.tobytes()
-    assert not list(out.rglob("*.partial")) and not list((out / ".ingest").glob("staging/*"))
+    assert not list(out.rglob("*.partial*")) and not list((out / ".ingest").glob("staging/*"))
     assert json.loads((out / "summary.json").read_text(encoding="utf-8"))["accepted"] == len(names)
 
 

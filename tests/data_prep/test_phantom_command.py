@@ -27,7 +27,7 @@ def run(folder: Path, volumes: int, *extra: str) -> None:
 
 
 def volumes_in(folder: Path) -> dict[str, Path]:
-    return {p.name: p for p in sorted(folder.rglob("*.nii.gz")) if ".tmp" not in p.name}
+    return {p.name: p for p in sorted(folder.rglob("*.nii.gz")) if ".partial." not in p.name}
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -93,7 +93,7 @@ def test_interrupted_run_is_completed_and_complete_one_left_alone(made, tmp_path
     whole = victim.read_bytes()
     stamp = volumes_in(tmp_path)["valid_1_a_1.nii.gz"].stat().st_mtime_ns
     victim.unlink()
-    half = victim.with_name(".train_1_a_1.999999999.tmp.nii.gz")  # what a killed process leaves
+    half = victim.with_name(".999999999.partial.train_1_a_1.nii.gz")  # what a killed process leaves
     half.write_bytes(whole[:100])
     run(tmp_path, 2)
     assert victim.read_bytes() == whole
@@ -127,7 +127,7 @@ def test_killed_process_is_completed_by_the_next(made, tmp_path):
     for name, path in volumes_in(made).items():
         assert volumes_in(tmp_path)[name].read_bytes() == path.read_bytes()
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in early.items())
-    assert not [p for p in tmp_path.rglob("*") if ".tmp" in p.name]
+    assert not [p for p in tmp_path.rglob("*") if ".partial." in p.name]
 
 
 def test_set_grows_and_is_the_same_with_two_workers(made, tmp_path):

@@ -9,7 +9,6 @@ import torch
 from ctflow.config.data import CaseChoice
 from ctflow.config.evaluation import BackboneFiles
 from ctflow.config.generation import RolloutConfig, StopConfig
-from ctflow.data import Acquisition
 from ctflow.errors import EvaluationError
 from ctflow.evaluation.backbones import build_backbones
 from ctflow.evaluation.cases import CaseReader, case_set_hash, choose_cases
@@ -19,7 +18,7 @@ from ctflow.evaluation.settings import REGISTRY, ScoredVolume
 from ctflow.evaluation.system import generate_batch, usable_in
 from ctflow.metrics import MetricError
 from ctflow.metrics.images import slices_at
-from ctflow.types import HUVolume
+from ctflow.types import Acquisition, HUVolume
 
 SPACING = (4.0, 9.0, 9.0)
 PLAN = FeaturePlan(resolutions=(32,), native=32, clip_lengths=(16, 24), clip_stride=8)

@@ -55,7 +55,9 @@ def test_time_distributions():
 
 
 def test_draw():
-    config = FlowConfig(noise_offset=0.5, condition_noise=0.05, text_dropout=0.25, previous_dropout=0.0)
+    config = FlowConfig(
+        noise_offset=0.5, condition_noise=0.05, text_dropout=0.25, previous_dropout=0.0, length_dropout=0.5
+    )
     block = torch.zeros(400, 2, 4, 4, 4)
     chance = draw(config, block, torch.Generator().manual_seed(0))
     assert chance.t.shape == (400,)
@@ -66,6 +68,7 @@ def test_draw():
     assert abs(float((chance.noise - means[:, :, None, None, None]).std()) - 1) < 0.02
     assert abs(float(chance.condition_noise.std()) - 0.05) < 0.002
     assert 60 < int(chance.drop_text.sum()) < 140
+    assert 150 < int(chance.drop_length.sum()) < 250
     assert chance.drop_previous is None
     again = draw(config, block, torch.Generator().manual_seed(0))
     assert torch.equal(again.noise, chance.noise) and torch.equal(again.t, chance.t)

@@ -80,6 +80,7 @@ _NETWORKS = {
     "clip": [
         "data.batch_size=2",
         "clip.vocabulary_size=80",
+        "clip.column_least=1",
         "clip.optimizer.warmup_steps=2",
         "clip.network.dim_latent=8",
         "clip.network.max_tokens=32",
@@ -121,7 +122,8 @@ def _slices(folder: Path) -> None:
                 hu = random.integers(-1000, -500, (17 + 2 * case, SIDE, SIDE)).astype(np.int16)
                 hu[:, 4:12, 4:12] += 600
                 finding = case % 2
-                report = f"There is {'a' if finding else 'no'} nodule in the lung of case {case}."
+                side = "right" if case < 3 else "left"
+                report = f"There is {'a' if finding else 'no'} nodule in the {side} lung of case {case}."
                 labels = {"Lung nodule": finding, "Cardiomegaly": 1 - finding}
                 name = f"{split}_{case}"
                 writer.append(SliceRecord(name, name, hu, (4.0, 3.0, 3.0), report, labels, split=split))

@@ -10,8 +10,9 @@ from torch import nn
 
 from ctflow.config import load_config
 from ctflow.config.encoders import AVAEConfig
+from ctflow.config.generation import RolloutConfig
 from ctflow.config.models import FMvTConfig
-from ctflow.config.training import AdversaryConfig, AutoencoderTask, FlowTask, TrainConfig
+from ctflow.config.training import AdversaryConfig, AutoencoderTask, FlowMonitor, FlowTask, TrainConfig
 from ctflow.data import SliceBatch
 from ctflow.data.curves import read_curves
 from ctflow.errors import ConfigError, CTFlowError, WeightsError
@@ -20,11 +21,12 @@ from ctflow.training import precision
 from ctflow.training.autoencoder import AutoencoderModule
 from ctflow.training.base import unique_keys
 from ctflow.training.callbacks import check_finite
-from ctflow.training.contrastive import label_loss, mean_auroc, retrieval_accuracy
 from ctflow.training.curves import CurveFile
 from ctflow.training.flow import DecileLoss, FlowModule
 from ctflow.training.images import axial_and_coronal, reconstruction_grid
 from ctflow.training.losses import Adversary, PerceptualTerm, adaptive_weight
+from ctflow.training.monitor import RolloutMonitor
+from ctflow.training.pair import label_loss, mean_auroc, retrieval_accuracy
 from ctflow.training.plain import from_plain, to_plain
 from ctflow.training.randomness import SampleRandom
 from ctflow.training.runs import LAST, locate_run
@@ -65,7 +67,7 @@ def test_precision(monkeypatch: pytest.MonkeyPatch, supported: bool, auto: str) 
 
 def test_adaptive_weight_is_the_capped_ratio_of_norms() -> None:
     big, small = torch.tensor([3.0, 4.0]), torch.tensor([0.0, 0.5])
-    assert float(adaptive_weight(big, small, 1e4)) == pytest.approx(10.0, rel=1e-3)
+    assert float(adaptive_weight(big, small)) == pytest.approx(10.0, rel=1e-3)
     assert float(adaptive_weight(big, torch.zeros(2), 7.0)) == 7.0
 
 
@@ -94,7 +96,8 @@ def test_perceptual_term_reads_a_local_vgg16(tmp_path: Path) -> None:
         {name: 0.05 * torch.randn(shape) for name, shape in names.items() if int(name.split(".")[1]) < 22},
         path,
     )
-    term = PerceptualTerm(path)
+    keys = ["autoencoder.perceptual_weight=0.1", f"autoencoder.perceptual_weights_path={path}"]
+    term = PerceptualTerm(load_config(TrainConfig, None, keys).autoencoder.perceptual_weights_path)
     image = torch.rand(1, 1, 32, 32)
     assert float(term(image, image)) == 0.0
     assert float(term(image, image.flip(-1))) > 0.0
@@ -130,6 +133,12 @@ def test_decile_loss() -> None:
     total, deciles = metric.compute()
     assert float(total) == 3.0
     assert deciles[0] == 2.0 and deciles[9] == 5.0 and deciles[1:9].isnan().all()
+
+
+def test_frechet_distances_are_left_out_where_asked(tmp_path: Path) -> None:
+    for frechet, count in ((True, 2), (False, 0)):
+        settings = FlowMonitor(rollout_every=1, frechet=frechet)
+        assert len(RolloutMonitor(settings, RolloutConfig(), "tokens", tmp_path, seed=0).metrics) == count
 
 
 def test_curves_keep_the_later_value_of_a_step(tmp_path: Path) -> None:
@@ -209,6 +218,9 @@ def test_missing_checkpoints_are_errors(tmp_path: Path) -> None:
         "autoencoder.flat_fraction=1.0",
         "autoencoder.train_encoder=false",
         "loop.accumulate=2",
+        "loop.nodes=0",
+        "flow.optimizer.momentum=1.0",
+        "flow.flow.length_dropout=1.0",
         "autoencoder.optimizer.betas=[0.9]",
     ],
 )

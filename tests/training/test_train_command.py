@@ -41,7 +41,10 @@ SPLITTABLE = [
 """Without what depends on how a batch is split: dropout, and codes that follow one process's tokens."""
 LOSSES = {
     "autoencoder": ("train/loss", "train/discriminator", "val/psnr", "val/ssim"),
-    "clip": ("train/loss", "train/contrast", "val/contrast", "val/text_auroc"),
+    "clip": (
+        *("train/loss", "train/contrast", "train/columns", "train/pairs", "train/words"),
+        *("val/contrast", "val/text_auroc", "val/side_auroc", "val/mirror_distance"),
+    ),
     "flow": ("train/loss", "val/loss"),
 }
 

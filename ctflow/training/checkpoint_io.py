@@ -1,0 +1,68 @@
+"""How Lightning checkpoints reach the disk (beside their target, whole or not at all) and are read."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+
+from ctflow.checkpoint.files import describe_stranger
+from ctflow.errors import ConfigError
+from ctflow.training.base import COUNTERS_KEY
+
+PARTIAL = ".partial"
+NEEDED = ("state_dict", "hyper_parameters", "loops", "optimizer_states", COUNTERS_KEY)
+"""What every checkpoint of a training here holds."""
+
+
+class BesideTarget(TorchCheckpointIO):
+    """Writes to a temporary name beside the target and renames.
+
+    Lightning's own way leads through ``$TMPDIR``, which is small on many clusters.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write whole or not at all.
+
+        Raises:
+            OSError: A full disk, for one; the target is then what it was.
+        """
+        # Through memory: torch's own writer ends the process where a disk is full.
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        target = Path(path)
+        partial = target.with_name(target.name + PARTIAL)
+        try:
+            with partial.open("wb") as stream:
+                stream.write(buffer.getbuffer())
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(partial, target)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A training's checkpoint, its tensors left on disk until they are used; nothing in it is executed.
+
+    Raises:
+        ConfigError: It is cut, empty, or no checkpoint of a training here.
+    """
+    expected = "a checkpoint that a training of this program wrote"
+    action = "give resume=PATH of a whole one, or start anew with resume=none or another name=…"
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
+        what = describe_stranger(path) or f"is cut, or no file of plain values ({type(error).__name__})"
+        raise ConfigError(f"{path} {what}", expected, action) from None
+    missing = [key for key in NEEDED if not isinstance(content, dict) or key not in content]
+    if missing:
+        raise ConfigError(f"{path} is another program's: it lacks {', '.join(missing)}", expected, action)
+    return content

@@ -1,0 +1,94 @@
+"""Signals that ask a training to end: it saves, says so, and ends with the signal's status."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import lightning as L
+import torch
+
+from ctflow.errors import Stopped
+from ctflow.training.base import CountingModule
+from ctflow.training.callbacks import PeriodicCheckpoint
+
+log = logging.getLogger("ctflow")
+
+REQUEUE = 75
+"""Status after SIGUSR1 (EX_TEMPFAIL of sysexits.h): the same command goes on when it is run again."""
+STATUS = {signal.SIGTERM: 128 + signal.SIGTERM, signal.SIGINT: 128 + signal.SIGINT, signal.SIGUSR1: REQUEUE}
+
+
+class StopOnSignal(L.Callback):
+    """After SIGTERM, SIGINT (Ctrl-C) or SIGUSR1: the batch in hand, a checkpoint, the end. To be listed last.
+
+    A second signal ends the process at once.
+
+    Args:
+        checkpoints: Saves.
+    """
+
+    def __init__(self, checkpoints: PeriodicCheckpoint) -> None:
+        self.checkpoints = checkpoints
+        self.received = 0
+        self._training = False
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Handle the signals meanwhile; only the main thread can."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._note) for number in STATUS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        if not self._training:
+            raise Stopped(f"{name} before the first batch: nothing to save", STATUS[signal.Signals(number)])
+        if self.received:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        self.received = number
+        log.warning("%s: saving and stopping after the batch in hand; again to stop at once", name)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """From here on there is something to save."""
+        self._training = True
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save and stop where any process was asked to; with accumulation between optimizer steps.
+
+        Raises:
+            Stopped: With the signal's status.
+        """
+        if trainer.fit_loop._should_accumulate():
+            return
+        number = self._agreed(trainer, pl_module)
+        if number:
+            assert isinstance(pl_module, CountingModule)
+            self.checkpoints.save(trainer, pl_module)
+            name, target = signal.Signals(number).name, self.checkpoints.target
+            raise Stopped(
+                f"{name}: saved {target} at step {pl_module.updates}; the same command with "
+                f"name={target.parent.name} goes on",
+                STATUS[signal.Signals(number)],
+            )
+
+    def _agreed(self, trainer: L.Trainer, module: L.LightningModule) -> int:
+        """The signal that any process got: all of them stop at the same batch."""
+        if trainer.world_size == 1:
+            return self.received
+        asked = torch.tensor(self.received, device=module.device)
+        return int(trainer.strategy.reduce(asked, reduce_op="max"))

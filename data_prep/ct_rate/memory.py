@@ -1,0 +1,64 @@
+"""How much memory a volume takes, told by its header before any voxel is read, and how much there is."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+from data_prep.ct_rate.discovery import Item
+from data_prep.ct_rate.nifti_reader import header_bytes
+from data_prep.ct_rate.reasons import ScanRefused
+
+WORKER_BYTES = 0.3 * 2**30
+"""What a worker holds besides the volume: libraries, and prepared slices."""
+_UNPACKED = 3.0
+"""Bytes of voxels over bytes of a compressed CT, for files whose header is not looked into."""
+
+
+def available_bytes() -> float:
+    """Memory that is free for this run: the machine's, or less where a control group allows less."""
+    return min(_limits(), default=float("inf"))
+
+
+def worker_bytes(memory_gb: float) -> float:
+    """What a worker may still allocate: its limit less the address space that its libraries take."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit == resource.RLIM_INFINITY:  # no worker of a pool
+        return memory_gb * 2**30
+    pages = _number(Path("/proc/self/statm")) or 0.0
+    return max(0.0, min(memory_gb * 2**30, limit) - pages * resource.getpagesize())
+
+
+def needed_bytes(item: Item) -> float:
+    """What a worker holds while it reads an item: by the header of a NIfTI, by the size of other files."""
+    try:
+        if item.kind == "nifti":
+            return header_bytes(Path(item.files[0])) + WORKER_BYTES
+        return sum(Path(name).stat().st_size for name in item.files) * _UNPACKED + WORKER_BYTES
+    except (OSError, ScanRefused):
+        return WORKER_BYTES  # the worker will tell what is wrong with it
+
+
+def _limits() -> Iterator[float]:
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        lines = dict(line.split(":", 1) for line in meminfo.read_text(encoding="ascii").splitlines())
+        if "MemAvailable" in lines:
+            yield float(lines["MemAvailable"].split()[0]) * 1024
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        most, now = (_number(Path("/sys/fs/cgroup") / name) for name in (limit, used))
+        if most is not None and now is not None:
+            yield most - now
+
+
+def _number(path: Path) -> float | None:
+    """The first number of a file; None where there is none, as for ``max``."""
+    try:
+        word = path.read_text(encoding="ascii").split()[0]
+    except (OSError, IndexError, UnicodeDecodeError):
+        return None
+    return float(word) if word.isdigit() else None

@@ -1,0 +1,247 @@
+"""Runs that are stopped and go on: signals, changed settings, damaged checkpoints, locks, clusters."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import shutil
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from ctflow.data.curves import CURVES
+from ctflow.errors import ConfigError, CTFlowError
+from ctflow.locks import LongLock
+from ctflow.train import main
+from ctflow.training import cluster
+from ctflow.training.callbacks import LAST, SeedEachBatch
+from ctflow.training.runs import LOCK
+
+if TYPE_CHECKING:
+    from tests.training.conftest import TinyData
+
+ReadCurves = Callable[[Path], dict[str, list[tuple[int, float]]]]
+
+
+@pytest.fixture(scope="module")
+def stopped(tiny: TinyData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs folder with the flow run ``run``, ended after 5 steps."""
+    runs = tmp_path_factory.mktemp("stopped")
+    assert main(tiny.arguments("flow", runs, "name=run", "loop.max_steps=5")) == 0
+    return runs
+
+
+@pytest.fixture
+def runs(stopped: Path, tmp_path: Path) -> Path:
+    """A copy of it, to go on with."""
+    shutil.copytree(stopped / "flow", tmp_path / "flow")
+    return tmp_path
+
+
+def send_at(number: int, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the training send itself a signal at the beginning of a batch."""
+    seed = SeedEachBatch.on_train_batch_start
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if module.batches == step:
+            os.kill(os.getpid(), number)
+            time.sleep(0.05)
+        seed(self, trainer, module, batch, batch_idx)
+
+    monkeypatch.setattr(SeedEachBatch, "on_train_batch_start", on_train_batch_start)
+
+
+@pytest.mark.parametrize(
+    ("task", "number", "status"),
+    [("flow", signal.SIGTERM, 143), ("autoencoder", signal.SIGINT, 130), ("flow", signal.SIGUSR1, 75)],
+)
+def test_a_signal_saves_and_ends_with_its_status(
+    tiny: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+    task: str, number: int, status: int,
+) -> None:  # fmt: skip
+    before = signal.getsignal(number)
+    with monkeypatch.context() as patch:
+        send_at(number, 2, patch)
+        more = ["name=stopped", "loop.max_steps=8", "loop.checkpoint_every=100"]
+        assert main(tiny.arguments(task, tmp_path, *more)) == status
+    folder = tmp_path / task / "stopped"
+    checkpoint = torch.load(folder / LAST, weights_only=True)
+    assert checkpoint["ctflow_counters"]["updates"] == 3
+    assert re.search(rf"{signal.Signals(number).name}: saved .*{LAST} at step 3", caplog.text)
+    assert not (folder / "export").exists() and not (folder / LOCK).exists()
+    assert signal.getsignal(number) == before
+    assert main(tiny.arguments(task, tmp_path, "name=stopped", "loop.max_steps=4")) == 0
+
+
+def test_nothing_is_left_of_a_run_stopped_before_its_first_batch(
+    tiny: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ctflow.training.flow import FlowModule
+
+    monkeypatch.setattr(FlowModule, "on_fit_start", lambda self: os.kill(os.getpid(), signal.SIGTERM))
+    assert main(tiny.arguments("flow", tmp_path, "name=early", "loop.max_steps=8")) == 143
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_new_learning_rate_is_applied_and_said(
+    tiny: TinyData, runs: Path, curves_of: ReadCurves, caplog: pytest.LogCaptureFixture
+) -> None:
+    more = ["name=run", "loop.max_steps=7", "flow.optimizer.lr=3e-5", "flow.optimizer.betas=[0.8,0.9]"]
+    caplog.set_level("INFO")
+    main(tiny.arguments("flow", runs, *more, "flow.optimizer.weight_decay=0.5"))
+    rates = dict(curves_of(runs / "flow" / "run")["train/lr"])
+    assert rates[4] == pytest.approx(1e-4, rel=1e-3) and rates[5] == pytest.approx(3e-5, rel=1e-3)
+    assert "goes on with flow.optimizer.lr=3e-05 (before: 0.0001)" in caplog.text
+    group = torch.load(runs / "flow" / "run" / LAST, weights_only=True)["optimizer_states"][0][
+        "param_groups"
+    ][0]
+    assert (tuple(group["betas"]), group["weight_decay"]) == ((0.8, 0.9), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("flow.network.depth", "3"),
+        ("flow.network.hidden_size", "32"),
+        ("flow.network.learned_nulls", "false"),
+        ("flow.text", "pooled"),
+        ("seed", "5"),
+    ],
+)
+def test_a_setting_that_a_run_cannot_change_is_refused_by_name(
+    tiny: TinyData, runs: Path, key: str, value: str
+) -> None:
+    before = (runs / "flow" / "run" / "config.yaml").read_bytes()
+    with pytest.raises(ConfigError, match=rf"was trained with {key}=") as error:
+        main(tiny.arguments("flow", runs, "name=run", "loop.max_steps=7", f"{key}={value}"))
+    assert f"{key}={value.capitalize() if value in ('true', 'false') else value}" in error.value.expected
+    assert (runs / "flow" / "run" / "config.yaml").read_bytes() == before
+
+
+def test_another_tasks_checkpoint_is_refused(tiny: TinyData, runs: Path) -> None:
+    last = runs / "flow" / "run" / LAST
+    with pytest.raises(ConfigError, match="not of task=autoencoder"):
+        main(tiny.arguments("autoencoder", runs, f"resume={last}", "name=other", "loop.max_steps=7"))
+    assert not (runs / "autoencoder").exists()
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 10\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "is empty"),
+        (None, "is cut"),
+        (LFS, "Git LFS pointer"),
+        (b"<!DOCTYPE html><html></html>", "web page"),
+        (b"some words", "is cut, or no file of plain values"),
+        ({"state_dict": {}}, "it lacks hyper_parameters"),
+    ],
+)
+def test_a_damaged_checkpoint_is_named(tiny: TinyData, runs: Path, content: object, words: str) -> None:
+    last = runs / "flow" / "run" / LAST
+    if isinstance(content, dict):
+        torch.save(content, last)
+    else:
+        last.write_bytes(last.read_bytes()[:-2000] if content is None else content)
+    with pytest.raises(ConfigError, match=words) as error:
+        main(tiny.arguments("flow", runs, "name=run", "loop.max_steps=7"))
+    assert str(last) in str(error.value) and "weights_only" not in str(error.value)
+
+
+def test_a_newer_checkpoint_that_lightning_wrote_is_gone_on_from(
+    tiny: TinyData, runs: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = runs / "flow" / "run"
+    shutil.copyfile(folder / LAST, folder / "hpc_ckpt_1.ckpt")
+    os.utime(folder / LAST, (1e9, 1e9))
+    caplog.set_level("INFO")
+    main(tiny.arguments("flow", runs, "name=run", "loop.max_steps=6"))
+    assert "resuming " + str(folder / "hpc_ckpt_1.ckpt") in caplog.text
+    caplog.clear()
+    main(tiny.arguments("flow", runs, "name=run", "loop.max_steps=7"))
+    assert "resuming " + str(folder / LAST) in caplog.text
+
+
+def test_curves_hold_every_value_once(tiny: TinyData, runs: Path) -> None:
+    """What was logged between the checkpoint and a kill is logged again; a torn last line goes."""
+    folder = runs / "flow" / "run"
+    with (folder / CURVES).open("a", encoding="utf-8") as file:
+        file.write("5,train/loss,1.0\n6,train/loss,1.0\n8,val/loss,1.0\n9,tra")
+    main(tiny.arguments("flow", runs, "name=run", "loop.max_steps=8"))
+    with (folder / CURVES).open(encoding="utf-8") as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == ["step", "name", "value"] and all(len(row) == 3 for row in rows)
+    twice = [place for place, count in Counter((r[0], r[1]) for r in rows).items() if count > 1]
+    assert not twice
+    losses = {int(r[0]): r[2] for r in rows[1:] if r[1] == "train/loss"}
+    assert sorted(losses) == list(range(8)) and "1.0" not in losses.values()
+
+
+def test_a_second_training_of_one_name_is_refused(tiny: TinyData, runs: Path) -> None:
+    lock = LongLock(runs / "flow" / "run" / LOCK)
+    with pytest.raises(ConfigError, match=r"another training writes to .*flow/run"):
+        main(tiny.arguments("flow", runs, "name=run", "loop.max_steps=7"))
+    lock.release()
+
+
+def test_a_refused_run_leaves_no_folder(tiny: TinyData, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError):
+        main(tiny.arguments("flow", tmp_path, "name=unfit", "flow.network.input_size=[16,4,4]"))
+    with pytest.raises(CTFlowError):
+        main(tiny.arguments("clip", tmp_path, "name=unfit", "data.train=nowhere"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_checkpoints_do_not_go_through_the_temporary_folder(
+    tiny: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tempfile
+
+    def refuse(*args: object, **options: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    for name in ("mkstemp", "NamedTemporaryFile", "TemporaryFile"):
+        monkeypatch.setattr(tempfile, name, refuse)
+    main(tiny.arguments("flow", tmp_path, "name=run", "loop.max_steps=1"))
+    assert (tmp_path / "flow" / "run" / LAST).is_file()
+
+
+def test_what_is_written_follows_the_umask(tiny: TinyData, tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        main(tiny.arguments("flow", tmp_path, "name=run", "loop.max_steps=1"))
+    finally:
+        os.umask(before)
+    written = [path for path in (tmp_path / "flow" / "run").rglob("*") if path.is_file()]
+    modes = {path.name: oct(path.stat().st_mode & 0o777) for path in written}
+    assert modes[LAST] == "0o640" and set(modes.values()) == {"0o640"}, modes
+
+
+def test_tasks_of_slurm_are_held_against_the_configuration(
+    tiny: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    monkeypatch.setenv("SLURM_JOB_NAME", "training")
+    monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "")  # so that it is taken back afterwards
+    monkeypatch.delenv("SLURM_NTASKS_PER_NODE")
+    with pytest.raises(ConfigError, match=r"SLURM runs 4 tasks .* asks for 1 processes") as error:
+        main(tiny.arguments("flow", tmp_path, "name=run"))
+    assert "devices=4 and nodes=1" in error.value.action
+    with pytest.raises(ConfigError, match="no name"):
+        cluster.check_cluster(4, 1, named=False)
+    cluster.check_cluster(4, 1, named=True)
+    assert os.environ["SLURM_NTASKS_PER_NODE"] == "4"
+    monkeypatch.setenv("SLURM_PROCID", "3")
+    assert not cluster.first_process()
+    monkeypatch.setenv("SLURM_JOB_NAME", "interactive")
+    assert cluster.first_process()
+    cluster.check_cluster(1, 1, named=False)
