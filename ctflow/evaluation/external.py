@@ -28,6 +28,7 @@ from ctflow.evaluation.scoring import pictures, source_rows
 from ctflow.evaluation.settings import Setting
 from ctflow.evaluation.table import MODEL, NOT_AVAILABLE, OTHER_REAL, RECONSTRUCTION, Row
 from ctflow.metrics.clip_score import TextVolumeScorer
+from ctflow.orientation import orientation_doubt
 
 log = logging.getLogger(__name__)
 
@@ -101,11 +102,14 @@ def list_volumes(folder: Path) -> list[RealCase]:
     if not paths:
         raise EvaluationError(f"no NIfTI volumes in {folder}", "files ending in .nii.gz or .nii, in HU")
     cases: dict[str, RealCase] = {}
+    doubts: dict[str, str] = {}
     for path in paths:
         name = path.name.removesuffix(".gz").removesuffix(".nii")
         if name in cases:
             raise EvaluationError(f"case {name!r} twice in {folder}: {path}", "every name once")
         volume = read_nifti(path)
+        if doubt := orientation_doubt(volume.hu, volume.spacing):
+            doubts[name] = doubt
         cases[name] = RealCase(
             case_id=name,
             patient_id=str(path),
@@ -113,6 +117,11 @@ def list_volumes(folder: Path) -> list[RealCase]:
             shape=(len(volume.hu), volume.hu.shape[1], volume.hu.shape[2]),
             spacing=volume.spacing,
             digest=file_sha256(path),
+        )
+    if doubts:
+        log.warning(
+            "orientation_doubt: %d of %d volumes in %s look turned, e.g. %s: %s. Scores compare arrays",
+            *(len(doubts), len(cases), folder, *next(iter(doubts.items()))),
         )
     planes = {case.shape[1:]: case.case_id for case in cases.values()}
     if len(planes) > 1 or any(rows != columns for rows, columns in planes):
