@@ -29,6 +29,7 @@ from ctflow.evaluation.settings import Setting
 from ctflow.evaluation.table import MODEL, NOT_AVAILABLE, OTHER_REAL, RECONSTRUCTION, Row
 from ctflow.hounsfield import sample_of, why_not_hu
 from ctflow.metrics.clip_score import TextVolumeScorer
+from ctflow.orientation import orientation_doubt
 from ctflow.text_files import read_table
 
 log = logging.getLogger(__name__)
@@ -106,6 +107,7 @@ def list_volumes(folder: Path) -> list[RealCase]:
         raise EvaluationError(f"no NIfTI volumes in {folder}", "files ending in .nii.gz or .nii, in HU")
     cases: dict[str, RealCase] = {}
     doubts: list[str] = []
+    turned: list[str] = []
     for path in paths:
         name = path.name.removesuffix(".gz").removesuffix(".nii")
         if name in cases:
@@ -113,6 +115,8 @@ def list_volumes(folder: Path) -> list[RealCase]:
         volume = read_nifti(path)
         if doubt := why_not_hu(sample_of(volume.hu)):
             doubts.append(f"{path.name}: {doubt}")
+        elif doubt := orientation_doubt(volume.hu, volume.spacing):
+            turned.append(f"{path.name}: {doubt}")
         cases[name] = RealCase(
             case_id=name,
             patient_id=str(path),
@@ -125,6 +129,11 @@ def list_volumes(folder: Path) -> list[RealCase]:
         log.warning(
             "%d of %d volumes in %s do not look like a CT in HU and are scored as they are (%s)",
             *(len(doubts), len(paths), folder, doubts[0]),
+        )
+    if turned:
+        log.warning(
+            "orientation_doubt: %d of %d volumes in %s look turned, e.g. %s. Scores compare arrays",
+            *(len(turned), len(paths), folder, turned[0]),
         )
     planes = {case.shape[1:]: case.case_id for case in cases.values()}
     if len(planes) > 1 or any(rows != columns for rows, columns in planes):

@@ -9,7 +9,7 @@ from ctflow.config import load_config
 from ctflow.config.prep import IngestConfig
 from ctflow.errors import ScanError
 from data_prep.ct_rate.discovery import case_id_of, find_items, patient_and_split
-from data_prep.ct_rate.reasons import FLAGS, REFUSALS
+from data_prep.ct_rate.reasons import EXCLUSIONS, FLAGS, REFUSALS
 from data_prep.ct_rate.tables import CsvRow, Tables, report_text
 
 
@@ -85,7 +85,7 @@ def test_csvs_met_by_the_way_may_be_of_another_kind(tmp_path, caplog):
 
 def test_the_docs_name_every_reason(repo_root):
     text = (repo_root / "docs" / "ingest.md").read_text(encoding="utf-8")
-    for code, meaning in (REFUSALS | FLAGS).items():
+    for code, meaning in (REFUSALS | FLAGS | EXCLUSIONS).items():
         assert f"| `{code}` | {meaning} |" in text
 
 
