@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from tqdm import tqdm
 
 from ctflow.config import Flag, parse_command, run_command
@@ -20,6 +19,7 @@ from ctflow.config.commands import GenerateConfig
 from ctflow.errors import CTFlowError
 from ctflow.outputs import check_writable
 from ctflow.seeding import SINGLE_REPORT_CASE
+from ctflow.text_files import read_table, read_text
 from ctflow.threads import log_threads
 
 if TYPE_CHECKING:
@@ -30,6 +30,9 @@ log = logging.getLogger("ctflow")
 
 DESCRIPTION = """Turn a radiology report into a whole chest CT in Hounsfield units; a CSV into many.
 Beside each out.nii.gz lie out.json (all that is needed to make it again) and out.png (a montage)."""
+
+_LONGEST_CASE_ID = 200
+"""Bytes of a case's name, so that a file name holds it and an ending."""
 
 FLAGS = [
     Flag("--report", options={"help": "the report's text, or @file.txt"}),
@@ -126,6 +129,7 @@ def _generate(config: GenerateConfig, rows: list[dict[str, Any]], paths: dict[st
 
 
 def _write(path: Path, result: GeneratedVolume, seconds: float) -> None:
+    from ctflow.asked import asked_and_found
     from ctflow.data.montage import montage, save_png
     from ctflow.data.nifti import write_nifti
 
@@ -134,9 +138,15 @@ def _write(path: Path, result: GeneratedVolume, seconds: float) -> None:
     # The JSON comes last: where it is, the volume is whole.
     temporary = _beside(path, ".json.tmp")
     record = result.provenance | {"seconds_per_volume": round(seconds, 2)}
+    try:
+        measured = asked_and_found(result.request.report, result.volume)
+        record, told = record | {"measured": asdict(measured)}, str(measured)
+    except CTFlowError as error:  # the volume is whole all the same
+        told = f"the findings are not measured: {error}"
     temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     temporary.replace(_beside(path, ".json"))
     log.info("%s: %d slices, %s, %.1f s", path, len(result.volume.hu), result.stop, seconds)
+    log.info("%s", told)
 
 
 def _show_progress(bar: tqdm, done: SliceUpdate) -> None:
@@ -172,26 +182,24 @@ def _report_text(report: str) -> str:
     path = Path(report[1:])
     if not path.is_file():
         raise CTFlowError(f"no file {path}", "a text file after @, or the report itself")
-    return path.read_text(encoding="utf-8")
+    return read_text(path)
 
 
 def _read_table(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """Rows as arguments of ``GenerationRequest``, and what was refused and why."""
     if not path.is_file():
         raise CTFlowError(f"no file {path}", "a CSV of reports")
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (ValueError, UnicodeDecodeError) as error:
-        raise CTFlowError(f"{path} is not readable as CSV: {error}") from error
-    if "report" not in table and not {"Findings_EN", "Impressions_EN"} <= set(table):
+    table = read_table(path)
+    if "report" not in table.columns and not {"Findings_EN", "Impressions_EN"} <= set(table.columns):
         raise CTFlowError(
-            f"{path} has the columns {list(table)}", "a column report, or Findings_EN and Impressions_EN"
+            f"{path} has the columns {', '.join(table.columns)}",
+            "a column report, or Findings_EN and Impressions_EN",
         )
     rows: dict[str, dict[str, Any]] = {}
     refused = []
-    for number, record in enumerate(table.to_dict("records"), 2):
+    for number, record in table.rows:
         try:
-            row = dict(_row_values({str(k): v for k, v in record.items()}, number))
+            row = dict(_row_values(record, number))
         except ValueError as error:
             refused.append(f"line {number} of {path}: {error}")
             continue
@@ -240,6 +248,11 @@ def _row_values(record: dict[str, str], line: int) -> Iterator[tuple[str, Any]]:
     )
     if "/" in case_id or "\\" in case_id or case_id.startswith("."):
         raise ValueError(f"case id {case_id!r} is no file name")
+    if not case_id.isprintable() or len(case_id.encode()) > _LONGEST_CASE_ID:
+        raise ValueError(
+            f"case id {case_id[:40]!r}… has {len(case_id.encode())} bytes or unprintable letters; a file "
+            f"name has at most {_LONGEST_CASE_ID} here"
+        )
     yield "case_id", case_id
     for name in ("seed", "slices"):
         if record.get(name):

@@ -12,7 +12,7 @@ from PIL import Image
 
 from ctflow.data.nifti import read_nifti
 from ctflow.errors import CTFlowError, WeightsError
-from ctflow.generate import main
+from ctflow.generate import _read_table, _report_text, main
 from ctflow.pipeline import EMBEDDED, CTFlow, GenerationRequest, resolve_checkpoint
 
 REPORT = "Small right pleural effusion."
@@ -218,3 +218,46 @@ def test_an_output_that_cannot_be_written_is_said_before_anything_is_computed(ti
     arguments = ["--checkpoint", str(tmp_path / "nowhere"), "--report", REPORT]
     with pytest.raises(CTFlowError, match="cannot be written to: Not a directory"):
         main([*arguments, "--output", str(tmp_path / "file" / "a.nii.gz")])
+
+
+# Tables and texts as spreadsheets and editors write them
+
+
+@pytest.mark.parametrize(("separator", "encoding"), [(",", "cp1252"), (";", "utf-8-sig"), ("\t", "utf-16")])
+def test_tables_in_any_usual_dialect(tmp_path, separator, encoding):
+    lines = [
+        ["case_id", "report", "seed"],
+        ["a", "M\u00fcller: clear", "1.0"],
+        ["", "", ""],
+        ["b", "Clear", "7"],
+    ]
+    path = tmp_path / "r.csv"
+    path.write_bytes("\n".join(separator.join(line) for line in lines).encode(encoding))
+    rows, refused = _read_table(path)
+    assert not refused
+    assert rows == [
+        {"case_id": "a", "report": "M\u00fcller: clear", "seed": 1},
+        {"case_id": "b", "report": "Clear", "seed": 7},
+    ]
+    text = tmp_path / "r.txt"
+    text.write_bytes("M\u00fcller".encode(encoding))
+    assert _report_text(f"@{text}") == "M\u00fcller"
+
+
+@pytest.mark.parametrize(
+    ("cells", "words"),
+    [
+        ("x" * 250 + ",Clear,1", "250 bytes"),
+        ("\u00e4" * 120 + ",Clear,1", "240 bytes"),
+        ("a\x1b,Clear,1", "unprintable"),
+        ("a,Clear,1.5", "seed '1.5' is no whole number"),
+        ("a,Clear,x", "seed 'x' is no number"),
+        ("a,Clear,1e999", "is no number"),
+    ],
+)
+def test_a_row_that_cannot_be_made_refuses_itself_alone(tmp_path, cells, words):
+    path = tmp_path / "r.csv"
+    path.write_text(f"case_id,report,seed\n{cells}\ngood,Clear,3\n", encoding="utf-8")
+    rows, (refused,) = _read_table(path)
+    assert [row["case_id"] for row in rows] == ["good"]
+    assert words in refused and refused.startswith("line 2 of")

@@ -187,6 +187,9 @@ class CTCLIPConfig:
         max_tokens: Reports are padded or truncated to this many tokens.
         adapter_width: Width of the adapter over the text tower's hidden states; 0: none. With one, training
             leaves both towers as they are (``ctflow.models.ctclip_adapter``).
+        sentence_ends: Token ids that end a sentence. With them a token attends to its sentence and to the
+            first token alone, which attends to all: what is where stays together, however long the report.
+            Empty (published): every token attends to all.
         published_extras: Hold the published parameters on which no output depends (BERT's pooler, pixel
             decoders, a second pair of projections and others), so that an export is complete. Fresh models
             go without.
@@ -199,6 +202,7 @@ class CTCLIPConfig:
     dim_latent: int = 512
     max_tokens: int = 512
     adapter_width: int = 0
+    sentence_ends: list[int] = field(default_factory=list)
     published_extras: bool = False
     published_position_ids: bool = False
 

@@ -148,6 +148,8 @@ class ClipTask:
         init_from: Sharing folder or published weights whose architecture, weights and vocabulary to start
             from (``network`` and ``vocabulary_size`` are then the folder's, but for ``adapter_width``);
             empty: from scratch.
+        sentence_attention: Tokens attend to their sentence and to the first token alone
+            (``network.sentence_ends`` is then found in the vocabulary); not with an adapter.
         vocabulary_size: Most entries of the WordPiece vocabulary, trained on the training reports.
         label_weight: Weight of the auxiliary loss: linear heads from the text's pooled state, its mean token
             state and the volume to the label tables and to the columns.
@@ -163,6 +165,7 @@ class ClipTask:
 
     network: CTCLIPConfig = field(default_factory=CTCLIPConfig)
     init_from: str = ""
+    sentence_attention: bool = False
     vocabulary_size: int = 1024
     label_weight: float = 1.0
     column_least: int = 10

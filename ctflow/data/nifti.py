@@ -10,6 +10,7 @@ import numpy as np
 from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 
 from ctflow.errors import ScanError
+from ctflow.hounsfield import sample_of, scale_of, why_not_hu
 from ctflow.types import HUVolume
 
 AXES = ("S", "P", "R")
@@ -58,7 +59,8 @@ def read_nifti(path: Path | str) -> HUVolume:
     Scans as hospitals store them (stored values, oblique axes, padding) go through ``data_prep.ct_rate``.
 
     Raises:
-        ScanError: Not a readable three-dimensional NIfTI file, oblique axes, or values that are no numbers.
+        ScanError: Not a readable three-dimensional NIfTI file, oblique axes, values that are no numbers, or
+            values of another scale (in [0, 1], [-1, 1], 0…255, HU + 1024).
     """
     path = Path(path)
     try:
@@ -80,8 +82,20 @@ def read_nifti(path: Path | str) -> HUVolume:
     order = np.argsort(turn[:, 0])
     if not np.isfinite(hu).all():
         raise ScanError(f"{path} has values that are not finite", "HU in every voxel")
+    _check_scale(path, hu)
     z, y, x = (float(spacing[axis]) for axis in order)
     return HUVolume(np.ascontiguousarray(apply_orientation(hu, turn)), (z, y, x))
+
+
+def _check_scale(path: Path, hu: np.ndarray) -> None:
+    sample = sample_of(hu)
+    scale = scale_of(sample) if why_not_hu(sample) else None
+    if scale is not None:
+        raise ScanError(
+            f"{path} holds values from {hu.min():g} to {hu.max():g}: they look like {scale.name}",
+            "a CT in HU: air near -1000, soft tissue near 0",
+            scale.remedy,
+        )
 
 
 def _check_axes(path: Path, affine: np.ndarray) -> None:

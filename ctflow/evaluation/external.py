@@ -27,7 +27,10 @@ from ctflow.evaluation.scores import Compared
 from ctflow.evaluation.scoring import pictures, source_rows
 from ctflow.evaluation.settings import Setting
 from ctflow.evaluation.table import MODEL, NOT_AVAILABLE, OTHER_REAL, RECONSTRUCTION, Row
+from ctflow.hounsfield import sample_of, why_not_hu
 from ctflow.metrics.clip_score import TextVolumeScorer
+from ctflow.orientation import orientation_doubt
+from ctflow.text_files import read_table
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +49,7 @@ def evaluate_external(config: EvalConfig, scorer: TextVolumeScorer | None, ranks
 
     Raises:
         EvaluationError: A folder without volumes, one name twice, planes of different sizes within a set.
-        ScanError: A file that is no NIfTI volume.
+        ScanError: A file that is no NIfTI volume in HU.
     """
     started = time.monotonic()
     external = config.external
@@ -97,16 +100,23 @@ def list_volumes(folder: Path) -> list[RealCase]:
 
     Raises:
         EvaluationError: None there, one name twice, or planes of different sizes.
+        ScanError: A file that is no NIfTI volume, or holds values of another scale than HU.
     """
     paths = sorted(p for p in folder.rglob("*") if p.name.endswith(ENDINGS) and not p.name.startswith("."))
     if not paths:
         raise EvaluationError(f"no NIfTI volumes in {folder}", "files ending in .nii.gz or .nii, in HU")
     cases: dict[str, RealCase] = {}
+    doubts: list[str] = []
+    turned: list[str] = []
     for path in paths:
         name = path.name.removesuffix(".gz").removesuffix(".nii")
         if name in cases:
             raise EvaluationError(f"case {name!r} twice in {folder}: {path}", "every name once")
         volume = read_nifti(path)
+        if doubt := why_not_hu(sample_of(volume.hu)):
+            doubts.append(f"{path.name}: {doubt}")
+        elif doubt := orientation_doubt(volume.hu, volume.spacing):
+            turned.append(f"{path.name}: {doubt}")
         cases[name] = RealCase(
             case_id=name,
             patient_id=str(path),
@@ -114,6 +124,16 @@ def list_volumes(folder: Path) -> list[RealCase]:
             shape=(len(volume.hu), volume.hu.shape[1], volume.hu.shape[2]),
             spacing=volume.spacing,
             digest=file_sha256(path),
+        )
+    if doubts:
+        log.warning(
+            "%d of %d volumes in %s do not look like a CT in HU and are scored as they are (%s)",
+            *(len(doubts), len(paths), folder, doubts[0]),
+        )
+    if turned:
+        log.warning(
+            "orientation_doubt: %d of %d volumes in %s look turned, e.g. %s. Scores compare arrays",
+            *(len(turned), len(paths), folder, turned[0]),
         )
     planes = {case.shape[1:]: case.case_id for case in cases.values()}
     if len(planes) > 1 or any(rows != columns for rows, columns in planes):
@@ -130,10 +150,8 @@ def read_reports(path: Path) -> dict[str, str]:
     Raises:
         EvaluationError: No such file, other columns, or a case twice.
     """
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as error:
-        raise EvaluationError(f"{path} cannot be read: {error}", "a CSV of reports") from error
+    read = read_table(path)
+    table = pd.DataFrame([cells for _, cells in read.rows], columns=list(read.columns), dtype=str)
     names = [column for column in ("case_id", "VolumeName") if column in table]
     if not names or not ({"report"} <= set(table) or {"Findings_EN", "Impressions_EN"} <= set(table)):
         raise EvaluationError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import NamedTuple
 
@@ -17,6 +18,9 @@ from ctflow.errors import CTFlowError
 from ctflow.models.ctclip_adapter import TokenAdapter
 from ctflow.models.ctclip_extras import PublishedExtras
 from ctflow.models.ctvit import CTViT
+
+SHORTEST_SENTENCE = 3
+"""Tokens, the stop among them."""
 
 
 class TextEncoding(NamedTuple):
@@ -78,9 +82,10 @@ class CTCLIP(nn.Module):
         limit = self.config.bert.max_position_embeddings
         if input_ids.shape[1] > limit:
             raise CTFlowError(f"reports of {input_ids.shape[1]} tokens", f"at most {limit}")
-        tokens = self.text(
-            input_ids=input_ids, attention_mask=attention_mask, position_ids=positions
-        ).last_hidden_state
+        mask = attention_mask
+        if self.config.sentence_ends:
+            mask = sentence_mask(input_ids, attention_mask, self.config.sentence_ends)[:, None]
+        tokens = self.text(input_ids=input_ids, attention_mask=mask, position_ids=positions).last_hidden_state
         latent = F.normalize(self.to_text_latent(tokens[:, 0]), dim=-1)
         if self.adapter is not None:
             tokens = self.adapter(tokens, attention_mask)
@@ -117,3 +122,26 @@ class CTCLIP(nn.Module):
         logits = self.similarity_matrix(text_latent, volume_latent)
         target = torch.arange(len(logits), device=logits.device)
         return 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))
+
+
+def sentence_mask(ids: Tensor, mask: Tensor, ends: Sequence[int]) -> Tensor:
+    """Which token attends to which: to those of its sentence and to the first, which attends to all.
+
+    A part of fewer than three tokens (the ``57`` of ``0.57``) belongs to the sentence before it.
+
+    Args:
+        ids: Token ids ``[B, L]``.
+        mask: ``[B, L]``, 1 where a token stands.
+        ends: Ids of the tokens that end a sentence.
+
+    Returns:
+        Bool ``[B, L, L]``: ``[b, i, j]`` true where i attends to j.
+    """
+    ended = F.pad(torch.isin(ids, torch.tensor(list(ends), device=ids.device)), (1, 0))[:, :-1].long()
+    part = ended.cumsum(dim=1)
+    sizes = torch.zeros_like(ids).scatter_add_(1, part, torch.ones_like(ids))
+    sentence = (ended * (sizes.gather(1, part) >= SHORTEST_SENTENCE)).cumsum(dim=1)
+    together = sentence[:, :, None] == sentence[:, None, :]
+    together[:, 0, :] = True
+    together[:, :, 0] = True
+    return together & mask[:, None, :].bool()

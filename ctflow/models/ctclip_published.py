@@ -83,11 +83,12 @@ def ctclip_config_to_published(config: CTCLIPConfig, kept: Mapping[str, Any] | N
         WeightsError: The model has a property that the published class cannot express.
     """
     vit = config.ctvit
-    if config.adapter_width:
+    if config.adapter_width or config.sentence_ends:
         raise WeightsError(
-            f"this CT-CLIP has an adapter of width {config.adapter_width}",
-            "weights that the published class has a place for",
-            "export the CT-CLIP that the adapter was trained on: its weights are the same",
+            f"this CT-CLIP has an adapter of width {config.adapter_width} and "
+            f"sentence_ends={config.sentence_ends}",
+            "a CT-CLIP that the published class can express, with neither",
+            "export the CT-CLIP that an adapter was trained on: its weights are the same",
         )
     if not (config.published_extras and vit.quantize and vit.raw_temporal_reshape):
         raise WeightsError(

@@ -43,8 +43,8 @@ COMPILED_FROM = 5
 class ClipModule(CountingModule):
     """Columns, masked words and CLIP's contrast.
 
-    The text tower answers, from its pooled, its mean and any single token state, the columns that rules mine
-    from the very text it reads. Half of the texts are the other half with one thing exchanged (side, or word
+    The text tower answers, from its pooled and from its mean token state, the columns that rules mine from
+    the very text it reads. Half of the texts are the other half with one thing exchanged (side, or word
     of size), or the report of another scan of the patient. The contrast's volumes meet the mirrored reports
     too. A network with an adapter keeps both towers as they are and learns texts alone.
 
@@ -126,8 +126,7 @@ class ClipModule(CountingModule):
         partners = [self.partner(*row) for row in zip(texts, batch.case_id, streams, strict=True)]
         ids, mask = self.tokens([*texts, *partners])
         positions = pair.places(mask.cpu(), self.config.network.max_tokens, streams * 2).to(self.device)
-        text, answers = self.network.read(ids, mask, positions)
-        answers.append(self.network.token_head(pair.some_token(text.tokens, mask, streams * 2)))
+        _, answers = self.network.read(ids, mask, positions)
         stated, sizes = self.columns.targets([*texts, *partners])
         stated, sizes = stated.to(self.device), sizes.to(self.device)
         labels = torch.full((len(stated), self.labels), torch.nan, device=self.device)

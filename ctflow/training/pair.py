@@ -88,16 +88,6 @@ def mean_token(tokens: Tensor, mask: Tensor) -> Tensor:
     return (tokens * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
 
 
-def some_token(tokens: Tensor, mask: Tensor, streams: list[random.Random]) -> Tensor:
-    """One token's state of each text, ``[B, D]``, drawn anew each time.
-
-    Asked of any token, what a text says spreads over all of them: a mean of long texts then holds it as well
-    as that of short ones, and whoever reads the tokens finds it in each.
-    """
-    drawn = [rng.randrange(length) for length, rng in zip(mask.sum(dim=1).tolist(), streams, strict=True)]
-    return tokens[torch.arange(len(tokens)), torch.tensor(drawn)]
-
-
 def places(mask: Tensor, limit: int, streams: list[random.Random]) -> Tensor:
     """Positions ``[B, L]`` of tokens: half of the texts begin further on, as if much had been said before.
 

@@ -25,6 +25,7 @@ from ctflow.training.task import card
 
 log = logging.getLogger("ctflow")
 
+SENTENCE_ENDS = (".", "!", "?", ";")
 TOKENIZER_FILE = "tokenizer.json"
 
 
@@ -129,17 +130,19 @@ class ClipTraining:
         if first_process() and not path.is_file():
             write_vocabulary(config, path)
         wait_for(path)
-        if config.clip.init_from:
-            return config
-        size = load_tokenizer(run.tokenizer, network.max_tokens).vocab_size
-        network = replace(network, bert=replace(network.bert, vocab_size=size))
+        tokenizer = load_tokenizer(run.tokenizer, network.max_tokens)
+        if config.clip.sentence_attention and not network.adapter_width:
+            ids = [tokenizer.backend.token_to_id(stop) for stop in SENTENCE_ENDS]
+            network = replace(network, sentence_ends=[i for i in ids if i is not None])
+        if not config.clip.init_from:
+            network = replace(network, bert=replace(network.bert, vocab_size=tokenizer.vocab_size))
         return replace(config, clip=replace(config.clip, network=network))
 
     def data(self, config: TrainConfig) -> LatentDataModule:
         """Whole volumes on the image tower's grid; beside an adapter nobody looks at them."""
         grid = config.clip.network.grid
         if config.clip.network.adapter_width:
-            grid = replace(grid, shape=[1, 1, 1])
+            grid = replace(grid, shape=[1, 1, 1], spacing_mm=[10.0, 10.0, 10.0])
         return LatentDataModule(replace(config.data, view="volumes", seed=config.seed, grid=grid))
 
     def module(self, config: TrainConfig, run: Run) -> ClipModule:

@@ -94,16 +94,17 @@ def ingest(config: IngestConfig) -> int:
     if source.excluded:
         log.info("excluded: %d volumes that lists name (listed_no_chest)", len(source.excluded))
     if not source.items:
+        told = "".join(f"; {key}: {detail}" for key, _, _, detail in source.told[:3])
         raise ScanError(
             f"no scan under {config.source} ({len(source.stray)} other files, "
-            f"{len(source.excluded) + sum(group.count for group in source.left_out)} left out)",
+            f"{len(source.excluded) + sum(group.count for group in source.left_out)} left out{told})",
             "NIfTI, DICOM, NRRD or MetaImage files",
             "check --source",
         )
-    tables = Tables(config, source.csvs)
+    tables = Tables(config, source.csvs, source.keys())
     if not tables.has_reports:
         log.warning("no report CSV: volumes get empty reports (give --reports)")
-    missing = tables.without_file(source.names())
+    missing = tables.without_file()
     if missing:
         log.warning(
             "%d volumes of the report CSVs are not under %s: %s …", len(missing), source_dir, missing[0]
@@ -117,7 +118,7 @@ def ingest(config: IngestConfig) -> int:
     summary = write_reports(output, run.seen.values(), source, settings(config), len(missing))
     if pending or not (output / SHEET).is_file():
         write_contact_sheet(output)
-    log_summary(summary)
+    log_summary(summary, run.seen.values())
     if not summary["accepted"] + summary["flagged"]:
         log.error("nothing usable under %s; see %s", config.source, output / "quarantine.csv")
         return 2

@@ -31,7 +31,7 @@ _SCOUTS = ("localizer", "localiser", "scout", "topogram", "surview", "scanogram"
 _CT_CLASSES = (CTImageStorage, EnhancedCTImageStorage)
 _PLACE = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2}
 """Tags that place a slice, and how many numbers each has."""
-_SHORT_VRS = tuple("AE AS CS DA DS DT IS LO LT OB PN SH ST TM UI UL US".encode().split())
+_SHORT_VRS = tuple(b"AE AS CS DA DS DT IS LO LT OB PN SH ST TM UI UL US".split())
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,9 @@ def _header(path: Path, data: pydicom.Dataset, pixels_at: int) -> DicomHeader:
         syntax=syntax.name,
         complete=not raw or path.stat().st_size - pixels_at >= need + 8,
         facts={
-            k: text(data, k) for k in ("Manufacturer", "ConvolutionKernel", "BodyPartExamined") if text(data, k)
+            k: text(data, k)
+            for k in ("Manufacturer", "ConvolutionKernel", "BodyPartExamined")
+            if text(data, k)
         },
     )
 

@@ -14,8 +14,8 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from ctflow.hounsfield import PADDING_HU
 from data_prep.ct_rate.dicom_headers import DicomHeader
-from data_prep.ct_rate.hounsfield import PADDING_HU
 from data_prep.ct_rate.itk_reader import last_line
 from data_prep.ct_rate.reasons import ScanRefused
 
@@ -76,8 +76,8 @@ def _check_neighbours(stored: NDArray[Any], headers: list[DicomHeader]) -> None:
         if abs(means[k] - near) > _MAX_STEP_HU and abs(as_usual - near) < 0.25 * abs(means[k] - near):
             raise ScanRefused(
                 "mixed_rescale",
-                f"{header.path.name} has slope and intercept {header.rescale}, {len(fitting)} slices {usual}, "
-                f"and its values fit those: mean {means[k]:.0f} HU beside {near:.0f}",
+                f"{header.path.name} has slope and intercept {header.rescale}, {len(fitting)} slices have "
+                f"{usual}, and its values fit those: mean {means[k]:.0f} HU beside {near:.0f}",
             )
 
 
@@ -97,7 +97,9 @@ def _read_frames(header: DicomHeader) -> NDArray[Any]:
     """
     pixels = None
     if not header.inverted:
-        with contextlib.suppress(RuntimeError):  # GDCM stops at tags of a wrong type that say nothing of pixels
+        with contextlib.suppress(
+            RuntimeError
+        ):  # GDCM stops at tags of a wrong type that say nothing of pixels
             pixels = _execute(header.path)
     try:
         pixels = _execute_clean(header) if pixels is None else pixels

@@ -90,11 +90,14 @@ def _check_rescale(headers: list[DicomHeader]) -> None:
         texts = [" and ".join(tags) or "neither slope nor intercept" for tags in (odd[0].rescale_tags, usual)]
         raise ScanRefused(
             "mixed_rescale",
-            f"{_name(odd[0])} has {texts[0]}, {len(headers) - len(odd)} of {len(headers)} slices have {texts[1]}",
+            f"{_name(odd[0])} has {texts[0]}, {len(headers) - len(odd)} of {len(headers)} slices have "
+            f"{texts[1]}",
         )
     negative = next((h for h in headers if h.rescale and h.rescale[0] < 0), None)
     if negative is not None and negative.rescale is not None:
-        raise ScanRefused("not_hu", f"{_name(negative)} has the negative RescaleSlope {negative.rescale[0]:g}")
+        raise ScanRefused(
+            "not_hu", f"{_name(negative)} has the negative RescaleSlope {negative.rescale[0]:g}"
+        )
 
 
 def _name(header: DicomHeader) -> str:

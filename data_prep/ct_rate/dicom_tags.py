@@ -48,10 +48,10 @@ def integer(data: pydicom.Dataset, name: str, default: int) -> int:
 
 
 def numbers(value: Any, count: int) -> tuple[float, ...] | None:
-    """A tag's values as floats; None unless there are ``count`` of them and all are finite.
+    r"""A tag's values as floats; None unless there are ``count`` of them and all are finite.
 
-    Text is read too, whatever its type in DICOM: ``5.5\\5.5``, decimal commas between backslashes (``5,5\\5,5``),
-    and a comma or blank instead of the backslash where each part has a decimal point (``5.5,5.5``).
+    Text is read too, whatever its type in DICOM: ``5.5\5.5``, decimal commas between backslashes
+    (``5,5\5,5``), and a comma or blank instead of the backslash where each part has a decimal point.
 
     Args:
         value: As pydicom gives it, or text, or bytes.

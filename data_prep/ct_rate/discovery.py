@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,19 +94,18 @@ _STRAY = (
             ".db",
             ".sqlite",
             ".lnk",
-            ".zip",
-            ".tar",
-            ".gz",
-            ".tgz",
-            ".7z",
-            ".rar",
             ".bval",
             ".bvec",
             ".partial",
         ]
     ),
 )
+_ARCHIVES = (".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tar", ".tgz", ".zip", ".7z", ".rar")
+_PACKED = (*_ARCHIVES, ".gz", ".bz2", ".xz", ".zst", ".lz4")
+_SPECIAL = ("pipe", "socket", "device")
 _STRAY_NAMES = ("dicomdir", "lockfile", "version", "readme", "license", "thumbs.db")
+_LONGEST_CASE = 150
+"""Most characters of a case's name, so that it fits into file names."""
 _CT_RATE = re.compile(r"^((?:train|valid)_\d+)_[a-z]+_\d+$", re.IGNORECASE)
 
 
@@ -135,6 +136,8 @@ class Source:
         items: In the order of their keys.
         csvs: CSV files.
         stray: Files that are no images, by path under the source.
+        told: Key, status, code and detail of what is neither read nor passed over in silence: folders and
+            files that this user may not read, archives, pipes and devices.
         left_out: Groups of files that are no volumes, or are there in a better version.
         excluded: Keys of volumes that a list excludes, and why.
     """
@@ -142,12 +145,13 @@ class Source:
     items: list[Item] = field(default_factory=list)
     csvs: list[Path] = field(default_factory=list)
     stray: list[str] = field(default_factory=list)
+    told: list[tuple[str, str, str, str]] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
     excluded: dict[str, str] = field(default_factory=dict)
 
-    def names(self) -> set[str]:
-        """Names of all volumes that are there, excluded ones included, as the CSVs may give them."""
-        return {Path(item.files[0]).name for item in self.items} | {Path(key).name for key in self.excluded}
+    def keys(self) -> list[str]:
+        """Keys of all volumes that are there, excluded ones included."""
+        return [*(item.key for item in self.items), *self.excluded]
 
 
 @dataclass
@@ -161,6 +165,7 @@ class Survey:
         csvs: CSV files.
         lists: Lists of volumes that show no chest.
         stray: Keys of files that are no images.
+        told: As in ``Source``.
     """
 
     base: Path
@@ -169,6 +174,7 @@ class Survey:
     csvs: list[Path] = field(default_factory=list)
     lists: list[Path] = field(default_factory=list)
     stray: list[str] = field(default_factory=list)
+    told: list[tuple[str, str, str, str]] = field(default_factory=list)
 
 
 def find_items(root: Path, output: Path | None = None, config: IngestConfig | None = None) -> Source:
@@ -185,7 +191,7 @@ def find_items(root: Path, output: Path | None = None, config: IngestConfig | No
     config = config or IngestConfig()
     survey = survey_source(root, output)
     layout, excluded = chosen_images(survey, config)
-    source = Source(csvs=survey.csvs, stray=survey.stray, left_out=layout.left_out, excluded=excluded)
+    source = Source([], survey.csvs, survey.stray, survey.told, layout.left_out, excluded)
     for key in layout.kept:
         paths = [survey.images[key], *_parts_of(survey.images[key])]
         kind = "nifti" if paths[0].name.lower().endswith(NIFTI) else "itk"
@@ -205,21 +211,27 @@ def survey_source(root: Path, output: Path | None = None) -> Survey:
         output: Left out of the walk, should it lie inside.
 
     Raises:
-        ScanError: Nothing there.
+        ScanError: Nothing there, or nothing that this user may read.
     """
+    closed: list[OSError] = []
     if root.is_file():
         folders: Iterator[tuple[Path, list[str]]] = iter([(root.parent, [root.name])])
         survey = Survey(root.parent)
     elif root.is_dir():
-        folders, survey = _walk(root, output), Survey(root)
+        folders, survey = _walk(root, output, closed), Survey(root)
     else:
         raise ScanError(f"no folder at {root}", "a folder with scans", "give --source DIR")
+    packed: dict[tuple[str, str], int] = {}
     for folder, names in folders:
         inside = folder.relative_to(survey.base).as_posix()
         for name in names:
             path = folder / name
             key = printable(name if inside == "." else f"{inside}/{name}")
-            kind = "list" if is_list(name) else _kind(path)
+            try:
+                kind = "list" if is_list(name) else _kind(path)
+            except OSError as error:
+                survey.told.append((key, "refused", "not_read", printable(str(error))))
+                continue
             if kind in ("nifti", "itk"):
                 survey.images[key] = path
             elif kind == "dicom":
@@ -231,10 +243,33 @@ def survey_source(root: Path, output: Path | None = None) -> Survey:
                 survey.lists.append(path)
             elif kind == "stray":
                 survey.stray.append(key)
+            elif kind in _SPECIAL:
+                status = "refused" if path.name.lower().endswith((*NIFTI, *ITK, *DICOM)) else "ignored"
+                code = "not_an_image" if status == "refused" else "special_file"
+                survey.told.append((key, status, code, f"a {kind}, which is not opened"))
+            elif kind.startswith("packed"):
+                place = (key.removesuffix(printable(name)), kind.partition(" ")[2])
+                packed[place] = packed.get(place, 0) + 1
+    for (folder_key, ending), count in packed.items():
+        detail = f"{count} files that are not read packed: unpack them first"
+        survey.told.append((f"{folder_key}*{ending}", "refused", "packed", detail))
+    for error in closed:
+        _tell_closed(survey, root, error)
     if TREE.match(root.resolve().name):
         for beside in (root.resolve().parent / name for name in TABLE_FOLDERS):
             _add_tables(survey, beside)
     return survey
+
+
+def _tell_closed(survey: Survey, root: Path, error: OSError) -> None:
+    """A folder that cannot be listed is told; the source itself cannot be done without."""
+    here = Path(error.filename or root)
+    if here == root:
+        raise ScanError(
+            f"{root} cannot be read: {error.strerror}", "a folder that this user may read"
+        ) from error
+    key = printable(here.relative_to(survey.base).as_posix()) + "/"
+    survey.told.append((key, "refused", "not_read", f"the folder cannot be read: {error.strerror}"))
 
 
 def _add_tables(survey: Survey, folder: Path) -> None:
@@ -273,8 +308,12 @@ def fingerprint(files: list[Path]) -> str:
     """Hash of names, sizes and modification times; equal means that nothing was touched."""
     digest = hashlib.sha256()
     for path in files:
-        status = path.stat() if path.exists() else path.lstat()
-        digest.update(os.fsencode(path.name) + f"|{status.st_size}|{status.st_mtime_ns}\n".encode())
+        try:
+            status = path.stat() if path.exists() else path.lstat()
+            told = f"|{status.st_size}|{status.st_mtime_ns}\n"
+        except OSError as error:  # told when it is read
+            told = f"|{error.strerror}\n"
+        digest.update(os.fsencode(path.name) + told.encode())
     return digest.hexdigest()[:16]
 
 
@@ -301,7 +340,18 @@ def case_id_of(key: str) -> str:
             break
     name = path.rsplit("/", 1)[-1]
     name = name if _CT_RATE.match(name) else path.replace("/", "-")
-    return re.sub(r"[^\w.+=-]", "_", f"{name}-{series}" if series else name)
+    case_id = re.sub(r"[^\w.+=-]", "_", f"{name}-{series}" if series else name)
+    return case_id if len(case_id) <= _LONGEST_CASE else distinct_case_id(case_id, key)
+
+
+def distinct_case_id(case_id: str, key: str) -> str:
+    """A name for a case whose own is too long or taken: paths may differ in separators or endings only.
+
+    Args:
+        case_id: The name that cannot be used.
+        key: Path under the source, unique.
+    """
+    return f"{case_id[: _LONGEST_CASE - 9]}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
 
 
 def is_published(case_id: str) -> bool:
@@ -332,10 +382,13 @@ def patient_and_split(key: str, case_id: str, known_patient: str, config: Ingest
     return patient, "valid" if share < config.valid_fraction else "train"
 
 
-def _walk(root: Path, output: Path | None) -> Iterator[tuple[Path, list[str]]]:
-    """Folders and their files in order; links are followed, every folder once, hidden names left out."""
+def _walk(root: Path, output: Path | None, closed: list[OSError]) -> Iterator[tuple[Path, list[str]]]:
+    """Folders and their files in order; links are followed, every folder once, hidden names left out.
+
+    Folders that cannot be listed go to ``closed``.
+    """
     seen = {_identity(output)} if output and output.is_dir() else set()
-    for folder, folders, names in os.walk(root, followlinks=True):
+    for folder, folders, names in os.walk(root, followlinks=True, onerror=closed.append):
         here = Path(folder)
         identity = _identity(here)
         if identity in seen:
@@ -366,10 +419,22 @@ def _parts_of(path: Path) -> list[Path]:
 
 
 def _kind(path: Path) -> str:
-    """By name first; a name that says nothing is looked into, for DICOM's magic."""
+    """By name first; a name that says nothing is looked into, for DICOM's magic.
+
+    Raises:
+        OSError: The folder does not let its files be looked at.
+    """
     name = path.name.lower()
-    if path.exists() and not path.is_file():  # pipes and devices; a link to nothing is told as unreadable
-        return "part"
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        mode = stat.S_IFREG  # a link to nothing is told when it is read
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        mode = stat.S_IFREG
+    if not stat.S_ISREG(mode):
+        return "pipe" if stat.S_ISFIFO(mode) else "socket" if stat.S_ISSOCK(mode) else "device"
     if name.endswith(_PAIR_PARTS) and sibling(path, (".hdr", ".hdr.gz")):
         return "part"
     if name.endswith(NIFTI):
@@ -382,6 +447,18 @@ def _kind(path: Path) -> str:
         return "csv"
     if name.endswith((*_RAW_PARTS, TRUTH)):
         return "part"
+    if name.endswith(_PACKED):
+        return _packed_kind(name)
     if name.endswith(_STRAY) or name.split(".")[0] in _STRAY_NAMES:
         return "stray"
     return "dicom"
+
+
+def _packed_kind(name: str) -> str:
+    """``packed`` and the ending; but ``stray`` for a packed file whose own name says that it is no image."""
+    ending = next(e for e in _PACKED if name.endswith(e))
+    inner = name[: -len(ending)]
+    if ending in _ARCHIVES or not inner.endswith((*_STRAY, ".csv")):
+        image = next((e for e in (*NIFTI, *ITK, *DICOM) if inner.endswith(e)), "")
+        return f"packed {image}{ending}"
+    return "stray"

@@ -1,8 +1,6 @@
 """From stored values to HU: slope and intercept exactly once, whoever carries them, and padding to air.
 
-Whether values are HU is decided by looking at them: a CT in HU has air between -1100 and -500, fat and soft
-tissue around 0 with their peak within 150 HU of water, a valley between, and next to nothing below. Stored
-values (HU + 1000), values rescaled twice, MR and 8-bit pictures fail that test.
+Whether values are HU is decided by looking at them (``ctflow.hounsfield``).
 """
 
 from __future__ import annotations
@@ -13,24 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ctflow.hounsfield import PADDING_HU, sample_of, scale_of, why_not_hu
 from ctflow.types import AIR_HU
 from data_prep.ct_rate.reasons import ScanRefused
 
-PADDING_HU = -1024.0
-"""Everything at or below it lies outside what a scanner measures (-1024, -2000, -2048, -3024): air."""
-
-AIR_RANGE = (-1100.0, -500.0)
-TISSUE_RANGE = (-200.0, 300.0)
-MIN_AIR, MIN_TISSUE, MAX_BELOW, MAX_ABOVE = 0.005, 0.03, 0.02, 0.03
-HIGHEST_HU = 3100.0
-TISSUE_PEAK = 150.0
-BETWEEN = (-450.0, -250.0)
-MAX_BETWEEN = 0.5
-"""Most values per HU between air and tissue, as a share of those at the tissue peak."""
-MIN_PADDING = 0.002
-"""Share of the voxels that one value at or below ``PADDING_HU`` has where it is padding, not noise."""
-_SAMPLE = 200_000
 _COARSE_VALUES = 300
+"""Fewest distinct values of a scan that was not stored in 8 bits."""
+HIGHEST_STORED = 32767.0
 
 
 @dataclass(frozen=True)
@@ -50,13 +37,13 @@ class Rescale:
     conflict: bool = False
 
     def __call__(self, stored: NDArray[Any]) -> NDArray[np.float32]:
-        """Stored values to float32 HU, padding and values that are no numbers to air; same shape."""
+        """Stored values to float32 HU, at most 32,767; padding and what is no number to air; same shape."""
         hu = stored.astype(np.float32)
         if (self.slope, self.intercept) != (1.0, 0.0):
             hu *= np.float32(self.slope)
             hu += np.float32(self.intercept)
         hu[~((hu > PADDING_HU) & (hu < np.inf))] = AIR_HU
-        return hu
+        return np.minimum(hu, np.float32(HIGHEST_STORED), out=hu)
 
 
 def decide_rescale(
@@ -75,8 +62,11 @@ def decide_rescale(
     Raises:
         ScanRefused: Constant, empty, not finite, or not HU under any of them.
     """
-    sample = _sample(stored)
+    sample = sample_of(stored)
     facts = _check_values(sample)
+    if stored.dtype.kind == "f":
+        count = sum(int(plane.size - np.isfinite(plane).sum()) for plane in np.moveaxis(stored, -1, 0))
+        facts["not_finite_share"] = count / stored.size
     candidates = [Rescale(*header, "stored" if header == (1.0, 0.0) else "header")]
     if csv is not None and csv not in (header, (1.0, 0.0)):
         candidates.append(Rescale(*csv, "csv"))
@@ -85,60 +75,13 @@ def decide_rescale(
             candidates.append(Rescale(*both, "csv after header"))
     if header != (1.0, 0.0):
         candidates.append(Rescale(1.0, 0.0, "stored", conflict=True))
-    for candidate in candidates:
+    for candidate in (c for c in candidates if c.slope > 0):  # a negative one would turn the picture over
         values = sample * np.float64(candidate.slope) + candidate.intercept
         if why_not_hu(values) is None:
             facts["padding_share"] = round(float(np.mean(~(values > PADDING_HU))), 4)
+            facts["clipped_voxels"] = _beyond(stored, candidate)
             return candidate, facts
     raise ScanRefused("not_hu", _why(sample, candidates, csv))
-
-
-def why_not_hu(values: NDArray[np.float64]) -> str | None:
-    """Why values cannot be a CT in HU; None where they can.
-
-    Args:
-        values: Candidates for HU, any shape.
-    """
-    values = _without_padding(values[np.isfinite(values)])
-    if not values.size:
-        return "nothing but one value"
-    air = float(np.mean((values >= AIR_RANGE[0]) & (values < AIR_RANGE[1])))
-    tissue = values[(values >= TISSUE_RANGE[0]) & (values <= TISSUE_RANGE[1])]
-    below, above = float(np.mean(values < AIR_RANGE[0])), float(np.mean(values > HIGHEST_HU))
-    if below > MAX_BELOW:
-        return f"{below:.0%} of the values lie below {AIR_RANGE[0]:.0f}"
-    if air < MIN_AIR:
-        return f"no air: {air:.1%} of the values between {AIR_RANGE[0]:.0f} and {AIR_RANGE[1]:.0f}"
-    if tissue.size < MIN_TISSUE * values.size:
-        return f"no soft tissue: {tissue.size / values.size:.1%} of the values between -200 and 300"
-    if above > MAX_ABOVE:
-        return f"{above:.0%} of the values lie above {HIGHEST_HU:.0f}"
-    counts, edges = np.histogram(tissue, bins=25, range=TISSUE_RANGE)
-    peak = float(edges[int(np.argmax(counts))] + 10.0)
-    if abs(peak) > TISSUE_PEAK:
-        return f"the tissue peak lies at {peak:.0f}, not near water"
-    between = float(np.mean((values >= BETWEEN[0]) & (values < BETWEEN[1]))) / (BETWEEN[1] - BETWEEN[0])
-    height = counts.max() / values.size / (edges[1] - edges[0])
-    if between > MAX_BETWEEN * height:
-        return "air and tissue are not two peaks with a valley between them"
-    return None
-
-
-def _without_padding(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Values less those outside the field of view: single ones far below air, or one that is very common."""
-    lowest, counts = np.unique(values[values <= PADDING_HU], return_counts=True)
-    common = counts > MIN_PADDING * values.size
-    common[:1] = True
-    values = values[~np.isin(values, lowest[common])]
-    floor = values.min(initial=np.inf)
-    if not lowest.size and floor > AIR_RANGE[1] and np.mean(values == floor) > 0.3:
-        values = values[values > floor]
-    return values
-
-
-def _sample(stored: NDArray[Any]) -> NDArray[np.float64]:
-    step = max(1, round((stored.size / _SAMPLE) ** (1 / 3)))
-    return stored[::step, ::step, ::step].astype(np.float64)
 
 
 def _check_values(sample: NDArray[np.float64]) -> dict[str, float]:
@@ -154,7 +97,7 @@ def _check_values(sample: NDArray[np.float64]) -> dict[str, float]:
         )
     return {
         "distinct_values": int(distinct.size),
-        "not_finite_share": round(1 - finite.size / sample.size, 6),
+        "not_finite_share": 1 - finite.size / sample.size,
     }
 
 
@@ -163,12 +106,26 @@ def is_coarse(facts: dict[str, float]) -> bool:
     return facts["distinct_values"] < _COARSE_VALUES
 
 
+def _beyond(stored: NDArray[Any], rescale: Rescale) -> int:
+    """Voxels above what int16 holds once they are HU."""
+    limit = (HIGHEST_STORED - rescale.intercept) / rescale.slope
+    if stored.dtype.kind in "iu" and np.iinfo(stored.dtype).max <= limit:
+        return 0
+    return sum(int(((plane > limit) & (plane < np.inf)).sum()) for plane in np.moveaxis(stored, -1, 0))
+
+
 def _why(sample: NDArray[np.float64], candidates: list[Rescale], csv: tuple[float, float] | None) -> str:
     finite = sample[np.isfinite(sample)]
-    tried = [f"slope {c.slope:g}, intercept {c.intercept:g} ({c.source})" for c in candidates]
+    tried = [
+        f"slope {c.slope:g}, intercept {c.intercept:g} ({c.source}{'' if c.slope > 0 else ': not positive'})"
+        for c in candidates
+    ]
     reason = why_not_hu(sample * candidates[0].slope + candidates[0].intercept)
+    if reason is None:
+        reason = f"they would be HU with the slope {candidates[0].slope:g}, which is negative"
     text = f"values {finite.min():g} to {finite.max():g}: {reason}; tried {'; '.join(tried)}"
-    for offset in (1000.0, 1024.0):
-        if csv is None and why_not_hu(sample - offset) is None:
-            return f"{text}. They look like stored values (HU + 1000 or so): --metadata with RescaleIntercept"
-    return text
+    scale = scale_of(sample)
+    if scale is None:
+        return text
+    advice = "" if csv is not None else " (--metadata with RescaleSlope and RescaleIntercept does it)"
+    return f"{text}. {str(scale)[0].upper()}{str(scale)[1:]}{advice}"

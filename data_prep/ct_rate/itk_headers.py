@@ -1,8 +1,8 @@
 """NRRD and MetaImage headers: where the voxels lie, packed how, and whether they are all there and whole.
 
-The libraries behind SimpleITK complain on stderr about a damaged compressed stream and return their buffer all
-the same. So a compressed stream is read to its end here first: its checksum, its length, and the size that the
-header tells for it.
+The libraries behind SimpleITK complain on stderr about a damaged compressed stream and return their buffer
+all the same. So a compressed stream is read to its end here first: its checksum, its length, and the size
+that the header tells for it.
 """
 
 from __future__ import annotations
@@ -142,7 +142,9 @@ def _check_stream(stream: BinaryIO, place: VoxelPlace) -> int:
             checksum = zlib.crc32(piece[max(0, place.skipped_bytes - counts["unpacked"]) :], checksum)
             counts["unpacked"] += len(piece)
             if place.need is not None and counts["unpacked"] > place.need:
-                raise ScanRefused("damaged", f"more than the {place.need:,} bytes of voxels that the header tells")
+                raise ScanRefused(
+                    "damaged", f"more than the {place.need:,} bytes of voxels that the header tells"
+                )
     except (zlib.error, OSError, EOFError) as error:
         if isinstance(error, OSError) and error.errno:
             raise
@@ -155,7 +157,8 @@ def _check_stream(stream: BinaryIO, place: VoxelPlace) -> int:
         raise ScanRefused("truncated", detail)
     if place.told is not None and place.told != counts["read"]:
         raise ScanRefused(
-            "damaged", f"CompressedDataSize is {place.told:,}, the compressed voxels have {counts['read']:,} bytes"
+            "damaged",
+            f"CompressedDataSize is {place.told:,}, the compressed voxels have {counts['read']:,} bytes",
         )
     return checksum
 
@@ -173,7 +176,7 @@ def _zlib(stream: BinaryIO, counts: dict[str, int]) -> Iterator[bytes]:
             if not block:
                 yield rest
             counts["read"] += len(block)
-            while block:
+            while block and not unpacker.eof:
                 yield unpacker.decompress(block, _CHUNK)
                 block = unpacker.unconsumed_tail
         counts["read"] -= len(unpacker.unused_data)
@@ -220,7 +223,11 @@ def _meta(path: Path, head: bytes) -> VoxelPlace:
         fields=fields,
         files=files,
         offset=offset,
-        packing="zlib" if packed else "raw" if fields.get("binarydata", "True").lower() != "false" else "text",
+        packing="zlib"
+        if packed
+        else "raw"
+        if fields.get("binarydata", "True").lower() != "false"
+        else "text",
         told=int(told) if packed and told.isdigit() and int(told) else None,
         skipped_lines=0,
         skipped_bytes=0,

@@ -7,6 +7,9 @@ slice up. Two reconstructions of one scan with one field of view differ by a few
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -16,6 +19,7 @@ ALIKE_HU = 20.0
 """Most root mean square difference of two coarse pictures of one patient."""
 MIN_SLABS = 3
 MAX_LENGTH_RATIO = 1.25
+_KEY = MIN_SLABS * GRID**2
 
 
 def coarse_picture(hu: NDArray[np.int16], z_mm: float) -> list[int]:
@@ -40,3 +44,42 @@ def alike(one: ArrayLike, other: ArrayLike) -> bool:
     common = slabs[0] * GRID**2
     difference = first[:common] - second[:common]
     return float(np.sqrt(np.mean(np.square(difference)))) <= ALIKE_HU
+
+
+_T = TypeVar("_T")
+
+
+@dataclass
+class Looks(Generic[_T]):
+    """Coarse pictures of what was seen so far, searched without comparing each with each.
+
+    Attributes:
+        owners: What each picture belongs to.
+    """
+
+    owners: list[_T] = field(default_factory=list)
+    _pictures: list[NDArray[np.int_]] = field(default_factory=list)
+    _lowest: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, _KEY), np.float32))
+
+    def add(self, picture: ArrayLike, owner: _T) -> None:
+        """Remember a picture; too short ones are never found."""
+        flat = np.asarray(picture)
+        if flat.size < _KEY:
+            return
+        if len(self.owners) == len(self._lowest):
+            self._lowest = np.concatenate(
+                [self._lowest, np.empty((max(64, len(self._lowest)), _KEY), np.float32)]
+            )
+        self._lowest[len(self.owners)] = flat[:_KEY]
+        self.owners.append(owner)
+        self._pictures.append(flat)
+
+    def find(self, picture: ArrayLike) -> list[_T]:
+        """Owners of the pictures that are alike, in the order in which they came."""
+        flat = np.asarray(picture)
+        if flat.size < _KEY or not self.owners:
+            return []
+        # Where the whole differs by at most ``ALIKE_HU``, the lowest slabs cannot differ by more than this.
+        limit = ALIKE_HU**2 * flat.size
+        near = np.square(self._lowest[: len(self.owners)] - flat[:_KEY]).sum(axis=1) <= limit
+        return [self.owners[k] for k in np.flatnonzero(near) if alike(self._pictures[k], flat)]

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from data_prep.ct_rate.discovery import Item
 from data_prep.ct_rate.nifti_reader import header_bytes
-from data_prep.ct_rate.reasons import ScanRefused
 
 WORKER_BYTES = 0.3 * 2**30
 """What a worker holds besides the volume: libraries, and prepared slices."""
@@ -36,8 +35,10 @@ def needed_bytes(item: Item) -> float:
         if item.kind == "nifti":
             return header_bytes(Path(item.files[0])) + WORKER_BYTES
         return sum(Path(name).stat().st_size for name in item.files) * _UNPACKED + WORKER_BYTES
-    except (OSError, ScanRefused):
-        return WORKER_BYTES  # the worker will tell what is wrong with it
+    except (
+        Exception
+    ):  # whatever a library raises on damaged bytes: the worker will tell what is wrong with them
+        return WORKER_BYTES
 
 
 def _limits() -> Iterator[float]:

@@ -76,15 +76,17 @@ def make_plan(config: IngestConfig) -> Plan:
     layout, excluded = chosen_images(survey, config)
     if not layout.kept and not survey.loose:
         raise ScanError(f"no scan under {root}", "NIfTI, DICOM, NRRD or MetaImage files", "check --source")
-    tables = Tables(config, survey.csvs)
+    tables = Tables(config, survey.csvs, [*layout.kept, *excluded, *survey.loose])
     plan = Plan(folders=len(survey.loose))
     for group in layout.left_out:
         plan.left_out[f"{group.code} ({group.place})"] += group.count
+    for _, status, code, _ in survey.told:
+        plan.left_out[code] += status == "refused"
     if excluded:
         plan.left_out["listed_no_chest"] += len(excluded)
     scans, patients, voxels = set(), set(), np.zeros(2)
     for key in layout.kept:
-        case, row = case_id_of(key), tables.row(Path(key).name, len(layout.kept) == 1)
+        case, row = case_id_of(key), tables.row(key, len(layout.kept) == 1)
         patient, split = patient_and_split(key, case, row.patient_id, config)
         acquisition = acquisition_of(case, row.tags.kernel, row.tags.manufacturer, None)
         plan.volumes[split] += 1
@@ -97,7 +99,7 @@ def make_plan(config: IngestConfig) -> Plan:
         else:
             voxels += _voxels(row, config)
     plan.scans, plan.patients = len(scans), len(patients)
-    plan.without_file = len(tables.without_file(Path(key).name for key in [*layout.kept, *excluded]))
+    plan.without_file = len(tables.without_file())
     plan.bytes = 2 * COMPRESSED * voxels[1]
     plan.seconds, plan.rate_from = _duration(config, voxels, plan.volumes.total())
     return plan
@@ -134,6 +136,8 @@ def tell(plan: Plan, config: IngestConfig) -> None:
 
 def _refusal(row: CsvRow, config: IngestConfig) -> str:
     """Why the metadata say that a volume cannot be used; empty where they do not."""
+    if row.doubts:
+        return "ambiguous_row"
     if row.tags.shape is None:
         return ""
     if row.spacing is None:

@@ -85,7 +85,7 @@ class Outcome:
         labels: Its labels.
         source_sha256: Hash of its files.
         voxels_sha256: Hash of the prepared voxels.
-        coarse: Coarse picture of the prepared volume, where nothing tells the patient.
+        coarse: Coarse picture of the prepared volume, which tells copies and reconstructions.
         truth_path: Ground truth beside it.
         acquisition: Scan, reconstruction and scanner: the fields of ``Acquisition``.
         facts: Decisions and findings of the ingest, for the record.
@@ -169,6 +169,8 @@ def _sort(item: Item, outcome: Outcome) -> None:
 
 
 def _prepare_volume(job: Job, outcome: Outcome) -> None:
+    if job.row.doubts:
+        raise ScanRefused("ambiguous_row", "; ".join(job.row.doubts))
     scan = _read(job.item, Path(job.config.source), worker_bytes(job.config.memory_gb))
     scan = with_geometry(scan, job.row.spacing, job.row.tags)
     check_affine(scan.affine)
@@ -179,7 +181,9 @@ def _prepare_volume(job: Job, outcome: Outcome) -> None:
     if is_coarse(facts):
         flags.append(["coarse_intensities", f"{facts['distinct_values']} distinct values"])
     if facts["not_finite_share"] > 0:
-        flags.append(["not_finite_filled", f"{facts['not_finite_share']:.2%} of the voxels"])
+        flags.append(["not_finite_filled", f"{facts['not_finite_share']:.2g} of the voxels"])
+    if facts["clipped_voxels"]:
+        flags.append(["clipped_values", f"{facts['clipped_voxels']} voxels"])
     view, spacing, used, geometry = _place(scan, rescale, worker_bytes(job.config.memory_gb))
     view, blank = trim_blank(view)
     if blank and geometry["oblique_degrees"] <= OBLIQUE_DEGREES:  # straightening makes some of its own
@@ -194,6 +198,8 @@ def _prepare_volume(job: Job, outcome: Outcome) -> None:
     rows, columns = field_in_image(view.shape[1:], spacing[1:], prepared[1], grid.resolution)
     body, body_flags = screen(hu[:, rows, columns], prepared, view.shape[0] * spacing[0])
     flags += body_flags
+    if job.row.unclear:
+        flags.append(["unclear_value", "; ".join(job.row.unclear)])
     if doubt := orientation_doubt(hu[:, rows, columns], prepared):
         flags.append(["orientation_doubt", doubt])
     if job.expects_report and job.row.report is None:
@@ -213,8 +219,7 @@ def _prepare_volume(job: Job, outcome: Outcome) -> None:
             tissue_noise(view, used),
         )
     )
-    if outcome.patient_id == outcome.case_id:
-        outcome.coarse = coarse_picture(hu, prepared[0])
+    outcome.coarse = coarse_picture(hu, prepared[0])
     outcome.facts = {
         "source": job.item.key,
         "format": scan.format,

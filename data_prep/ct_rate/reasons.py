@@ -54,9 +54,9 @@ FLAGS = {
     "rescale_conflict": "slope and intercept stand in the header, but the values are HU without them",
     "spacing_conflict": "metadata CSV and header disagree on spacing, and the CSV's is implausible",
     "header_conflict": "the NIfTI header's sform and qform disagree on axes or spacing, or one is unusable",
-    "tilt_conflict": "the header names a gantry tilt, but the slices lie straight; their positions were taken",
+    "tilt_conflict": "the header names a gantry tilt, but the slices lie straight: they count",
     "clipped_values": "voxels beyond the 32,767 HU that are stored became 32,767",
-    "unclear_label": "a label that is neither 0, 1 nor between them was left out",
+    "unclear_value": "a label outside 0 to 1, or a number of a CSV that is none, was left out",
     "duplicate_content": "voxel for voxel another volume of this output; both count as one patient",
     "no_report": "report CSVs are there, but not this volume",
 }
@@ -93,7 +93,8 @@ _PACKINGS = {
 
 def printable(text: str) -> str:
     """Text that every file and terminal takes on one line: control characters and bytes of a name or tag that
-    are no UTF-8 become escapes."""
+    are no UTF-8 become escapes.
+    """
     text = text.encode("utf-8", "backslashreplace").decode("utf-8")
     return _CONTROL.sub(lambda found: ascii(found.group())[1:-1], text)
 

@@ -20,7 +20,7 @@ from ctflow.data.manifest import read_manifest
 from ctflow.data.montage import LUNG, SOFT_TISSUE, axial, coronal, save_png, stack
 from ctflow.files import write_text
 from ctflow.types import HUVolume
-from data_prep.ct_rate.discovery import Source
+from data_prep.ct_rate.discovery import Source, is_published
 from data_prep.ct_rate.layout import LeftOut
 from data_prep.ct_rate.prepare import ACCEPTED, EXCLUDED, EXPANDED, FLAGGED, IGNORED, REFUSED, Outcome
 from data_prep.ct_rate.run import SPLITS
@@ -30,6 +30,9 @@ QUARANTINE, VOLUMES, SUMMARY, SHEET = "quarantine.csv", "volumes.csv", "summary.
 _SHEET_CASES = 36
 _SHEET_COLUMNS = 4
 _TILE = 128
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_MANY = 4
+"""Scans from which on one patient with most of them is told."""
 _TILE_HEIGHT = 172
 
 
@@ -144,8 +147,8 @@ def _kept(outcomes: list[Outcome], settings: dict[str, Any]) -> list[Outcome]:
     return [o for o in outcomes if o.status == ACCEPTED or (o.status == FLAGGED and settings["keep_flagged"])]
 
 
-def log_summary(summary: dict[str, Any]) -> None:
-    """The summary in a few lines of the log."""
+def log_summary(summary: dict[str, Any], outcomes: Iterable[Outcome]) -> None:
+    """The summary in a few lines of the log, and a warning where one patient has most scans."""
     log.info(
         "%d accepted, %d flagged, %d refused, %d excluded, %d ignored; train %d, valid %d: %d scans "
         "of %d patients, %d slices",
@@ -153,9 +156,25 @@ def log_summary(summary: dict[str, Any]) -> None:
         *(summary["splits"][s] for s in SPLITS),
         *(summary[k] for k in ("scans", "patients", "slices")),
     )
+    _tell_patients(outcomes, summary)
     for status in ("refused", "flagged", "excluded"):
         for code, count in summary[f"{status}_by_reason"].items():
             log.info("%s: %s %d", status, code, count)
+
+
+def _tell_patients(outcomes: Iterable[Outcome], summary: dict[str, Any]) -> None:
+    kept = [o for o in _kept(list(outcomes), summary["settings"]) if not is_published(o.case_id)]
+    counts = Counter(o.patient_id for o in kept).most_common(1)
+    if not counts or len(kept) < 2:
+        return
+    patient, count = counts[0]
+    if count == len(kept) or (len(kept) >= _MANY and 2 * count > len(kept)):
+        empty = [split for split in SPLITS if not summary["splits"][split]]
+        log.warning(
+            "%d of %d scans count as one patient (%s)%s: where they are not, give patient_pattern, an "
+            "expression whose first group is the patient in a file's path: patient_pattern='(case[0-9]+)'",
+            *(count, len(kept), patient, f", so {empty[0]} is empty" if empty else ""),
+        )
 
 
 def write_contact_sheet(output: Path) -> None:
@@ -203,5 +222,10 @@ def _write_csv(path: Path, header: list[str], rows: list[list[Any]]) -> None:
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(header)
-    writer.writerows(rows)
+    writer.writerows([[_inert(cell) for cell in row] for row in rows])
     write_text(path, text.getvalue())
+
+
+def _inert(cell: Any) -> Any:
+    """A cell that no spreadsheet takes for a formula: names and tags may come from anybody."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell

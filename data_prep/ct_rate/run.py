@@ -20,12 +20,20 @@ from ctflow.data.manifest import read_manifest
 from ctflow.data.records import SliceRecord
 from ctflow.data.writer import SliceShardWriter
 from ctflow.types import Acquisition
-from data_prep.ct_rate.discovery import Item, Source, case_id_of, is_published
+from data_prep.ct_rate.discovery import (
+    Item,
+    Source,
+    case_id_of,
+    distinct_case_id,
+    is_published,
+    patient_and_split,
+)
 from data_prep.ct_rate.journal import FOLDER, Journal
-from data_prep.ct_rate.likeness import alike
 from data_prep.ct_rate.memory import available_bytes, needed_bytes
+from data_prep.ct_rate.patients import PatientLinks
 from data_prep.ct_rate.pool import GuardedPool, failure
 from data_prep.ct_rate.prepare import EXCLUDED, EXPANDED, FLAGGED, REFUSED, Job, Outcome, outcome_fingerprint
+from data_prep.ct_rate.reasons import PASSING
 from data_prep.ct_rate.tables import CsvRow, Tables
 
 log = logging.getLogger(__name__)
@@ -54,13 +62,15 @@ class IngestRun:
         done = [o for o in journal.outcomes.values() if o.usable and o.case_id in self._cases]
         done.sort(key=lambda o: o.key)
         self._contents = {o.voxels_sha256: o for o in reversed(done)}  # the first of equal ones, as in one go
-        self._looks = [
-            (np.array(o.coarse), o) for o in done if self._contents[o.voxels_sha256] is o and o.coarse
-        ]
-        self._sides = {o.patient_id: o.split for o in done if not is_published(o.case_id)}
+        self._patients = PatientLinks(config.valid_fraction)
+        for outcome in done:
+            self._patients.remember(outcome)
         self._unclaimed = self._cases - {o.case_id for o in journal.outcomes.values() if o.usable}
         self._pending: list[tuple[str, Item]] = []
         self._waiting: list[tuple[str, Outcome, Path]] = []
+        for key, status, code, detail in source.told:
+            self.seen[key] = Outcome(key, "", status, [[code, detail]])
+            _tell(self.seen[key])
         for key, detail in source.excluded.items():
             reasons = [["listed_no_chest", detail]]
             self.seen[key] = Outcome(key, "", EXCLUDED, reasons, case_id=case_id_of(key))
@@ -149,7 +159,11 @@ class IngestRun:
                 )
             self.seen[item.key] = before
             return False
-        stands = before is not None and before.fingerprint == outcome_fingerprint(item, row)
+        stands = (
+            before is not None
+            and before.fingerprint == outcome_fingerprint(item, row)
+            and not _may_pass(before)
+        )
         if before is None or not stands or (before.usable and not self._dropped(before)):
             heapq.heappush(self._pending, (item.key, item))
             return True
@@ -170,64 +184,66 @@ class IngestRun:
         return sum(self._plan(item) for item in items)
 
     def _row(self, item: Item) -> CsvRow:
-        return self.tables.row(Path(item.key.split("#")[0].rstrip("/")).name, self.alone)
+        return self.tables.row(item.key, self.alone)
 
     def _job(self, item: Item, staging: Path) -> Job:
         return Job(item, self._row(item), self.config, str(staging), self.tables.has_reports)
 
     def _settle(self, outcome: Outcome, path: Path, writers: dict[str, SliceShardWriter]) -> None:
         """Journal first, then the shard: a volume in a shard is always known; any other is done again."""
+        if outcome.usable and outcome.case_id in self._cases and outcome.case_id not in self._unclaimed:
+            self._rename(outcome)
         there = outcome.usable and outcome.case_id in self._cases
-        if there and outcome.case_id not in self._unclaimed:
-            outcome.status = REFUSED
-            outcome.reasons = [["duplicate", f"a case {outcome.case_id} is already there"]]
         # In a shard, but the journal was lost: now it is known again.
         self._unclaimed.discard(outcome.case_id)
         if outcome.usable:
             self._compare(outcome)
-            self._leave_no_side_empty(outcome)
         self.journal.add(outcome)
         self.seen[outcome.key] = outcome
         if outcome.reasons and [code for code, _ in outcome.reasons] != ["label_map"]:
             _tell(outcome)
+        if outcome.usable and not self._dropped(outcome):
+            self._patients.remember(outcome)
         if outcome.usable and not there and not self._dropped(outcome):
             self._cases.add(outcome.case_id)
             writers[outcome.split].append(_record(outcome, path))
         path.unlink(missing_ok=True)
 
-    def _compare(self, outcome: Outcome) -> None:
-        """A copy of an earlier volume is the same patient's: never on the other side of the split."""
-        first = self._contents.setdefault(outcome.voxels_sha256, outcome)
-        if first.key == outcome.key and outcome.coarse:
-            look = np.array(outcome.coarse)
-            like = next((other for seen, other in self._looks if alike(seen, look)), outcome)
-            self._looks.append((look, outcome))
-            if like.key != outcome.key:
-                outcome.patient_id, outcome.split = like.patient_id, like.split
-                outcome.facts["patient_from"] = f"likeness to {like.case_id}"
-                outcome.acquisition["scan"] = like.acquisition.get("scan") or like.case_id
-                log.info("%s looks like %s and counts as the same patient", outcome.key, like.case_id)
-        elif first.key != outcome.key:
-            outcome.status, outcome.patient_id, outcome.split = FLAGGED, first.patient_id, first.split
-            outcome.reasons = [*outcome.reasons, ["duplicate_content", f"equals {first.case_id}"]]
-
-
-    def _leave_no_side_empty(self, outcome: Outcome) -> None:
-        """The second patient goes to the side that the first left empty: few scans can be trained on too."""
+    def _rename(self, outcome: Outcome) -> None:
+        """Another case of this name is in the shards: a duplicate by CT-RATE's names, else named anew."""
         if is_published(outcome.case_id):
+            outcome.status = REFUSED
+            outcome.reasons = [["duplicate", f"a case {outcome.case_id} is already there"]]
             return
-        sides, patient = set(self._sides.values()), outcome.patient_id
-        if patient in self._sides:
-            outcome.split = self._sides[patient]
-        elif len(self._sides) == 1 and sides == {outcome.split} and 0.0 < self.config.valid_fraction < 1.0:
-            outcome.split = next(split for split in SPLITS if split not in sides)
-        self._sides[patient] = outcome.split
+        alone = outcome.patient_id == outcome.case_id
+        outcome.case_id = distinct_case_id(outcome.case_id, outcome.key)
+        if alone:
+            outcome.patient_id, outcome.split = patient_and_split(
+                outcome.key, outcome.case_id, "", self.config
+            )
+
+    def _compare(self, outcome: Outcome) -> None:
+        """A copy or reconstruction of an earlier volume is the same patient's, on the same side."""
+        first = self._contents.setdefault(outcome.voxels_sha256, outcome)
+        if first.key != outcome.key:
+            outcome.status = FLAGGED
+            outcome.reasons = [*outcome.reasons, ["duplicate_content", f"equals {first.case_id}"]]
+        conflict = self._patients.join(outcome, first if first.key != outcome.key else None)
+        if conflict:
+            outcome.status, outcome.reasons = REFUSED, [["split_conflict", conflict]]
 
 
 def _tell(outcome: Outcome) -> None:
     text = "; ".join(f"{code} ({detail})" for code, detail in outcome.reasons)
     level = logging.INFO if outcome.usable else logging.WARNING
     log.log(level, "%s %s: %s", outcome.status, outcome.key, text)
+
+
+def _may_pass(outcome: Outcome) -> bool:
+    """Whether an earlier refusal, of an item or of a file in a folder, may have a cause outside it."""
+    codes = [reason[0] for reason in outcome.reasons] if outcome.status == REFUSED else []
+    codes += [code for _, status, code, _ in outcome.told if status == REFUSED]
+    return bool(set(codes) & set(PASSING))
 
 
 def completed_cases(output: Path) -> set[str]:

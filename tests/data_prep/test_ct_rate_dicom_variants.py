@@ -1,4 +1,4 @@
-"""DICOM as exporters and anonymisers leave it: jitter, odd tags, no preamble, rescaling of some slices only."""
+"""DICOM as exporters and anonymisers leave it: jitter, odd tags, no preamble, slices without a rescale."""
 
 from __future__ import annotations
 
@@ -222,12 +222,12 @@ def bare(paths, kind) -> None:
             path.write_bytes(length + b"\x2c\x01\0\0" + path.read_bytes())
 
 
-@pytest.mark.parametrize(
-    "kind", ["file meta", "implicit", "explicit", "implicit length", "explicit length"]
-)
+@pytest.mark.parametrize("kind", ["file meta", "implicit", "explicit", "implicit length", "explicit length"])
 @pytest.mark.parametrize("share", [slice(None), slice(30, None)])
 def test_files_without_preamble_belong_to_their_series(tmp_path, kind, share):
-    paths = save_dicom(tmp_path / "in", HU, SeriesInstanceUID=generate_uid() if kind == "file meta" else "1.2.3.9")
+    paths = save_dicom(
+        tmp_path / "in", HU, SeriesInstanceUID=generate_uid() if kind == "file meta" else "1.2.3.9"
+    )
     bare(paths[share], kind)
     paths = [path.rename(path.with_suffix("")) for path in paths]
     assert all(map(is_dicom, paths))
@@ -244,7 +244,9 @@ def test_many_strays_beside_a_series_are_refused(tmp_path):
     assert sorted(o.status for o, _ in results) == ["accepted", "refused", "refused", "refused"]
 
 
-@pytest.mark.parametrize("head", [b"", b"text", b"\x08\0\x05\0abcd", b"\x08\0\0\0\x05\0\0\0", b"\x02\0\0\x0200000"])
+@pytest.mark.parametrize(
+    "head", [b"", b"text", b"\x08\0\x05\0abcd", b"\x08\0\0\0\x05\0\0\0", b"\x02\0\0\x0200000"]
+)
 def test_other_beginnings_are_no_dicom(tmp_path, head):
     (tmp_path / "x").write_bytes(head)
     assert not is_dicom(tmp_path / "x")

@@ -68,7 +68,7 @@ def test_what_is_not_hu_is_refused(values, code):
 
 
 def test_stored_values_without_csv_say_what_to_do():
-    with pytest.raises(ScanRefused, match=r"HU \+ 10.*--metadata"):
+    with pytest.raises(ScanRefused, match=r"HU \+ 1000 or 1024.*--metadata"):
         decide_rescale(HU + 1024, (1.0, 0.0), None)
 
 
@@ -79,6 +79,39 @@ def test_a_nifti_header_is_applied_once(tmp_path, slope, inter):
     ((outcome, volume),) = ingest_one(path, tmp_path, CsvRow(rescale=(slope, inter)))
     assert outcome.status == "accepted" and outcome.facts["rescale"]["source"] == "header"
     assert np.abs(volume - np.where(HU <= -1024, -1000, HU)).max() <= 1
+
+
+@pytest.mark.parametrize(("header", "csv"), [((-1.0, 0.0), None), ((1.0, 0.0), (-1.0, 0.0))])
+def test_a_negative_slope_makes_no_hu(header, csv):
+    with pytest.raises(ScanRefused, match="slope -1"):
+        decide_rescale(-HU, header, csv)
+
+
+def test_a_negative_slope_over_hu_is_left_out_and_told(tmp_path):
+    path = save_nifti(tmp_path / "in" / "a.nii.gz", chest(), slope=-1.0, inter=0.0)
+    ((outcome, volume),) = ingest_one(path, tmp_path)
+    assert codes(outcome) == ["rescale_conflict"]
+    np.testing.assert_array_equal(volume, np.where(HU <= -1024, -1000, HU))
+
+
+@pytest.mark.parametrize("value", [3e38, 40_000.0])
+def test_one_voxel_beyond_what_is_stored_is_told_and_stays_alone(tmp_path, value):
+    values = HU.astype(np.float32)
+    values[20, 33, 31] = value
+    path = save_nifti(tmp_path / "in" / "a.nii.gz", values)
+    ((outcome, volume),) = ingest_one(path, tmp_path)
+    assert codes(outcome) == ["clipped_values"] and "1 voxels" in outcome.reasons[0][1]
+    assert volume[20, 33, 31] == 32767 and volume.max() == 32767
+    assert volume[20, 33, 30] == HU[20, 33, 30]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_single_voxel_without_a_number_is_told(tmp_path, value):
+    values = np.repeat(HU.astype(np.float32), 2, axis=0)  # more voxels than the sample has
+    values[41, 33, 31] = value
+    path = save_nifti(tmp_path / "in" / "a.nii.gz", values, spacing=(2.5, 5.5, 5.5))
+    ((outcome, volume),) = ingest_one(path, tmp_path)
+    assert codes(outcome) == ["not_finite_filled"] and volume[41, 33, 31] == -1000
 
 
 def test_voxels_that_are_no_numbers_become_air_and_a_flag(tmp_path):

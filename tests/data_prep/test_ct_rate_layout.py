@@ -332,8 +332,9 @@ def test_memory_is_told_by_the_header_alone(tmp_path):
     assert 0 < available_bytes() < 2**50
 
 
-def test_a_damaged_header_needs_no_memory(tmp_path):
-    (tmp_path / "a.nii.gz").write_bytes(b"\x1f\x8bnothing")
+@pytest.mark.parametrize("content", [b"\x1f\x8bnothing", b"not gzip at all", b"", gzip.compress(bytes(1000))])
+def test_a_damaged_header_needs_no_memory(tmp_path, content):
+    (tmp_path / "a.nii.gz").write_bytes(content)
     (item,) = find_items(tmp_path / "a.nii.gz").items
     assert needed_bytes(item) == WORKER_BYTES
 

@@ -1,4 +1,4 @@
-"""NRRD and MetaImage whose compressed voxels are damaged, short, long, elsewhere, or of another size than told."""
+"""NRRD and MetaImage whose compressed voxels are damaged, short, long, elsewhere, or of another size."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ NRRD = (
     "encoding: {encoding}\n{more}"
 )
 META = (
-    "ObjectType = Image\nNDims = 3\nBinaryData = True\nBinaryDataByteOrderMSB = False\nCompressedData = {packed}\n"
+    "ObjectType = Image\nNDims = 3\nBinaryData = True\nBinaryDataByteOrderMSB = False\n"
+    "CompressedData = {packed}\n"
     "{more}TransformMatrix = 1 0 0 0 1 0 0 0 1\nOffset = -170 -170 -300\nElementSpacing = 5.5 5.5 5\n"
     "DimSize = 64 64 44\nElementType = MET_SHORT\nElementDataFile = {file}\n"
 )
@@ -56,7 +57,9 @@ GZIP = gzip.compress(DATA)
 def test_whole_streams_are_accepted(tmp_path):
     detached = written(tmp_path / "in" / "d.mhd", META.format(packed="True", more="", file="d.zraw"), b"")
     (tmp_path / "in" / "d.zraw").write_bytes(PACKED)
-    header = written(tmp_path / "in" / "n.nhdr", NRRD.format(encoding="gz", more="data file: n.raw.gz\n"), b"")
+    header = written(
+        tmp_path / "in" / "n.nhdr", NRRD.format(encoding="gz", more="data file: n.raw.gz\n"), b""
+    )
     (tmp_path / "in" / "n.raw.gz").write_bytes(GZIP)
     itk = tmp_path / "in" / "itk.mha"
     image = sitk.GetImageFromArray(HU[:, :, ::-1])
@@ -130,6 +133,14 @@ def test_a_compressed_size_that_lies_is_refused(tmp_path, wrong):
     assert outcome.status == "refused" and "CompressedDataSize" in outcome.reasons[0][1]
 
 
+def test_what_lies_behind_the_stream_is_left_alone(tmp_path):
+    noise = np.random.default_rng(0).bytes(2**21)
+    for path in (mha(tmp_path, PACKED + noise, len(PACKED)), nrrd(tmp_path, GZIP + noise)):
+        outcome, volume = only(path, tmp_path)
+        assert outcome.status == "accepted", (path, outcome.reasons)
+        np.testing.assert_array_equal(volume, EXPECTED)
+
+
 def test_bzip2_that_this_reader_has_not_is_told(tmp_path):
     outcome, _ = only(nrrd(tmp_path, bz2.compress(DATA), "bzip2"), tmp_path)
     assert outcome.status == "refused" and "bzip2" in outcome.reasons[0][1]
@@ -143,7 +154,9 @@ def test_detached_voxels_outside_the_source_are_not_read(tmp_path, name):
     for path in (
         written(tmp_path / "in" / "a.mhd", head, b""),
         written(tmp_path / "in" / "b.nhdr", NRRD.format(encoding="raw", more=f"data file: {name}\n"), b""),
-        written(tmp_path / "in" / "l.mhd", META.format(packed="False", more="", file="LIST") + name + "\n", b""),
+        written(
+            tmp_path / "in" / "l.mhd", META.format(packed="False", more="", file="LIST") + name + "\n", b""
+        ),
     ):
         assert codes(only(path, tmp_path)[0]) == ["outside_source"]
     inside = written(tmp_path / "in" / "sub" / "c.mhd", head.replace(name, "../voxels.raw"), b"")

@@ -9,7 +9,7 @@ from ctflow.config import load_config
 from ctflow.config.prep import IngestConfig
 from ctflow.errors import ScanError
 from data_prep.ct_rate.discovery import case_id_of, find_items, patient_and_split
-from data_prep.ct_rate.reasons import FLAGS, REFUSALS
+from data_prep.ct_rate.reasons import EXCLUSIONS, FLAGS, REFUSALS
 from data_prep.ct_rate.tables import CsvRow, Tables, report_text
 
 
@@ -77,15 +77,15 @@ def test_spacing_from_the_csv_where_the_header_lies(tmp_path):
 def test_csvs_met_by_the_way_may_be_of_another_kind(tmp_path, caplog):
     strange = write(tmp_path / "my_reports.csv", "a,b\n1,2\n")
     good = write(tmp_path / "train_reports.csv", "VolumeName,Findings_EN\nx.nii.gz,A.\ny.nii.gz,B.\n")
-    tables = Tables(IngestConfig(), [strange, good])
+    tables = Tables(IngestConfig(), [strange, good], ["x.nii.gz"])
     assert "my_reports.csv" in caplog.text
     assert tables.row("x.nii.gz", alone=False).report == "A."
-    assert tables.without_file(["x.nii.gz"]) == ["y"]
+    assert tables.without_file() == ["y.nii.gz"]
 
 
 def test_the_docs_name_every_reason(repo_root):
     text = (repo_root / "docs" / "ingest.md").read_text(encoding="utf-8")
-    for code, meaning in (REFUSALS | FLAGS).items():
+    for code, meaning in (REFUSALS | FLAGS | EXCLUSIONS).items():
         assert f"| `{code}` | {meaning} |" in text
 
 

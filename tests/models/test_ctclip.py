@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import nibabel
 import numpy as np
@@ -15,6 +16,7 @@ from ctflow.config.encoders import BertConfig, CTCLIPConfig, CTViTConfig, Volume
 from ctflow.data.nifti import read_nifti
 from ctflow.errors import CTFlowError
 from ctflow.models import CTCLIP
+from ctflow.models.ctclip import sentence_mask
 from ctflow.models.ctclip_preprocess import preprocess_volume, volume_input
 from ctflow.models.ctvit import CosineQuantizer
 from ctflow.types import HUVolume
@@ -193,3 +195,40 @@ def test_wrong_shapes_are_named():
         model.encode_text(torch.zeros(1, 25, dtype=torch.long), torch.ones(1, 25, dtype=torch.long))
     with pytest.raises(ValueError, match="does not fit the volume tower"):
         CTCLIPConfig(grid=VolumeGrid(shape=[240, 256, 256]))
+
+
+def test_sentences_attend_to_themselves_and_the_first_token() -> None:
+    """[CLS] a b . c d . 5 . [SEP], stops have id 9: the short part belongs to the sentence before it."""
+    ids = torch.tensor([[1, 4, 5, 9, 6, 7, 9, 8, 9, 2, 0]])
+    mask = (ids != 0).long()
+    seen = sentence_mask(ids, mask, [9])[0]
+    assert seen[0].tolist() == mask[0].bool().tolist()  # the first token sees every real one
+    first, second = [1, 2, 3], [4, 5, 6, 7, 8]
+    for sentence in (first, second):
+        for token in sentence:
+            assert seen[token].nonzero().flatten().tolist()[: 1 + len(sentence)] == [0, *sentence], token
+    assert not seen[first][:, second].any() and not seen[:, 10].any()
+
+
+def test_a_sentence_reads_alike_in_any_company() -> None:
+    """With sentence ends the first layer's tokens do not depend on other sentences; without they do."""
+    bert = BertConfig(
+        vocab_size=20, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        max_position_embeddings=16, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    vit = CTViTConfig(
+        dim=8, codebook_size=8, image_size=16, patch_size=8, temporal_patch_size=4, spatial_depth=1,
+        temporal_depth=1, dim_head=4, heads=2,
+    )  # fmt: skip
+    grid = VolumeGrid(shape=[8, 16, 16], spacing_mm=[10.0, 3.0, 3.0])
+    config = CTCLIPConfig(bert=bert, ctvit=vit, grid=grid, dim_latent=8, max_tokens=16, sentence_ends=[9])
+    ids = torch.tensor([[1, 4, 5, 9, 6, 7, 9, 2], [1, 4, 5, 9, 3, 3, 9, 2]])
+    changes = []
+    for ends in ([9], []):
+        torch.manual_seed(0)
+        clip = CTCLIP(replace(config, sentence_ends=ends)).eval()
+        with torch.no_grad():
+            tokens = clip.encode_text(ids, torch.ones_like(ids)).tokens
+        changes.append((tokens[0] - tokens[1]).abs().amax(dim=-1))
+    assert (changes[0][1:4] == 0).all() and changes[0][0] > 0
+    assert (changes[1][1:4] > 0).all()
