@@ -19,7 +19,7 @@ from ctflow.config import Flag, parse_command, run_command
 from ctflow.config.data import CheckConfig
 from ctflow.data import LatentShards, SliceShards, read_manifest
 from ctflow.data.manifest import MANIFEST
-from ctflow.data.montage import LUNG, SOFT_TISSUE, axial, coronal, save_png, stack
+from ctflow.pictures import LUNG, SOFT_TISSUE, axial, coronal, save_png, stack
 from ctflow.data.reader import ShardSet
 from ctflow.data.verify import verify_folder
 from ctflow.types import HUVolume

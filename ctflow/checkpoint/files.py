@@ -13,6 +13,7 @@ from torch import Size, Tensor, nn
 
 from ctflow.config import load_config
 from ctflow.errors import WeightsError
+from ctflow.files import replaced
 
 CONFIG_FILE = "config.yaml"
 WEIGHTS_FILE = "model.safetensors"
@@ -79,9 +80,8 @@ def write_safetensors(path: Path, state: Mapping[str, Tensor], half: bool = Fals
     for name, value in state.items():
         value = value.detach().cpu().contiguous()
         tensors[name] = value.half() if half and value.is_floating_point() else value.clone()
-    temporary = path.with_name(path.name + ".tmp")
-    save_file(tensors, temporary, metadata={"format": "pt"})
-    temporary.replace(path)
+    with replaced(path) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
 
 
 def load_exactly(module: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -14,6 +12,7 @@ from typing import Any
 
 from ctflow.data.records import CaseEntry, ShardEntry
 from ctflow.errors import ShardError
+from ctflow.files import write_text
 
 MANIFEST = "manifest.jsonl"
 _LOCK = ".manifest.lock"
@@ -56,24 +55,13 @@ def add_to_manifest(folder: Path, entry: ShardEntry) -> None:
     with _locked(folder):
         entries = {e.file: e for e in read_manifest(folder)} | {entry.file: entry}
         lines = [json.dumps(asdict(entries[name]), ensure_ascii=False) for name in sorted(entries)]
-        temporary = folder / f".{MANIFEST}.{os.getpid()}.partial"
-        with temporary.open("w", encoding="utf-8") as stream:
-            stream.write("\n".join(lines) + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(folder / MANIFEST)
+        write_text(folder / MANIFEST, "\n".join(lines) + "\n")
 
 
 def shards_to_encode(slices: Path | str, latents: Path | str) -> list[str]:
     """Slice shards without latents, by file name; empty where a set is encoded as a whole."""
     done = {entry.file for entry in read_manifest(latents)}
     return [entry.file for entry in read_manifest(slices) if entry.file not in done]
-
-
-def file_sha256(path: Path | str) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    with Path(path).open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @contextmanager

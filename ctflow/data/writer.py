@@ -9,9 +9,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from ctflow.data import schema
-from ctflow.data.manifest import add_to_manifest, file_sha256, read_manifest
+from ctflow.data.manifest import add_to_manifest, read_manifest
 from ctflow.data.records import CaseEntry, LatentHeader, LatentRecord, ShardEntry, SliceRecord
 from ctflow.errors import ShardError
+from ctflow.files import file_sha256
 
 PARTIAL = ".partial"
 """Ending of every file that is not complete yet; readers never look at them."""

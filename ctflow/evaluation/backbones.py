@@ -17,7 +17,10 @@ from ctflow.models import TextEncoder
 from ctflow.models.ctclip_preprocess import volume_input
 from ctflow.types import HUVolume
 
-RANDOM = "random"
+INCEPTION = "inception"
+FEATURES, LOGITS = "features", "logits"
+"""Names of a network's outputs."""
+
 Extract = Callable[[Tensor], dict[str, Tensor]]
 
 
@@ -69,7 +72,7 @@ class Backbones:
     @property
     def has_inception(self) -> bool:
         """Whether the Inception score can be computed."""
-        return any(b.name == "inception" for b in self.slices)
+        return any(b.name == INCEPTION for b in self.slices)
 
 
 class ClipScorer:
@@ -115,10 +118,10 @@ def build_backbones(files: BackboneFiles, scorer: TextVolumeScorer | None, devic
 
         def both(images: Tensor) -> dict[str, Tensor]:
             features, logits = network(images)
-            return {"features": features, "logits": logits}
+            return {FEATURES: features, LOGITS: logits}
 
         width = inception.FEATURES
-        slices.append(Backbone("inception", "fid", "kid", False, width, network.sha256, network, both))
+        slices.append(Backbone(INCEPTION, "fid", "kid", False, width, network.sha256, network, both))
     if files.i3d:
         video = i3d.I3DBackbone(Path(files.i3d), files.i3d_sha256).to(device).eval()
         extract = _single(video)
@@ -131,4 +134,4 @@ def _random(name: str, metric: str, kernel: str, module: RandomBackbone) -> Back
 
 
 def _single(module: nn.Module) -> Extract:
-    return lambda images: {"features": module(images)}
+    return lambda images: {FEATURES: module(images)}

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 from ctflow.errors import WeightsError
+from ctflow.files import file_sha256
 
 
 def checked_file(path: Path, sha256: str, what: str, required: bool = False) -> str:
@@ -22,8 +22,7 @@ def checked_file(path: Path, sha256: str, what: str, required: bool = False) -> 
     """
     if not path.is_file():
         raise WeightsError(f"no file at {path}", what, "give the path of a local copy; nothing is downloaded")
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = file_sha256(path)
     if required and not sha256:
         raise WeightsError(
             f"{path} ({what}) holds code and no sha256 was given",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 
 import lightning as L
@@ -21,7 +22,6 @@ from ctflow.errors import ConfigError
 from ctflow.training.base import CountingModule
 from ctflow.training.callbacks import LearningRate, Limits, PeriodicCheckpoint, SeedEachBatch, remove_partial
 from ctflow.training.curves import CurveFile
-from ctflow.training.default_data import ensure_default_data
 from ctflow.training.precision import resolve_precision
 from ctflow.training.runs import CONFIG_FILE, Run, first_process, locate_run
 from ctflow.training.tasks import TASKS, Task
@@ -32,8 +32,12 @@ NAME_VARIABLE = "CTFLOW_RUN_NAME"
 """Carries the run's name to the processes Lightning starts for further devices."""
 
 
-def run_training(config: TrainConfig) -> Run:
+def run_training(config: TrainConfig, make_data: Callable[[TrainConfig], None]) -> Run:
     """Train (unless ``export_only``) and write the sharing folder.
+
+    Args:
+        config: The run.
+        make_data: Called before the data are opened; makes those that are missing.
 
     Returns:
         The run; its ``export`` folder holds the result.
@@ -48,8 +52,7 @@ def run_training(config: TrainConfig) -> Run:
     try:
         task = TASKS[config.task]
         run.folder.mkdir(parents=True, exist_ok=True)
-        if config.default_data.make:
-            ensure_default_data(config)
+        make_data(config)
         config = task.prepare(config, run)
         data = task.data(config)
         checkpoint = run.checkpoint

@@ -12,6 +12,7 @@ from ctflow.checkpoint import load_tokenizer, save_ctclip
 from ctflow.config.training import TrainConfig
 from ctflow.data import LatentDataModule, SliceShards
 from ctflow.errors import ConfigError
+from ctflow.files import write_text
 from ctflow.models.text import clean_text
 from ctflow.models.tokenizer import train_wordpiece
 from ctflow.training.contrastive import ClipModule
@@ -30,10 +31,7 @@ def train_vocabulary(config: TrainConfig, path: Path) -> None:
         raise ConfigError(f"no case in {config.data.train} has a report", "reports to train the pair on")
     limit = config.clip.network.max_tokens
     tokenizer = train_wordpiece(reports, config.clip.vocabulary_size, limit)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(tokenizer.to_json(), encoding="utf-8")
-    partial.replace(path)
+    write_text(path, tokenizer.to_json())
 
 
 def wait_for(path: Path, seconds: float = 600.0) -> None:

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 
 from ctflow.data import schema
 from ctflow.data.manifest import read_manifest
-from ctflow.data.montage import LUNG, SOFT_TISSUE, axial, coronal, save_png, stack
+from ctflow.pictures import LUNG, SOFT_TISSUE, axial, coronal, save_png, stack
 from ctflow.types import HUVolume
 from data_prep.ct_rate.prepare import ACCEPTED, EXPANDED, FLAGGED, IGNORED, REFUSED, Outcome
 from data_prep.ct_rate.run import SPLITS

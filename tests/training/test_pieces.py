@@ -13,7 +13,6 @@ from ctflow.config.encoders import AVAEConfig
 from ctflow.config.models import FMvTConfig
 from ctflow.config.training import AdversaryConfig, AutoencoderTask, FlowTask, TrainConfig
 from ctflow.data import SliceBatch
-from ctflow.data.curves import read_curves
 from ctflow.errors import ConfigError, CTFlowError, WeightsError
 from ctflow.models import AVAE
 from ctflow.training import precision
@@ -21,7 +20,7 @@ from ctflow.training.autoencoder import AutoencoderModule
 from ctflow.training.base import unique_keys
 from ctflow.training.callbacks import check_finite
 from ctflow.training.contrastive import label_loss, mean_auroc, retrieval_accuracy
-from ctflow.training.curves import CurveFile
+from ctflow.training.curves import CurveFile, read_curves
 from ctflow.training.flow import DecileLoss, FlowModule
 from ctflow.training.images import axial_and_coronal, reconstruction_grid
 from ctflow.training.losses import Adversary, PerceptualTerm, adaptive_weight

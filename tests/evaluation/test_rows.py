@@ -1,22 +1,30 @@
 """Rows of the table from features made by hand: protocols, names, sets too small, stand-in backbones."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from ctflow.anatomy import Found
 from ctflow.evaluation.backbones import Backbone, Backbones
-from ctflow.evaluation.cache import CaseFeatures, FeatureCache
-from ctflow.evaluation.features import FeaturePlan
+from ctflow.evaluation.cases import RealCase
+from ctflow.evaluation.collect import FeatureCache, Wanted
+from ctflow.evaluation.features import CaseFeatures, FeatureExtractor, FeaturePlan, Key, Samples, VolumeFacts
 from ctflow.evaluation.monitoring import readings
-from ctflow.evaluation.scores import Compared, clip_rows, inception_row, report_rows, slice_rows
-from ctflow.evaluation.settings import REAL, REGISTRY
-from ctflow.evaluation.table import MODEL, NOT_EXTRAPOLATED, Row, number
+from ctflow.evaluation.processes import Ranks
+from ctflow.evaluation.results import MODEL, NOT_EXTRAPOLATED, Row, number
+from ctflow.evaluation.rows import Compared, clip_rows, inception_row, report_rows, slice_rows
+from ctflow.evaluation.settings import REAL, SETTINGS
 from ctflow.metrics import frechet_from_features
+from ctflow.metrics.monitors import MonitorRecord
+
+from .conftest import assert_same_features
 
 WIDTH = 6
+SLICES = Key("inception", 32)
 PLAN = FeaturePlan(resolutions=(32,), native=32, clip_lengths=(16,), clip_stride=8)
 
 
@@ -30,20 +38,25 @@ STAND_IN = Backbones((backbone("inception", "fid", "kid"),), (backbone("i3d", "f
 def case(name: str, slices: int, seed: int, mean: float = 0.0, logits: bool = False) -> CaseFeatures:
     rng = np.random.default_rng(seed)
     starts = np.arange(0, slices - 15, 8)
-    arrays = {
-        "positions": np.arange(slices),
-        "slice/inception/32": rng.normal(mean, 1, (slices, WIDTH)).astype(np.float32),
-        "starts/16": starts,
-        "clip/i3d/16/32": (starts[:, None] + 100 * seed + np.zeros((1, WIDTH))).astype(np.float32),
-        "ratios": np.ones(max(slices - 1, 0)),
-        "statistics": rng.normal(size=(slices, 3)),
-        "checkerboard": np.array([0.1, 0.2, 0.3, 0.4]),
-        "white": np.zeros(slices, bool),
-        "latent": rng.normal(size=4).astype(np.float32),
-    }
+    values = {SLICES: rng.normal(mean, 1, (slices, WIDTH)).astype(np.float32)}
     if logits:
-        arrays["slice/inception/32/logits"] = 50 * np.eye(5)[np.arange(slices) % 5]
-    return CaseFeatures(name, arrays, {"side": 32, "requested": slices, "slices": slices})
+        values[Key("inception", 32, "logits")] = 50 * np.eye(5)[np.arange(slices) % 5]
+    clips = (starts[:, None] + 100 * seed + np.zeros((1, WIDTH))).astype(np.float32)
+    record = MonitorRecord(
+        ratios=torch.ones(max(slices - 1, 0)).double(),
+        statistics=torch.from_numpy(rng.normal(size=(slices, 3))),
+        checkerboard=torch.tensor([0.1, 0.2, 0.3, 0.4]).double(),
+        white=torch.zeros(slices, dtype=torch.bool),
+    )
+    return CaseFeatures(
+        case_id=name,
+        facts=VolumeFacts(slices=slices, side=32, requested=slices),
+        slices=Samples(np.arange(slices, dtype=np.int32), values),
+        clips={16: Samples(starts.astype(np.int32), {Key("i3d", 32): clips})},
+        monitors=record,
+        latent=rng.normal(size=4).astype(np.float32),
+        findings={"Lung nodule": [Found("left", 8.0, "mm")]},
+    )
 
 
 def compared(fake, real, protocol="matched", setting=REAL) -> Compared:
@@ -53,9 +66,7 @@ def compared(fake, real, protocol="matched", setting=REAL) -> Compared:
 def test_slice_rows_are_the_distances_of_all_slices():
     fake, real = [case(str(i), 20, i) for i in range(3)], [case(str(i), 24, 10 + i, 1.0) for i in range(3)]
     frechet, kernel = slice_rows(compared(fake, real), STAND_IN.slices[0], 32)
-    stacks = [
-        torch.from_numpy(np.concatenate([c.arrays["slice/inception/32"] for c in s])) for s in (fake, real)
-    ]
+    stacks = [torch.from_numpy(np.concatenate([c.slices.values[SLICES] for c in s])) for s in (fake, real)]
     assert (frechet.metric, kernel.metric) == ("fid", "kid")
     assert frechet.value == pytest.approx(float(frechet_from_features(*stacks)), rel=1e-9)
     assert (frechet.samples, frechet.reference, frechet.cases) == (60, 72, 3)
@@ -95,7 +106,7 @@ def test_too_few_and_too_short_are_not_numbers():
     ]
     for row in rows:
         assert row.missing and row.text() == "n/a" and row.reason, row.metric
-    spliced = clip_rows(compared(few, few, setting=REGISTRY["next-block"]), STAND_IN.clips[0], 128, 32)[0]
+    spliced = clip_rows(compared(few, few, setting=SETTINGS["next-block"]), STAND_IN.clips[0], 128, 32)[0]
     assert spliced.text() == "–"
 
 
@@ -120,7 +131,7 @@ class FakeScorer:
 
 def test_report_rows_and_their_zero_point():
     fake = [case(str(i), 20, i) for i in range(9)]
-    latents = {f"report {c.case_id}": torch.from_numpy(c.arrays["latent"]) for c in fake}
+    latents = {f"report {c.case_id}": torch.from_numpy(c.latent) for c in fake}
     backbones = Backbones(STAND_IN.slices, STAND_IN.clips, FakeScorer(latents))
     reports = {c.case_id: f"report {c.case_id}" for c in fake}
     matched, shuffled = report_rows(compared(fake, fake), backbones, reports)
@@ -132,34 +143,48 @@ def test_report_rows_and_their_zero_point():
 
 def test_monitor_readings_and_alarms():
     cases = [case(str(i), 40, i) for i in range(6)]
-    cases[0].arrays["ratios"][15] = 40.0
-    cases[1].arrays["white"][-1] = True
-    found = readings(REGISTRY["full-body"], MODEL, cases, cases, cases, STAND_IN.slices[0], 32)
+    cases[0].monitors.ratios[15] = 40.0
+    cases[1].monitors.white[-1] = True
+    found = readings(SETTINGS["full-body"], MODEL, cases, cases, cases, STAND_IN.slices[0], 32)
     values = {r.monitor: r for r in found}
     assert values["seam_ratio"].value == pytest.approx(40 ** (1 / 12))  # boundaries 15 and 31 of six volumes
     assert values["seam_ratio"].alarm
     assert values["length_error"].value == pytest.approx(1 / 6)
     assert not values["checkerboard_4"].alarm and values["checkerboard_4"].value == pytest.approx(0.2)
-    spliced = readings(REGISTRY["next-block"], MODEL, cases, cases, cases, STAND_IN.slices[0], 32)
+    spliced = readings(SETTINGS["next-block"], MODEL, cases, cases, cases, STAND_IN.slices[0], 32)
     assert not {"seam_ratio", "drift_slope", "premature", "end_slices"} & {r.monitor for r in spliced}
-    for rolled, ends in zip(cases, (3, 0, 0, 0, 0, 0), strict=True):
-        rolled.info["end_slices"] = ends
-    spliced = readings(REGISTRY["next-block"], MODEL, cases, cases, cases, STAND_IN.slices[0], 32)
+    rolled = [
+        replace(case, facts=replace(case.facts, end_slices=ends))
+        for case, ends in zip(cases, (3, 0, 0, 0, 0, 0), strict=True)
+    ]
+    spliced = readings(SETTINGS["next-block"], MODEL, rolled, cases, cases, STAND_IN.slices[0], 32)
     kept = {r.monitor: r for r in spliced}["end_slices"]
     assert kept.value == 0.5 and kept.alarm
 
 
 def test_cache_returns_what_was_stored(tmp_path):
-    cache = FeatureCache(tmp_path, {"a": 1})
-    stored = case("a", 20, 1)
-    cache.store(stored, "real", "a")
-    loaded = cache.load("real", "a")
-    assert loaded is not None and loaded.info == stored.info and loaded.case_id == "a"
-    for key, value in stored.arrays.items():
-        np.testing.assert_array_equal(loaded.arrays[key], value)
-    assert cache.load("real", "b") is None
-    assert FeatureCache(tmp_path, {"a": 2}).load("real", "a") is None
-    assert not list(tmp_path.glob("*.partial"))
+    def cache(plan):
+        return FeatureCache(tmp_path, FeatureExtractor(plan, STAND_IN, torch.device("cpu")), Ranks())
+
+    def wanted(name, **values):
+        return Wanted("real", RealCase(name, "p", "", (20, 32, 32), (1.0, 1.0, 1.0), "d"), **values)
+
+    stored = case("a", 20, 1, logits=True)
+    cache(PLAN).store(stored, wanted("a"))
+    loaded = cache(PLAN).load(wanted("a"))
+    assert loaded is not None
+    assert_same_features(loaded, stored)
+    assert loaded.findings == stored.findings and loaded.picture is None
+    assert cache(PLAN).load(wanted("b")) is None
+    assert cache(PLAN).load(wanted("a", findings=True)) is None
+    assert cache(replace(PLAN, native=64)).load(wanted("a")) is None
+    assert len(list(tmp_path.iterdir())) == 1  # nothing half written is left
+
+
+def test_features_are_kept_by_one_rule_for_slices_and_clips():
+    kept = case("a", 40, 1).keep(lambda starts, frames: starts + frames <= 24)
+    assert kept.slices.starts.tolist() == list(range(24)) and kept.clips[16].starts.tolist() == [0, 8]
+    assert len(kept.slices.values[SLICES]) == 24 and len(kept.clips[16].values[Key("i3d", 32)]) == 2
 
 
 def test_only_a_missing_extrapolation_is_printed_as_missing():

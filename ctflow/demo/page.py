@@ -6,18 +6,14 @@ import csv
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
-import numpy as np
+from matplotlib.figure import Figure
 
-from ctflow.anatomy import Measurement, findings, measure, phantom_ranges
-from ctflow.anatomy.types import SIDES
+from ctflow.anatomy import SIDES, Measurement, findings, measure, phantom_ranges
 from ctflow.config.demo import ContrastPair, DemoConfig
-from ctflow.data.curves import read_curves
-from ctflow.data.montage import montage
 from ctflow.data.nifti import read_nifti
-from ctflow.evaluation.page import Page
-
-matplotlib.use("Agg")
+from ctflow.evaluation.report import Page, Table
+from ctflow.pictures import montage
+from ctflow.training.curves import read_curves
 
 
 @dataclass(frozen=True)
@@ -77,14 +73,14 @@ def write_page(
         f"from the same noise (seed {config.seed}); the reports differ in one finding. They are synthetic "
         "and show no patient."
     )
-    page.begin_row()
-    _volume(page, root / "pair" / "with.nii.gz", config.pair.with_finding)
-    page.column()
-    _volume(page, root / "pair" / "without.nii.gz", config.pair.without_finding)
-    page.end_row()
-    page.heading("What a measuring program finds in them")
+    page.side_by_side(
+        _volume(root / "pair" / "with.nii.gz", config.pair.with_finding),
+        _volume(root / "pair" / "without.nii.gz", config.pair.without_finding),
+    )
+    page.heading("What is measured in them")
     page.text("Each line must hold for the demonstration to succeed.")
-    page.table(["", "check", "measured"], [["✓" if c.holds else "✗", c.name, c.found] for c in checks])
+    lines = [["✓" if check.holds else "✗", check.name, check.found] for check in checks]
+    page.table(Table(["", "check", "measured"], lines))
     page.heading("Scores of a few held-out phantoms")
     _scores(page, root)
     page.heading("Both trainings, briefly, from scratch")
@@ -93,17 +89,15 @@ def write_page(
         "good model. The volumes above do not come from them."
     )
     for task, title in (("autoencoder", "A-VAE"), ("flow", "FMvT")):
-        page.picture(
-            _curves(root / task / "scratch" / "curves.csv", title), f"{title}, trained here", plot=True
-        )
+        page.picture(_curves(root / task / "scratch" / "curves.csv", title), f"{title}, trained here")
     page.heading("Time")
     rows = [[name, f"{value:.0f} s"] for name, value in seconds.items()]
-    page.table(["stage", "wall time"], [*rows, ["together", f"{sum(seconds.values()) / 60:.1f} min"]])
+    page.table(Table(["stage", "wall time"], [*rows, ["together", f"{sum(seconds.values()) / 60:.1f} min"]]))
     page.save(root / "index.html")
 
 
-def _volume(page: Page, path: Path, report: str) -> None:
-    volume = read_nifti(path)
+def _volume(path: Path, report: str) -> Page:
+    page, volume = Page(path.name), read_nifti(path)
     page.quote(report)
     slices, spacing = volume.hu.shape[0], volume.spacing
     page.picture(
@@ -112,6 +106,7 @@ def _volume(page: Page, path: Path, report: str) -> None:
         "Above: lung window, below it soft tissue, then coronal and sagittal cuts. "
         "The patient's right is on the left.",
     )
+    return page
 
 
 def _scores(page: Page, root: Path) -> None:
@@ -138,7 +133,7 @@ def _scores(page: Page, root: Path) -> None:
         "real phantoms, and their A-VAE reconstructions, score. So few cases show that the command works, no "
         "more; metrics named rand2d and rand3d use frozen random convolutions."
     )
-    page.table(["source", "metric", "value", "at infinite N", "cases", "note"], rows)
+    page.table(Table(["source", "metric", "value", "at infinite N", "cases", "note"], rows))
     page.text(f"All of it, with intervals, monitors and provenance: {tables[-1].parent / 'report.html'}")
 
 
@@ -146,19 +141,14 @@ def _number(text: str) -> str:
     return f"{float(text):.4g}" if text else ""
 
 
-def _curves(path: Path, title: str) -> np.ndarray:
-    """Loss curves of a run as an 8-bit picture ``[H, W, 3]``."""
-    from matplotlib import pyplot
-
+def _curves(path: Path, title: str) -> Figure:
+    """Loss curves of a run."""
     curves = {name: points for name, points in read_curves(path).items() if name.endswith(("loss", "psnr"))}
-    figure, axes = pyplot.subplots(1, len(curves), figsize=(4 * len(curves), 2.6), dpi=110, squeeze=False)
+    figure = Figure(figsize=(4 * len(curves), 2.6), layout="tight")
+    axes = figure.subplots(1, len(curves), squeeze=False)
     for axis, (name, points) in zip(axes[0], sorted(curves.items()), strict=True):
         axis.plot(*zip(*points, strict=True))
         axis.set_title(f"{title}: {name}", fontsize=9)
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
-    figure.tight_layout()
-    figure.canvas.draw()
-    picture = np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()  # type: ignore[attr-defined]
-    pyplot.close(figure)
-    return picture
+    return figure

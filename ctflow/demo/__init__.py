@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from ctflow.config import parse_command, run_command
+from ctflow.config import parse_command
 from ctflow.config.demo import DemoConfig
 from ctflow.errors import CTFlowError
 
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _training(config, root, checkpoint, stages)
     _generation(config, root, checkpoint, stages)
     _evaluation(config, root, checkpoint, stages)
-    from ctflow.evaluation.demonstration import check_pair, write_page  # takes seconds
+    from ctflow.demo.page import check_pair, write_page  # takes seconds
 
     volumes = {name: root / "pair" / f"{name}.nii.gz" for name in (WITH, WITHOUT)}
     checks = check_pair(volumes[WITH], volumes[WITHOUT], config.pair)
@@ -132,7 +132,3 @@ def _evaluation(config: DemoConfig, root: Path, checkpoint: Path, stages: Stages
     arguments = ["--checkpoint", str(checkpoint), "--setting", "next-block", f"cases={config.eval_cases}"]
     places = [f"slices={root}/shards/slices/valid", f"output={root}/eval", f"cache={root}/eval/cache"]
     stages.run("scores of a few cases", "ctflow.eval", [*arguments, *places])
-
-
-if __name__ == "__main__":
-    run_command(main)

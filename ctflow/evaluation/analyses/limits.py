@@ -1,4 +1,4 @@
-"""``reconstruction``: what the A-VAE alone loses, over slices spread evenly through all cases."""
+"""What limits a generator: other real cases, and what the A-VAE alone loses."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from ctflow.data.montage import LUNG, SOFT_TISSUE
 from ctflow.errors import WeightsError
 from ctflow.evaluation.analyses.base import AnalysisResult, Context
+from ctflow.evaluation.cases import choose_cases
+from ctflow.evaluation.compare import FLOORS, Comparer
 from ctflow.evaluation.features import at_side
+from ctflow.evaluation.settings import REAL
 from ctflow.metrics.files import checked_file
 from ctflow.metrics.images import SCORE_WINDOW
 from ctflow.metrics.reconstruction import Lpips, ReconstructionMetric, lpips_input
+from ctflow.pictures import LUNG, SOFT_TISSUE
 from ctflow.types import HUVolume
 
 WINDOWS = {"lung": LUNG, "soft tissue": SOFT_TISSUE}
@@ -24,6 +27,38 @@ NOTES = {
     "ms_ssim": "0 … 1, five scales; higher is better",
     "ms_ssim_s3": "0 … 1, three scales (sides up to 160); not comparable with ms_ssim",
 }
+
+
+def floors(context: Context) -> AnalysisResult:
+    """Every metric of both floors over whole volumes; nothing is generated.
+
+    The features are those of the table's floors, so that a table on the same cases, A-VAE and CT-CLIP finds
+    them in the cache.
+    """
+    config = context.config
+    reader, extractor = context.reader(), context.extractor()
+    sets = choose_cases(reader.cases(), config.cases, floors=True)
+    findings = any(case.truth_path for case in sets.evaluated)
+    collected = context.collector(reader, extractor, findings=findings).collect(sets, [])
+    comparer = Comparer(config, extractor.plan, extractor.backbones, sets, collected)
+    records: list[dict[str, Any]] = [
+        {
+            "source": row.source,
+            "metric": row.metric,
+            "px": row.resolution or "",
+            "value [95 %]": row.text(),
+            "at infinite N [95 %]": row.extrapolated_text(),
+            "N": row.samples,
+            "note": row.reason,
+        }
+        for source in FLOORS
+        for row in comparer.source_rows(REAL, source)
+    ]
+    text = (
+        f"{len(sets.others)} real cases of other patients, and their A-VAE reconstructions, against "
+        f"{len(sets.evaluated)} real cases. A generator on this A-VAE is not expected below the second."
+    )
+    return AnalysisResult("Floors", text, records)
 
 
 def reconstruction(context: Context) -> AnalysisResult:

@@ -1,15 +1,13 @@
-"""The demonstration's checks and page, on phantoms whose truth is known."""
+"""The demonstration's checks, on phantoms whose truth is known."""
 
 import numpy as np
 import pytest
-from page_text import without_payloads
 
 from ctflow.config.demo import ContrastPair, DemoConfig
 from ctflow.data.nifti import write_nifti
 from ctflow.demo import Stages
+from ctflow.demo.page import check_pair
 from ctflow.errors import CTFlowError
-from ctflow.evaluation.demonstration import check_pair
-from ctflow.evaluation.page import Page
 from ctflow.types import HUVolume
 from data_prep.phantom import contrast_pair, healthy_specs, make_phantom
 
@@ -56,15 +54,3 @@ def test_a_failed_stage_is_an_error_that_names_it():
 def test_demo_config_refuses_too_few_volumes():
     with pytest.raises(ValueError, match="volumes must be at least 20"):
         DemoConfig(volumes=5)
-
-
-def test_page_is_one_file_that_escapes_text(tmp_path):
-    page = Page("a < b")
-    page.quote("<script>alert(1)</script>")
-    page.table(["x"], [["✓"], ["✗ no"]])
-    page.picture(np.zeros((4, 5), np.uint8), "black")
-    page.save(tmp_path / "deep" / "index.html")
-    text = without_payloads((tmp_path / "deep" / "index.html").read_text(encoding="utf-8"))
-    assert "<script>" not in text and "&lt;script&gt;" in text
-    assert "data:image/png;base64," in text and "http" not in text
-    assert 'class="good"' in text and 'class="bad"' in text

@@ -1,27 +1,18 @@
-"""From features per case to rows of the table: one function per kind of metric."""
+"""From features of cases to rows of the table: one function per kind of metric."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ctflow.evaluation.backbones import Backbone, Backbones
-from ctflow.evaluation.cache import CaseFeatures
-from ctflow.evaluation.features import FeaturePlan
+from ctflow.evaluation.backbones import INCEPTION, LOGITS, Backbone, Backbones
+from ctflow.evaluation.features import CaseFeatures, FeaturePlan, Key
+from ctflow.evaluation.results import DOES_NOT_EXIST, MODEL, NOT_EXTRAPOLATED, Row
 from ctflow.evaluation.settings import Setting
-from ctflow.evaluation.table import (
-    DOES_NOT_EXIST,
-    MODEL,
-    NOT_AVAILABLE,
-    NOT_EXTRAPOLATED,
-    Row,
-    with_extrapolation,
-    with_interval,
-)
 from ctflow.metrics import bias
 from ctflow.metrics.clip_score import clip_scores, shuffled_scores
 from ctflow.metrics.inception import SPLITS, inception_score
@@ -58,33 +49,32 @@ class Compared:
     def row(self, metric: str, side: int = 0) -> Row:
         """An empty row; a resolution above that of the scored volumes is marked."""
         row = Row(self.setting.name, self.source, metric, side)
-        own = min((int(f.info["side"]) for f in self.fake), default=side)
+        own = min((f.facts.side for f in self.fake), default=side)
         return row.noted(f"upsampled from {own}") if side > own else row
 
 
 def slice_rows(compared: Compared, backbone: Backbone, side: int) -> list[Row]:
     """Fréchet and kernel distance over slices."""
-    key = f"slice/{backbone.name}/{side}"
-    fake, real = _kept(compared.fake, key), _kept(compared.real, key)
-    rows = [_distance_row(compared, compared.row(backbone.metric, side), backbone, fake, real, frechet=True)]
-    rows.append(
-        _distance_row(compared, compared.row(backbone.kernel, side), backbone, fake, real, frechet=False)
-    )
-    return rows
+    key = Key(backbone.name, side)
+    fake, real = slice_values(compared.fake, key), slice_values(compared.real, key)
+    return [
+        _distance_row(compared, compared.row(metric, side), backbone, fake, real, frechet)
+        for metric, frechet in ((backbone.metric, True), (backbone.kernel, False))
+    ]
 
 
 def clip_rows(compared: Compared, backbone: Backbone, frames: int, side: int) -> list[Row]:
     """Fréchet distance over clips of ``frames`` slices under the protocol."""
     row = compared.row(f"{backbone.metric}_f{frames}", side)
     if compared.setting.spliced and frames > BLOCK_LENGTH:
-        return [_empty(row, "blocks are independent continuations: no longer clip exists", DOES_NOT_EXIST)]
+        return [row.without("blocks are independent continuations: no longer clip exists", DOES_NOT_EXIST)]
     pairs = [
-        _paired_clips(compared, f, r, f"clip/{backbone.name}/{frames}/{side}", frames, i)
+        _paired_clips(compared, f, r, Key(backbone.name, side), frames, i)
         for i, (f, r) in enumerate(zip(compared.fake, compared.real, strict=False))
     ]
     fake, real = [f for f, r in pairs if len(f) and len(r)], [r for f, r in pairs if len(f) and len(r)]
     if not fake:
-        return [_empty(row, f"no pair of volumes has {frames} slices to score")]
+        return [row.without(f"no pair of volumes has {frames} slices to score")]
     return [_distance_row(compared, row, backbone, fake, real, frechet=True)]
 
 
@@ -92,14 +82,14 @@ def inception_row(compared: Compared, backbones: Backbones, side: int) -> Row:
     """Inception score of the scored slices."""
     row = compared.row("is", side)
     if not backbones.has_inception:
-        return _empty(row, "no Inception weights given (backbones.inception)")
-    logits = _kept(compared.fake, f"slice/inception/{side}/logits")
+        return row.without("no Inception weights given (backbones.inception)")
+    logits = slice_values(compared.fake, Key(INCEPTION, side, LOGITS))
     samples = sum(map(len, logits))
     if samples < 2 * SPLITS:
-        return _empty(row, f"{samples} slices; {SPLITS} splits need {2 * SPLITS}")
+        return row.without(f"{samples} slices; {SPLITS} splits need {2 * SPLITS}")
     mean, spread = inception_score(torch.cat(logits), SPLITS, compared.seed)
     interval = bias.Interval(mean, mean - 2 * spread, mean + 2 * spread)
-    filled = with_interval(_counted(row, samples, 0, len(logits)), interval)
+    filled = replace(row, samples=samples, cases=len(logits)).with_value(interval)
     return filled.noted(f"interval: ± 2 standard deviations over {SPLITS} splits")
 
 
@@ -108,25 +98,25 @@ def report_rows(compared: Compared, backbones: Backbones, reports: dict[str, str
     name = backbones.scorer.name if backbones.scorer else "clip"
     rows = [compared.row(name), compared.row(f"{name}_shuffled")]
     if backbones.scorer is None:
-        return [_empty(row, "no CT-CLIP to score with") for row in rows]
+        return [row.without("no CT-CLIP to score with") for row in rows]
     if compared.setting.spliced and compared.source == MODEL:
         rows = [row.noted("blocks generated independently, laid end to end") for row in rows]
     if compared.setting.given:
         whole = "without the given slices" if compared.source == MODEL else "whole volumes"
         rows = [row.noted(whole) for row in rows]
-    cases = [f for f in compared.fake if "latent" in f.arrays and reports.get(f.case_id, "").strip()]
+    cases = [f for f in compared.fake if f.latent is not None and reports.get(f.case_id, "").strip()]
     if len(cases) < 2:
-        return [_empty(row, f"{len(cases)} volumes with a report; at least 2 are needed") for row in rows]
+        return [row.without(f"{len(cases)} volumes with a report; at least 2 are needed") for row in rows]
     texts = [reports[f.case_id] for f in cases]
-    volumes = torch.from_numpy(np.stack([f.arrays["latent"] for f in cases]))
+    volumes = torch.from_numpy(np.stack([f.latent for f in cases if f.latent is not None]))
     scores = clip_scores(backbones.scorer.encode_reports(texts), volumes)
     filled = []
     for row, values in zip(rows, (scores.diagonal(), shuffled_scores(scores, texts)), strict=True):
-        counted = _counted(row, int(torch.isfinite(values).sum()), 0, len(cases))
-        if not torch.isfinite(values).any():
-            filled.append(_empty(counted, "all reports are equal"))
+        row = replace(row, samples=int(torch.isfinite(values).sum()), cases=len(cases))
+        if not row.samples:
+            filled.append(row.without("all reports are equal"))
             continue
-        filled.append(with_interval(counted, bias.jackknife(PerCaseMean(values), compared.seed)))
+        filled.append(row.with_value(bias.jackknife(PerCaseMean(values), compared.seed)))
     return filled
 
 
@@ -150,11 +140,11 @@ def _distance_row(
     frechet: bool,
 ) -> Row:
     samples, reference = sum(map(len, fake)), sum(map(len, real))
-    row = _counted(row, samples, reference, len(fake))
+    row = replace(row, samples=samples, reference=reference, cases=len(fake))
     if min(samples, reference) < MIN_SAMPLES:
-        return _empty(row, f"{samples} against {reference} samples; at least {MIN_SAMPLES} are needed")
+        return row.without(f"{samples} against {reference} samples; at least {MIN_SAMPLES} are needed")
     statistic = statistic_of(backbone, fake, real, frechet)
-    row = with_interval(row, bias.jackknife(statistic, compared.seed))
+    row = row.with_value(bias.jackknife(statistic, compared.seed))
     if not frechet:
         return row
     width = statistic.width if isinstance(statistic, FrechetStatistic) else 0
@@ -164,32 +154,26 @@ def _distance_row(
     extrapolated = bias.extrapolate(statistic, width, repeats, compared.seed)
     if extrapolated is None:
         return row.noted(NOT_EXTRAPOLATED + bias.reason_against_extrapolation(statistic, width))
-    return with_extrapolation(row, extrapolated)
+    return row.with_extrapolation(extrapolated)
 
 
-def _kept(cases: Sequence[CaseFeatures], key: str) -> list[Tensor]:
-    return [torch.from_numpy(c.arrays[key]) for c in cases if len(c.arrays.get(key, ()))]
+def slice_values(cases: Sequence[CaseFeatures], key: Key) -> list[Tensor]:
+    """Slice features ``[n, d]`` of the cases that have any."""
+    return [torch.from_numpy(case.slices.values[key]) for case in cases if len(case.slices)]
 
 
 def _paired_clips(
-    compared: Compared, fake: CaseFeatures, real: CaseFeatures, key: str, frames: int, index: int
+    compared: Compared, fake: CaseFeatures, real: CaseFeatures, key: Key, frames: int, index: int
 ) -> tuple[Tensor, Tensor]:
     """The clips of one pair of volumes that the protocol compares."""
-    starts = [c.arrays[f"starts/{frames}"] for c in (fake, real)]
-    if min(map(len, starts)) == 0:
+    clips = (fake.samples(frames), real.samples(frames))
+    if min(map(len, clips)) == 0:
         return torch.zeros(0, 1), torch.zeros(0, 1)
     if compared.protocol == "matched":
-        common = np.intersect1d(starts[0], starts[1])
-        rows = [np.isin(s, common) for s in starts]
+        common = np.intersect1d(clips[0].starts, clips[1].starts)
+        rows = [np.isin(c.starts, common) for c in clips]
     else:
-        offset = int(np.random.default_rng([compared.seed, index]).integers(len(starts[1])))
-        rows = [np.arange(len(starts[0])) == 0, np.arange(len(starts[1])) == offset]
-    return torch.from_numpy(fake.arrays[key][rows[0]]), torch.from_numpy(real.arrays[key][rows[1]])
-
-
-def _counted(row: Row, samples: int, reference: int, cases: int) -> Row:
-    return Row(**{**row.__dict__, "samples": samples, "reference": reference, "cases": cases})
-
-
-def _empty(row: Row, reason: str, empty: str = NOT_AVAILABLE) -> Row:
-    return Row(**{**row.noted(reason).__dict__, "empty": empty})
+        offset = int(np.random.default_rng([compared.seed, index]).integers(len(clips[1])))
+        rows = [np.arange(len(c)) == at for c, at in zip(clips, (0, offset), strict=True)]
+    first, second = (torch.from_numpy(c.keep(kept).values[key]) for c, kept in zip(clips, rows, strict=True))
+    return first, second
