@@ -16,7 +16,7 @@ from ctflow.config.bench import BenchConfig
 from ctflow.config.encoders import AVAEConfig
 from ctflow.config.models import FMvTConfig
 from ctflow.flow import solve
-from ctflow.models import AVAE, FMvT
+from ctflow.models import AVAE, Conditions, FMvT
 
 log = logging.getLogger("ctflow")
 
@@ -59,6 +59,8 @@ def stages(config: BenchConfig, device: torch.device) -> dict[str, Callable[[], 
     with torch.no_grad():
         latents = avae.whiten(avae.encode_hu(slices[:1]).mean).expand(config.slices, -1, -1, -1)
 
+    conditions = Conditions(text, previous)
+
     @torch.no_grad()
     def encode() -> None:
         avae.encode_hu(slices)
@@ -69,15 +71,15 @@ def stages(config: BenchConfig, device: torch.device) -> dict[str, Callable[[], 
 
     @torch.no_grad()
     def forward() -> None:
-        fmvt(block, t, text, previous)
+        fmvt(block, t, conditions)
 
     def train() -> None:
         fmvt.zero_grad(set_to_none=True)
-        fmvt(block, t, text, previous).square().mean().backward()
+        fmvt(block, t, conditions).square().mean().backward()
 
     @torch.no_grad()
     def sample() -> None:
-        solve(lambda z, time: fmvt(z, time, text, previous), block, config.steps)
+        solve(lambda z, time: fmvt(z, time, conditions), block, config.steps)
 
     blocks = f"{config.batch_size} blocks"
     return {

@@ -17,7 +17,7 @@ DESCRIPTION = """Score a checkpoint in the three settings with floors, intervals
 table.md, CSV, JSON. Several processes: torchrun --nproc-per-node N -m ctflow.eval …"""
 
 FLAGS = [
-    Flag("--checkpoint", "checkpoint", {"help": "checkpoint folder; default: newest run, else embedded"}),
+    Flag("--checkpoint", "checkpoint", {"help": "folder, run:NAME or latest; default: the embedded one"}),
     Flag("--setting", "setting", {"choices": [*SETTING_NAMES, "all"], "help": "what is given and generated"}),
     Flag("--volumes", "external.volumes", {"help": "folder of NIfTI volumes in HU to score instead"}),
     Flag("--reference", "external.reference", {"help": "folder of real NIfTI volumes in HU"}),
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         CTFlowError: Input that cannot be evaluated; the message says what to do.
     """
-    config = parse_command(EvalConfig, "python -m ctflow.eval", DESCRIPTION, FLAGS, argv).config
+    config = parse_command(EvalConfig, "ctflow eval", DESCRIPTION, FLAGS, argv).config
     # These take seconds to import: after the arguments are checked.
     from ctflow.default_data import ensure_cases
     from ctflow.evaluation.processes import joined_ranks

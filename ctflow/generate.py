@@ -20,7 +20,7 @@ from ctflow.errors import CTFlowError
 from ctflow.seeding import SINGLE_REPORT_CASE
 
 if TYPE_CHECKING:
-    from ctflow.generation import BlockProgress
+    from ctflow.generation import SliceUpdate
     from ctflow.pipeline import GeneratedVolume
 
 log = logging.getLogger("ctflow")
@@ -35,17 +35,18 @@ FLAGS = [
         options={
             "type": Path,
             "help": "CSV with a row per volume: report (or Findings_EN and Impressions_EN), "
-            "and, where wanted, case_id (or VolumeName), seed, slices, noise_id",
+            "and, where wanted, case_id (or VolumeName), seed, slices, z_spacing, pixel_spacing, noise_id",
         },
     ),
     Flag("--output", "output", {"help": "out.nii.gz for --report, a folder for --reports"}),
     Flag(
         "--checkpoint",
         "checkpoint",
-        {"help": "checkpoint folder; default: newest run, else embedded"},
+        {"help": "checkpoint folder, run:NAME or latest; default: the embedded one"},
     ),
     Flag("--seed", "seed", {"type": int, "help": "seed of the noise"}),
     Flag("--slices", "slices", {"type": int, "help": "requested number of slices"}),
+    Flag("--spacing", "z_spacing", {"type": float, "help": "requested distance between slices in mm"}),
     Flag("--steps", "sampling.steps", {"type": int, "help": "solver steps per block"}),
 ]
 
@@ -59,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         CTFlowError: Nothing could be generated as asked.
     """
-    line = parse_command(GenerateConfig, "python -m ctflow.generate", DESCRIPTION, FLAGS, argv)
+    line = parse_command(GenerateConfig, "ctflow generate", DESCRIPTION, FLAGS, argv)
     config, report, table = line.config, line.flags["report"], line.flags["reports"]
     if (report is None) == (table is None):
         raise CTFlowError("neither or both of --report and --reports", "one of them")
@@ -82,7 +83,7 @@ def _generate(config: GenerateConfig, rows: list[dict[str, Any]], paths: dict[st
     """Make and write what is not there yet; returns what could not be made and why."""
     from ctflow.pipeline import CTFlow, EmptyVolume, GenerationRequest  # takes seconds: after the arguments
 
-    requests = [GenerationRequest(**{"seed": config.seed, "slices": config.slices, **row}) for row in rows]
+    requests = [GenerationRequest(**{**config.request(), **row}) for row in rows]
     model = CTFlow.from_pretrained(config.checkpoint or None, config.device)
     sampling = asdict(config.sampling.applied_to(model.system.config.rollout))
     todo = []
@@ -99,9 +100,11 @@ def _generate(config: GenerateConfig, rows: list[dict[str, Any]], paths: dict[st
     failed = []
     for start in range(0, len(todo), config.batch_size):
         batch = todo[start : start + config.batch_size]
-        name = f"volumes {start + 1}–{start + len(batch)} of {len(todo)}" if len(todo) > 1 else "blocks"
+        name = f"volumes {start + 1}–{start + len(batch)} of {len(todo)}" if len(todo) > 1 else "slices"
+        # Where no length is asked for, the typical one: the model decides.
+        expected = sum(request.slices or model.typical_slices(request) for request in batch)
         began = time.perf_counter()
-        with tqdm(desc=name, unit="block") as bar:
+        with tqdm(desc=name, unit="slice", total=expected) as bar:
             show = partial(_show_progress, bar)
             results = model.generate_many(batch, config.sampling, show, config.precision)
         seconds = (time.perf_counter() - began) / len(batch)
@@ -127,8 +130,8 @@ def _write(path: Path, result: GeneratedVolume, seconds: float) -> None:
     log.info("%s: %d slices, %s, %.1f s", path, len(result.volume.hu), result.stop, seconds)
 
 
-def _show_progress(bar: tqdm, done: BlockProgress) -> None:
-    bar.update(len(done.generated))
+def _show_progress(bar: tqdm, done: SliceUpdate) -> None:
+    bar.update(len(done.hu))
 
 
 def _is_made(path: Path, wanted: dict[str, Any]) -> bool:
@@ -208,6 +211,9 @@ def _row_values(record: dict[str, str], number: int) -> Iterator[tuple[str, Any]
             if name == "slices" and value < 1:
                 raise ValueError(f"{value} slices requested")
             yield name, value
+    for name in ("z_spacing", "pixel_spacing"):
+        if record.get(name):
+            yield name, float(record[name])
     if record.get("noise_id"):
         yield "noise_id", record["noise_id"]
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 import ctflow
@@ -15,14 +17,15 @@ from ctflow.checkpoint import CONFIG_FILE, FMVT_FOLDER, System, folder_fingerpri
 from ctflow.config.commands import SamplingChoice
 from ctflow.config.generation import RolloutConfig
 from ctflow.errors import CTFlowError, WeightsError
-from ctflow.generation import BlockProgress, CaseRollout, RolloutCase, StopRule, rollout
+from ctflow.generation import CaseRollout, RolloutCase, SliceUpdate, VolumeGenerator
 from ctflow.seeding import SINGLE_REPORT_CASE, case_noise
+from ctflow.shipped import EMBEDDED
 from ctflow.types import HUVolume
 
 log = logging.getLogger("ctflow")
 
-EMBEDDED = Path(__file__).resolve().parents[1] / "checkpoints"
-"""The checkpoint that comes with the source tree: trained on phantoms."""
+_BEYOND = 1.02
+"""Spacings beyond the trained ones by no more than this factor are taken as within."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,9 @@ class GenerationRequest:
         case_id: Names the volume; unique among the requests of one call.
         seed: Seed of the noise.
         slices: Requested number of slices; None: the model decides where the volume ends.
+        z_spacing: Requested distance between slices in mm; None: the checkpoint's, or a chest's height over
+            ``slices``.
+        pixel_spacing: Requested distance between pixels in mm; None: the checkpoint's.
         noise_id: Names the noise together with the seed; empty: ``case_id``. Requests that share it are
             generated from equal noise and can be compared.
     """
@@ -42,6 +48,8 @@ class GenerationRequest:
     case_id: str = SINGLE_REPORT_CASE
     seed: int = 0
     slices: int | None = None
+    z_spacing: float | None = None
+    pixel_spacing: float | None = None
     noise_id: str = ""
 
     def __post_init__(self) -> None:
@@ -49,6 +57,10 @@ class GenerationRequest:
             raise CTFlowError(f"case {self.case_id}: the report is empty", "findings in words")
         if self.slices is not None and self.slices < 1:
             raise CTFlowError(f"case {self.case_id}: {self.slices} slices requested", "at least 1")
+        for name in ("z_spacing", "pixel_spacing"):
+            value = getattr(self, name)
+            if value is not None and not 0.05 <= value <= 20:
+                raise CTFlowError(f"case {self.case_id}: {name} of {value} mm", "0.05 to 20 mm")
 
 
 @dataclass(frozen=True)
@@ -57,7 +69,7 @@ class GeneratedVolume:
 
     Attributes:
         request: What was asked for.
-        volume: HU, S,P,R, with the spacing the checkpoint was trained at.
+        volume: HU, S,P,R, with the spacing that the model was told, or (a model that takes none) trained at.
         stop: Why the volume ended.
         provenance: All that is needed to make it again.
     """
@@ -93,7 +105,12 @@ class CTFlow:
 
     @classmethod
     def from_pretrained(cls, folder: Path | str | None = None, device: str = "auto") -> CTFlow:
-        """Load a checkpoint folder; None takes the newest run's export, else the embedded checkpoint.
+        """Load a checkpoint; the log names what was taken.
+
+        Args:
+            folder: A checkpoint folder, ``run:NAME`` or ``latest`` (see ``resolve_checkpoint``); None takes the
+                embedded checkpoint.
+            device: ``auto``, ``cpu`` or ``cuda``.
 
         Raises:
             WeightsError: A part is missing or damaged, or the parts do not fit one another.
@@ -102,7 +119,13 @@ class CTFlow:
         return cls(load_system(path), str(path), folder_fingerprint(path), device)
 
     def generate(
-        self, report: str, seed: int = 0, slices: int | None = None, sampling: SamplingChoice | None = None
+        self,
+        report: str,
+        seed: int = 0,
+        slices: int | None = None,
+        sampling: SamplingChoice | None = None,
+        z_spacing: float | None = None,
+        pixel_spacing: float | None = None,
     ) -> HUVolume:
         """One report to one volume; equal arguments give an equal volume.
 
@@ -111,69 +134,137 @@ class CTFlow:
             seed: Seed of the noise: one seed compares two reports on equal noise.
             slices: Requested number of slices; None: the model decides.
             sampling: Replaces the sampling that the checkpoint recommends.
+            z_spacing: Requested distance between slices in mm.
+            pixel_spacing: Requested distance between pixels in mm.
 
         Raises:
-            CTFlowError: An empty report, fewer than one slice requested, or nothing generated but the end.
+            CTFlowError: An empty report, fewer than one slice requested, a spacing that the checkpoint cannot
+                give, or nothing generated but the end.
         """
-        (result,) = self.generate_many([GenerationRequest(report, seed=seed, slices=slices)], sampling)
+        request = GenerationRequest(
+            report, seed=seed, slices=slices, z_spacing=z_spacing, pixel_spacing=pixel_spacing
+        )
+        (result,) = self.generate_many([request], sampling)
         if isinstance(result, EmptyVolume):
             raise result
         return result.volume
 
-    @torch.no_grad()
     def generate_many(
         self,
         requests: Sequence[GenerationRequest],
         sampling: SamplingChoice | None = None,
-        progress: Callable[[BlockProgress], None] | None = None,
+        progress: Callable[[SliceUpdate], None] | None = None,
         precision: str = "fp32",
+        cancelled: Callable[[], bool] | None = None,
     ) -> list[GeneratedVolume | EmptyVolume]:
         """Generate several volumes side by side; each is the same as it would be alone.
 
         Args:
             requests: With different case ids.
             sampling: Replaces the sampling that the checkpoint recommends.
-            progress: Called after each round of blocks.
+            progress: Called with every volume's new slices as soon as they are decoded.
             precision: ``fp32`` or ``bf16`` autocast of the FMvT.
+            cancelled: Asked before each evaluation of the network; True ends everything with ``Cancelled``.
 
         Returns:
             One volume per request, in their order; an error, not raised, where nothing came but the end.
         """
         config = (sampling or SamplingChoice()).applied_to(self.system.config.rollout)
+        parts: dict[str, list[NDArray[np.float32]]] = {request.case_id: [] for request in requests}
+        results: dict[str, CaseRollout] = {}
+        for update in self.stream(requests, config, precision, cancelled):
+            parts[update.case_id].append(update.hu)
+            if update.result is not None:
+                results[update.case_id] = update.result
+            if progress is not None:
+                progress(update)
+        joined = {case_id: np.concatenate(own) for case_id, own in parts.items()}
+        return [
+            self._volume(request, joined[request.case_id], results[request.case_id], config, precision)
+            for request in requests
+        ]
+
+    def stream(
+        self,
+        requests: Sequence[GenerationRequest],
+        config: RolloutConfig,
+        precision: str = "fp32",
+        cancelled: Callable[[], bool] | None = None,
+    ) -> Iterator[SliceUpdate]:
+        """Generate volumes side by side and give each block's slices as soon as they are decoded.
+
+        Args:
+            requests: With different case ids.
+            config: Sampling, e.g. ``self.system.config.rollout``.
+            precision: ``fp32`` or ``bf16`` autocast of the FMvT.
+            cancelled: Asked before each evaluation of the network.
+
+        Yields:
+            What ``VolumeGenerator.stream`` yields.
+
+        Raises:
+            CTFlowError: A spacing that the checkpoint cannot give.
+            Cancelled: ``cancelled`` said so.
+        """
         by_id = {request.case_id: request for request in requests}
 
         def noise(case_id: str, block: int, shape: Sequence[int]) -> Tensor:
             request = by_id[case_id]
             return case_noise(request.seed, request.noise_id or case_id, block, shape)
 
-        side = self.system.config.image_size
-        rule = StopRule(config.stop, self.avae.white_latent(side), self.avae.white_spread(side))
+        spacings = [self.spacing(request) for request in requests]
         text = self.text_encoder.encode([request.report for request in requests])
         cases = [
-            RolloutCase(request.case_id, tokens, mask, length=request.slices)
-            for request, tokens, mask in zip(requests, text.tokens, text.mask, strict=True)
+            RolloutCase(request.case_id, tokens, mask, request.slices, spacing)
+            for request, spacing, tokens, mask in zip(requests, spacings, text.tokens, text.mask, strict=True)
         ]
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            results = rollout(
-                self.fmvt, cases, self.avae.air_latent(side), rule, config, noise=noise, progress=progress
-            )
-        return [
-            self._decode(request, result, config, precision)
-            for request, result in zip(requests, results, strict=True)
-        ]
+        generator = VolumeGenerator(self.fmvt, self.avae, self.system.config.image_size, precision)
+        yield from generator.stream(cases, config, noise, cancelled)
 
-    def _decode(
-        self, request: GenerationRequest, result: CaseRollout, config: RolloutConfig, precision: str
+    def spacing(self, request: GenerationRequest) -> tuple[float, float, float]:
+        """Millimetres between slices, rows and columns of the volume that a request becomes.
+
+        Raises:
+            CTFlowError: A spacing is asked for that is far from all that the checkpoint was trained at.
+        """
+        system = self.system.config
+        z, pixel = request.z_spacing, request.pixel_spacing
+        takes_spacing = self.fmvt.config.spacing_input
+        if z is None and request.slices is not None and system.z_spacing_range and takes_spacing:
+            low, high = system.z_spacing_range
+            z = min(max(system.height_mm / request.slices, low), high)
+        chosen = (z or system.z_spacing_mm, pixel or system.pixel_spacing_mm)
+        trained = (system.z_spacing_range, system.pixel_spacing_range)
+        own = (system.z_spacing_mm, system.pixel_spacing_mm)
+        for name, value, ends, typical in zip(("z", "pixel"), chosen, trained, own, strict=True):
+            low, high = ends if ends and takes_spacing else (typical, typical)
+            if not low / _BEYOND <= value <= high * _BEYOND:
+                raise CTFlowError(
+                    f"case {request.case_id}: {name}_spacing of {value:g} mm",
+                    f"{low:.3g} to {high:.3g} mm, what this checkpoint was trained at",
+                    "ask for a spacing within, and resample the volume afterwards",
+                )
+        return (chosen[0], chosen[1], chosen[1])
+
+    def typical_slices(self, request: GenerationRequest) -> int:
+        """Slices of a typical chest at the request's spacing."""
+        return max(round(self.system.config.height_mm / self.spacing(request)[0]), 1)
+
+    def _volume(
+        self,
+        request: GenerationRequest,
+        hu: NDArray[np.float32],
+        result: CaseRollout,
+        config: RolloutConfig,
+        precision: str,
     ) -> GeneratedVolume | EmptyVolume:
-        if not result.slices:
+        if not len(hu):
             return EmptyVolume(
                 f"case {request.case_id}: the first slice generated was already an end slice",
                 "a body before the end",
                 "try another seed, or more sampling steps; the checkpoint may be trained too briefly",
             )
-        system = self.system.config
-        hu = self.avae.decode_to_hu(result.latents.transpose(0, 1)).float().cpu().numpy()
-        volume = HUVolume(hu, (system.z_spacing_mm, system.pixel_spacing_mm, system.pixel_spacing_mm))
+        volume = HUVolume(hu, self.spacing(request))
         provenance: dict[str, object] = {
             "ctflow": ctflow.__version__,
             "torch": torch.__version__,
@@ -182,36 +273,52 @@ class CTFlow:
             "request": asdict(request),
             "sampling": asdict(config),
             "precision": precision,
-            "slices": result.slices,
+            "slices": len(hu),
             "spacing_mm": list(volume.spacing),
             "stop": str(result.stop),
         }
         return GeneratedVolume(request, volume, str(result.stop), provenance)
 
 
-def resolve_checkpoint(folder: Path | str | None = None, runs_dir: Path | str = "runs") -> Path:
-    """The folder given; else the newest exported FMvT run; else the embedded checkpoint. Logs its choice.
+LATEST, RUN = "latest", "run:"
+"""Ways to name a checkpoint of one's own training, besides its folder."""
+
+
+def resolve_checkpoint(name: Path | str | None = None, runs_dir: Path | str = "runs") -> Path:
+    """The folder of a checkpoint; the log names it.
+
+    Args:
+        name: A folder (of a checkpoint, or of a run that has exported one), ``run:NAME`` (that run of
+            ``make train-flow``), ``latest`` (its newest run); empty: the embedded checkpoint, whatever else is
+            there.
+        runs_dir: Where runs lie.
 
     Raises:
         WeightsError: There is none.
     """
-    if folder:
-        if not (Path(folder) / CONFIG_FILE).is_file():
-            raise WeightsError(
-                f"no checkpoint at {folder}",
-                f"a folder with {CONFIG_FILE} and the sub-folders avae, fmvt and clip",
-                "give a run's export folder, or leave --checkpoint out for the default",
-            )
-        path = Path(folder)
-    else:
-        exports = [p.parent for p in Path(runs_dir).glob(f"flow/*/export/{FMVT_FOLDER}") if p.is_dir()]
-        exports = [p for p in exports if (p / CONFIG_FILE).is_file()]
-        path = max(exports, key=lambda p: (p / CONFIG_FILE).stat().st_mtime, default=EMBEDDED)
-        if not (path / CONFIG_FILE).is_file():
-            raise WeightsError(
-                f"no exported run under {runs_dir}/flow and no embedded checkpoint at {path}",
-                "a checkpoint folder",
-                "train one (`make train-flow`), or give --checkpoint",
-            )
+    path = _named_checkpoint(str(name), Path(runs_dir)) if name else EMBEDDED
+    if not (path / CONFIG_FILE).is_file():
+        raise WeightsError(
+            f"no checkpoint at {path}",
+            f"a folder with {CONFIG_FILE} and the sub-folders avae, fmvt and clip",
+            f"give a folder, {RUN}NAME or {LATEST} as the checkpoint, or none for the embedded one",
+        )
     log.info("checkpoint: %s%s", path, " (embedded, trained on phantoms)" if path == EMBEDDED else "")
     return path
+
+
+def _named_checkpoint(name: str, runs_dir: Path) -> Path:
+    runs = runs_dir / "flow"
+    exports = {p.parents[1].name: p.parent for p in runs.glob(f"*/export/{CONFIG_FILE}")}
+    if name == LATEST and exports:
+        return max(exports.values(), key=lambda folder: (folder / CONFIG_FILE).stat().st_mtime)
+    if name.startswith(RUN) and name.removeprefix(RUN) in exports:
+        return exports[name.removeprefix(RUN)]
+    if name == LATEST or name.startswith(RUN):
+        raise WeightsError(
+            f"checkpoint {name}: no such exported run under {runs}",
+            f"one of: {', '.join(sorted(exports))}" if exports else "a run of `make train-flow` that has exported",
+            "train one, export it (export_only=true name=…), or give a folder",
+        )
+    folder = Path(name)
+    return folder / "export" if (folder / "export" / FMVT_FOLDER).is_dir() else folder

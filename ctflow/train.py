@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         CTFlowError: See ``ctflow.training.runner.run_training``.
     """
-    config = parse_command(TrainConfig, "python -m ctflow.train", DESCRIPTION, [], argv).config
+    config = parse_command(TrainConfig, "ctflow train", DESCRIPTION, [], argv).config
     # These take seconds to import: after the arguments are checked.
     from ctflow.default_data import ensure_training_data
     from ctflow.training.runner import run_training

@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         CTFlowError: It holds no shards.
     """
     folder_flag = Flag("folder", options={"type": Path, "metavar": "DIR", "help": "folder of shards"})
-    command = parse_command(CheckConfig, "python -m data_prep.check", __doc__ or "", [folder_flag], argv)
+    command = parse_command(CheckConfig, "ctflow check", __doc__ or "", [folder_flag], argv)
     folder = command.flags["folder"]
     folders = [folder] if (folder / MANIFEST).is_file() else sorted(p.parent for p in folder.rglob(MANIFEST))
     results = [_check(path, command.config) for path in folders or [folder]]

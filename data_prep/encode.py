@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,19 +20,15 @@ from lightning.pytorch.utilities import rank_zero_only
 from ctflow.checkpoint import folder_fingerprint, load_avae, load_text_encoder, save_avae
 from ctflow.config import parse_command, run_command
 from ctflow.config.data import EncodeConfig
-from ctflow.data import (
-    LatentHeader,
-    LatentShardWriter,
-    SliceShards,
-    read_manifest,
-    shards_to_encode,
-)
-from ctflow.data.reader import read_shard_header
+from ctflow.data import LatentHeader, LatentShards, LatentShardWriter, SliceShards
 from ctflow.errors import ShardError
 from ctflow.models import AVAE
+from ctflow.shipped import shipped_path
+from ctflow.training.parts import newest_part
 from ctflow.types import AIR_HU
 from ctflow.whitening import Whitening
-from data_prep.encode_predict import SOURCE_SHARD, EncodeLoader, Encoder, ShardWriting
+from data_prep.encode_predict import EncodeLoader, Encoder, ShardWriting
+from data_prep.encode_splits import Split, find_splits
 
 log = logging.getLogger("data_prep.encode")
 MEASURED_SLICES = 512
@@ -84,39 +80,61 @@ def measure_whitening(avae: AVAE, source: SliceShards, batch_slices: int) -> Whi
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Encode a folder of slice shards.
+    """Encode a folder of slice shards, or every such folder below the source.
 
     Raises:
         CTFlowError: Bad configuration, missing weights or shards, or an output made by other weights.
     """
-    config = parse_command(EncodeConfig, "python -m data_prep.encode", __doc__ or "", [], argv).config
-    source = SliceShards(config.source)
-    text_encoder = load_text_encoder(config.clip)
-    avae = _avae(config, source)
-    writer = LatentShardWriter(config.output, make_header(avae, config, source.one_size()))
-    shards = _shards(config.source)
-    _check_output(writer, config.source)
-    complete = set(shards) - set(shards_to_encode(config.source, config.output))
+    config = parse_command(EncodeConfig, "ctflow encode", __doc__ or "", [], argv).config
+    places = find_splits(Path(config.source), Path(config.output))
+    sources = [SliceShards(source) for source, _ in places]
+    config = _with_parts(config)
+    text_encoder = load_text_encoder(shipped_path(config.clip))
+    avae = _avae(config, sources[0])
+    header = make_header(avae, config, _one_size(sources))
+    splits = [
+        Split(source, LatentShardWriter(output, header), _posteriors(config, folder))
+        for source, (folder, output) in zip(sources, places, strict=True)
+    ]
+    for split in splits:
+        split.check_output()
+        split.check_posteriors()
+        log.info(
+            "%d of %d shards of %s are complete in %s",
+            len(split.complete),
+            len(split.shards),
+            split.source.folder,
+            split.writer.folder,
+        )
+    todo = [split for split in splits if len(split.complete) < len(split.shards)]
+    rank = _encode(config, avae, Encoder(avae, text_encoder), todo) if todo else 0
+    if rank == 0:
+        for split in splits:
+            log.info("%d cases of %s are encoded", len(split.source), split.writer.folder)
+    return 0
+
+
+def _encode(config: EncodeConfig, avae: AVAE, encoder: Encoder, splits: list[Split]) -> int:
+    """Encode what is not complete; returns this process's rank."""
     trainer = Trainer(
         accelerator=config.accelerator,
         devices=config.devices,
         strategy="auto" if config.devices == 1 else "ddp",
         precision="32-true" if config.precision == "fp32" else "bf16-mixed",
-        callbacks=[ShardWriting(source, writer)],
+        callbacks=[ShardWriting([(split.source, split.writer) for split in splits])],
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
-    rank, world_size = trainer.global_rank, trainer.world_size
-    loader = EncodeLoader(source, shards, complete, config.batch_slices, rank, world_size)
-    log.info("%d of %d shards are complete in %s", len(complete), len(shards), config.output)
-    if len(complete) < len(shards):
-        with _one_thread():
-            trainer.predict(Encoder(avae, text_encoder), loader, return_predictions=False)
-    if rank == 0:
-        log.info("encoded %d cases to %s", len(source), config.output)
-    return 0
+    rank, ranks = trainer.global_rank, trainer.world_size
+    loaders = [
+        EncodeLoader(s.source, s.shards, s.complete, config.batch_slices, rank, ranks, s.posteriors)
+        for s in splits
+    ]
+    with _one_thread():
+        trainer.predict(encoder, loaders, return_predictions=False)
+    return rank
 
 
 @contextmanager
@@ -133,51 +151,53 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def _with_parts(config: EncodeConfig) -> EncodeConfig:
+    """The A-VAE and the text encoder that are meant, named in the log with the reason.
+
+    Raises:
+        ConfigError: One is left open and there is none.
+    """
+    found = {}
+    for key, task, what in (("avae", "autoencoder", "A-VAE"), ("clip", "clip", "text encoder")):
+        given = getattr(config, key)
+        part = None if given else newest_part(Path(config.runs_dir), task)
+        found[key] = given if part is None else str(part.folder)
+        log.info("%s: %s (%s)", what, found[key], "as given" if part is None else part.why)
+    return replace(config, **found)
+
+
 def _avae(config: EncodeConfig, source: SliceShards) -> AVAE:
     if config.whitening == "model":
-        return load_avae(config.avae)
+        return load_avae(shipped_path(config.avae))
     if (Path(config.avae_output) / "config.yaml").is_file():
         log.info("whitening taken from %s", config.avae_output)
         return load_avae(config.avae_output)
-    avae = load_avae(config.avae)
-    avae.config.whitening = measure_whitening(avae, source, config.batch_slices)
+    avae = load_avae(shipped_path(config.avae))
+    avae = avae.with_whitening(measure_whitening(avae, source, config.batch_slices))
     rank_zero_only(save_avae)(config.avae_output, avae)
     return avae
 
 
-def _shards(source: str) -> dict[str, range]:
-    shards, first = {}, 0
-    for entry in read_manifest(source):
-        shards[entry.file] = range(first, first + len(entry.cases))
-        first += len(entry.cases)
-    return shards
+def _posteriors(config: EncodeConfig, source: Path) -> LatentShards | None:
+    """The latents to take over for one folder of slices: ``posteriors``, or its folder of that name."""
+    if not config.posteriors:
+        return None
+    folder = Path(config.posteriors)
+    return LatentShards(folder if source == Path(config.source) else folder / source.name)
 
 
-def _check_output(writer: LatentShardWriter, source: str) -> None:
-    """Look at the shards that are complete already.
+def _one_size(sources: list[SliceShards]) -> tuple[int, int]:
+    """Rows and columns that all splits share.
 
     Raises:
-        ShardError: Complete shards come from other weights or other slice shards.
+        ShardError: They differ.
     """
-    done = writer.completed_shards()
-    sources = {entry.file: entry.sha256 for entry in read_manifest(source)}
-    for name in done:
-        header = read_shard_header(writer.folder / name)
-        made_from = header.provenance.pop(SOURCE_SHARD)
-        for field in ("avae_fingerprint", "text_fingerprint", "whitening", "hu_window", "provenance"):
-            found, ours = getattr(header, field), getattr(writer.header, field)
-            if found != ours:
-                raise ShardError(
-                    f"{writer.folder / name} holds latents with {field} {found}, this run would write {ours}",
-                    "one encoder and one setting per folder",
-                    "give an empty output folder",
-                )
-        if made_from != sources.get(name):
-            raise ShardError(
-                f"{writer.folder / name} was not made from {source}/{name} as it is now",
-                "latents of these slice shards",
-                "give an empty output folder",
-            )
+    sizes = {str(source.folder): source.one_size() for source in sources}
+    if len(set(sizes.values())) > 1:
+        raise ShardError(
+            f"slices of different sizes: {sizes}", "one size", "prepare the scans again at one resolution"
+        )
+    return next(iter(sizes.values()))
 
 
 @torch.no_grad()

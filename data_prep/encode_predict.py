@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from ctflow.data import LatentRecord, LatentShardWriter, SliceShards, read_manifest
+from ctflow.data import LatentRecord, LatentShards, LatentShardWriter, SliceShards, read_manifest
 from ctflow.errors import ShardError
 from ctflow.models import AVAE, Posterior, TextEncoder
 
@@ -29,6 +29,7 @@ class EncodeBatch:
         case: Index of the case in the source.
         ends_case: These are the case's last slices.
         ends_shard: The case is the shard's last one.
+        posterior: The slices' posterior where it is known already; else None.
     """
 
     hu: Tensor
@@ -36,6 +37,7 @@ class EncodeBatch:
     case: int
     ends_case: bool
     ends_shard: bool
+    posterior: Posterior | None = None
 
 
 class EncodeLoader:
@@ -48,6 +50,7 @@ class EncodeLoader:
         batch_slices: Slices of a batch.
         rank: This process.
         world_size: All processes.
+        posteriors: Latents of the same slices and A-VAE that are taken over; None: all slices are encoded.
     """
 
     def __init__(
@@ -58,8 +61,9 @@ class EncodeLoader:
         batch_slices: int,
         rank: int,
         world_size: int,
+        posteriors: LatentShards | None = None,
     ) -> None:
-        self.source, self.batch_slices = source, batch_slices
+        self.source, self.batch_slices, self.posteriors = source, batch_slices, posteriors
         mine = list(shards)[rank::world_size]
         self.shards = {name: shards[name] for name in mine if name not in complete}
 
@@ -74,7 +78,15 @@ class EncodeLoader:
                 for start in range(0, len(hu), self.batch_slices):
                     part = hu[start : start + self.batch_slices]
                     last = start + self.batch_slices >= len(hu)
-                    yield EncodeBatch(part, name, case, last, last and case == cases[-1])
+                    ends_shard = last and case == cases[-1]
+                    yield EncodeBatch(part, name, case, last, ends_shard, self._known(case, start, len(part)))
+
+    def _known(self, case: int, start: int, slices: int) -> Posterior | None:
+        if self.posteriors is None:
+            return None
+        index = self.posteriors.index(self.source.cases[case].case_id)
+        mean, logvar = self.posteriors.posterior(index, start, start + slices)
+        return Posterior(torch.from_numpy(mean), torch.from_numpy(logvar))
 
 
 class Encoder(LightningModule):
@@ -92,8 +104,10 @@ class Encoder(LightningModule):
         self.clip = text_encoder.clip
         self.text_encoder = text_encoder
 
-    def predict_step(self, batch: EncodeBatch, batch_idx: int) -> Posterior:
+    def predict_step(self, batch: EncodeBatch, batch_idx: int, dataloader_idx: int = 0) -> Posterior:
         """Posterior of the batch's slices, float16 on the CPU."""
+        if batch.posterior is not None:
+            return batch.posterior
         mean, logvar = self.avae.encode_hu(batch.hu.float())
         return Posterior(mean.float().half().cpu(), logvar.float().half().cpu())
 
@@ -102,13 +116,12 @@ class ShardWriting(Callback):
     """Collects posteriors to cases and cases to shards.
 
     Args:
-        source: Where reports and metadata come from.
-        writer: Where cases go.
+        places: For every loader in turn, where reports and metadata come from and where cases go.
     """
 
-    def __init__(self, source: SliceShards, writer: LatentShardWriter) -> None:
-        self.source, self.writer = source, writer
-        self._sources = {entry.file: entry.sha256 for entry in read_manifest(source.folder)}
+    def __init__(self, places: Sequence[tuple[SliceShards, LatentShardWriter]]) -> None:
+        self.places = places
+        self._hashes = [{e.file: e.sha256 for e in read_manifest(source.folder)} for source, _ in places]
         self._parts: list[Posterior] = []
         self._shard = ""
 
@@ -126,24 +139,28 @@ class ShardWriting(Callback):
         self._parts.append(outputs)
         if not batch.ends_case:
             return
+        source, writer = self.places[dataloader_idx]
         if batch.shard != self._shard:
-            self.writer.begin(batch.shard, {SOURCE_SHARD: self._sources[batch.shard]})
+            writer.begin(batch.shard, {SOURCE_SHARD: self._hashes[dataloader_idx][batch.shard]})
             self._shard = batch.shard
-        self.writer.append(self._record(batch.case, pl_module.text_encoder))
+        writer.append(self._record(source, batch, pl_module.text_encoder))
         if batch.ends_shard:
-            self.writer.finish()
+            writer.finish()
+            self._shard = ""
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Drop the unfinished shard."""
-        self.writer.discard()
+        for _, writer in self.places:
+            writer.discard()
 
-    def _record(self, case: int, text_encoder: TextEncoder) -> LatentRecord:
+    def _record(self, source: SliceShards, batch: EncodeBatch, text_encoder: TextEncoder) -> LatentRecord:
         mean, logvar = (torch.cat(part).numpy() for part in zip(*self._parts, strict=True))
         self._parts = []
-        metadata = self.source.metadata(case)
+        metadata = source.metadata(batch.case)
         if not (np.isfinite(mean).all() and np.isfinite(logvar).all()):
             raise ShardError(
-                f"case {metadata['case_id']!r}: the A-VAE's posterior has values that float16 cannot hold",
+                f"case {metadata['case_id']!r} of {source.folder / batch.shard}: the A-VAE's posterior has "
+                "values that float16 cannot hold",
                 "finite latents",
                 "check the A-VAE's reconstructions, or encode with precision=fp32",
             )

@@ -24,12 +24,18 @@ def repo_root() -> Path:
 
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
-    """The folder of parity fixtures and real scans beside the checkout; absent in a user's clone."""
+    """The folder of real scans beside the checkout; absent in a user's clone."""
     if not SHARED.is_dir():
-        pytest.skip(
-            f"needs the parity fixtures and real scans at {SHARED}, which are not part of the repository"
-        )
+        pytest.skip(f"needs the real scans at {SHARED}, which are not part of the repository")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def parity_dir(tmp_path_factory) -> Path:
+    """A folder with all recorded numbers of the published networks; see ``tests/fixtures/README.md``."""
+    from parity import unpack
+
+    return unpack(tmp_path_factory.mktemp("parity") / "fixtures")
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,8 @@
 """``python -m ctflow.generate`` and the Python API on a tiny random system."""
 
 import json
+import logging
+import os
 import shutil
 
 import nibabel as nib
@@ -11,7 +13,7 @@ from PIL import Image
 from ctflow.data.nifti import read_nifti
 from ctflow.errors import CTFlowError, WeightsError
 from ctflow.generate import main
-from ctflow.pipeline import CTFlow, GenerationRequest, resolve_checkpoint
+from ctflow.pipeline import EMBEDDED, CTFlow, GenerationRequest, resolve_checkpoint
 
 REPORT = "Small right pleural effusion."
 
@@ -161,11 +163,21 @@ def test_table_without_a_report_column_is_refused(tmp_path):
         main(["--reports", str(table)])
 
 
-def test_default_checkpoint_is_the_newest_run_else_the_embedded_one(tiny_checkpoint, tmp_path, monkeypatch):
-    assert (resolve_checkpoint(None, tmp_path) / "fmvt").is_dir()
-    run = tmp_path / "flow" / "first"
-    run.mkdir(parents=True)
-    (run / "export").symlink_to(tiny_checkpoint)
-    assert resolve_checkpoint(None, tmp_path) == run / "export"
+def test_default_checkpoint_is_the_embedded_one_whatever_lies_in_runs(tiny_checkpoint, tmp_path, caplog):
+    with pytest.raises(WeightsError, match="no such exported run"):
+        resolve_checkpoint("latest", tmp_path)
+    for age, name in enumerate(("new", "old")):
+        run = tmp_path / "flow" / name
+        run.mkdir(parents=True)
+        shutil.copytree(tiny_checkpoint, run / "export")
+        os.utime(run / "export" / "config.yaml", (1e9 - age, 1e9 - age))
+    with caplog.at_level(logging.INFO):
+        assert resolve_checkpoint(None, tmp_path) == EMBEDDED
+    assert f"checkpoint: {EMBEDDED} (embedded" in caplog.text
+    assert resolve_checkpoint("latest", tmp_path) == tmp_path / "flow" / "new" / "export"
+    assert resolve_checkpoint("run:old", tmp_path) == tmp_path / "flow" / "old" / "export"
+    assert resolve_checkpoint(tmp_path / "flow" / "old") == tmp_path / "flow" / "old" / "export"
+    with pytest.raises(WeightsError, match="one of: new, old"):
+        resolve_checkpoint("run:other", tmp_path)
     with pytest.raises(WeightsError, match="no checkpoint at"):
         resolve_checkpoint(tmp_path / "flow")

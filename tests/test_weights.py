@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from parity import STDIT_B
 from safetensors.torch import load_file, save_file
 
 from ctflow import generate
@@ -24,7 +25,7 @@ from ctflow.config.prep import IngestConfig
 from ctflow.config.training import TrainConfig
 from ctflow.data.nifti import read_nifti
 from ctflow.errors import ConfigError, WeightsError
-from ctflow.models import FMvT, train_wordpiece
+from ctflow.models import Conditions, FMvT, train_wordpiece
 from ctflow.models.ctclip_preprocess import volume_input
 from ctflow.models.fmvt_published import published_preset
 from ctflow.training.schedule import learning_rate
@@ -39,8 +40,8 @@ def relative(found, expected):
 
 
 @pytest.fixture(scope="module")
-def fixtures(shared_dir) -> Path:
-    return shared_dir / "fixtures"
+def fixtures(parity_dir) -> Path:
+    return parity_dir
 
 
 @pytest.fixture(scope="module")
@@ -49,17 +50,26 @@ def denoiser(fixtures):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["A", "B"])
+@pytest.mark.parametrize("name", ["A", STDIT_B])
 def test_published_transformer(fixtures, name):
     model, io = load_fmvt(fixtures / "stdit" / name), load_file(fixtures / "stdit" / name / "io.safetensors")
     x, t, text, previous = (io[key] for key in ("x", "t", "encoder_hidden_states", "cond_image"))
-    assert relative(model(x, t, text, previous), io["out"]) < TOLERANCE
-    assert relative(model(x, io["t_scalar"], text, previous), io["out_t_scalar"]) < TOLERANCE
-    assert relative(model(x, torch.zeros(len(x)), text, previous), io["out_t0"]) < TOLERANCE
-    assert relative(model(x, torch.ones(len(x)), text, previous), io["out_t1"]) < TOLERANCE
-    assert relative(model(x, t, None, previous), io["out_no_text"]) < TOLERANCE
+    assert relative(model(x, t, Conditions(text, previous)), io["out"]) < TOLERANCE
+    assert (
+        relative(model(x, io["t_scalar"], Conditions(text, previous))[:1], io["out_t_scalar"][:1]) < TOLERANCE
+    )
+    assert (
+        relative(model(x, torch.zeros(len(x)), Conditions(text, previous))[:1], io["out_t0"][:1]) < TOLERANCE
+    )
+    assert (
+        relative(model(x, torch.ones(len(x)), Conditions(text, previous))[:1], io["out_t1"][:1]) < TOLERANCE
+    )
+    assert relative(model(x, t, Conditions(None, previous))[:1], io["out_no_text"][:1]) < TOLERANCE
     if "mask" in io:
-        assert relative(model(x, t, text, previous, text_mask=io["mask"]), io["out_mask"]) < TOLERANCE
+        assert (
+            relative(model(x, t, Conditions(text, previous, text_mask=io["mask"])), io["out_mask"])
+            < TOLERANCE
+        )
 
 
 @torch.no_grad()
@@ -83,12 +93,12 @@ def test_a_wrong_transformer_is_caught(denoiser, wrong):
         t = 1 - t
     else:
         previous = previous / 0.3611 + 0.1159
-    assert relative(model(x, t, text, previous), io["out"]) > 20 * TOLERANCE
+    assert relative(model(x, t, Conditions(text, previous)), io["out"]) > 20 * TOLERANCE
 
 
 CASES = [
     ("ctflow", "stdit/A", "out"),
-    ("ctflow", "stdit/B", "out"),
+    pytest.param("ctflow", "stdit/B", "out", marks=STDIT_B.marks),
     ("flux", "vae/tiny", "out"),
     ("flux", "vae/tiny/ae_bfl.safetensors", "out.safetensors"),
     ("ctclip", "ctclip/tiny", "out"),
@@ -217,7 +227,7 @@ def test_other_file_names_are_found(fixtures, tmp_path, denoiser, name):
     model, io = load_fmvt(tmp_path), load_file(fixtures / "stdit/A/io.safetensors")
     assert model.config == denoiser[0].config
     with torch.no_grad():
-        out = model(io["x"], io["t"], io["encoder_hidden_states"], io["cond_image"])
+        out = model(io["x"], io["t"], Conditions(io["encoder_hidden_states"], io["cond_image"]))
     assert relative(out, io["out"]) < TOLERANCE
 
 

@@ -25,7 +25,7 @@ REPORTS = ["A nodule in the left lung.", "No pleural effusion.", "The heart is e
 
 
 @pytest.fixture(scope="module")
-def imported(tmp_path_factory, shared_dir) -> Path:
+def imported(tmp_path_factory, parity_dir) -> Path:
     """The tiny published A-VAE and CT-CLIP with a transformer of the published kind that fits them."""
     folder = tmp_path_factory.mktemp("published")
     torch.manual_seed(0)
@@ -37,7 +37,7 @@ def imported(tmp_path_factory, shared_dir) -> Path:
     (folder / "tokenizer").mkdir()
     tokenizer = train_wordpiece(REPORTS, 100).to_json()
     (folder / "tokenizer/tokenizer.json").write_text(tokenizer, encoding="utf-8")
-    dest, fixtures = folder / "checkpoint", shared_dir / "fixtures"
+    dest, fixtures = folder / "checkpoint", parity_dir
     main(["import", "ctflow", str(folder / "ctflow"), str(dest)])
     main(["import", "flux", str(fixtures / "vae/tiny"), str(dest)])
     main(["import", "ctclip", str(fixtures / "ctclip/tiny"), str(dest), f"tokenizer={folder / 'tokenizer'}"])

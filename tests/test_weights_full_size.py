@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from ctflow.config.encoders import flux_avae_config, published_ctclip_config
-from ctflow.models import AVAE, CTCLIP, FMvT
+from ctflow.models import AVAE, CTCLIP, Conditions, FMvT
 from ctflow.models.avae_published import to_single_file
 from ctflow.models.ctclip_published import ctclip_state_to_published
 from ctflow.models.fmvt_published import published_preset
 
 
 @pytest.fixture(scope="module")
-def layouts(shared_dir) -> Path:
-    return shared_dir / "fixtures/layouts"
+def layouts(parity_dir) -> Path:
+    return parity_dir / "layouts"
 
 
 def listing(path: Path) -> dict[str, str]:
@@ -76,7 +76,7 @@ def test_transformer_runs(size):
     model = FMvT(published_preset(size)).eval()
     torch.nn.init.normal_(model.final_layer.linear.weight, std=0.02)  # it starts at zero
     x, previous = torch.randn(2, 1, 16, 16, 32, 32).unbind(0)
-    out = model(x, torch.tensor([0.5]), torch.randn(1, 1, 768), previous)
+    out = model(x, torch.tensor([0.5]), Conditions(torch.randn(1, 1, 768), previous))
     assert out.shape == x.shape
     assert torch.isfinite(out).all()
     assert out.std() > 0

@@ -101,7 +101,7 @@ def load_fmvt(path: Path | str) -> FMvT:
     """Load a transformer: a published CTFlow folder, a sharing folder, or a full checkpoint folder.
 
     Returns:
-        In float32, on the CPU, in evaluation mode; ``forward(x, t, text, previous, text_mask=None)``.
+        In float32, on the CPU, in evaluation mode; ``forward(z, t, conditions)``.
 
     Raises:
         WeightsError: See ``read_weights``.

@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from ctflow.config.loading import config_to_yaml, load_config
 from ctflow.errors import CTFlowError
+from ctflow.shipped import SHIPPED_CONFIGS
 
 SchemaT = TypeVar("SchemaT")
 log = logging.getLogger("ctflow")
@@ -51,7 +52,7 @@ def parse_command(
 
     Args:
         schema: Dataclass type of the command's configuration.
-        prog: Name in the usage line, e.g. ``python -m ctflow.generate``.
+        prog: Name in the usage line, e.g. ``ctflow generate``.
         description: First lines of ``--help``; the keys with their defaults follow it.
         flags: The command's fixed flags.
         argv: Arguments without the program's name; ``sys.argv[1:]`` where None.
@@ -69,7 +70,7 @@ def parse_command(
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config", type=Path, help="YAML file of keys; see configs/")
+    parser.add_argument("--config", type=Path, help=f"YAML file of keys; shipped ones: {SHIPPED_CONFIGS}")
     for flag in flags:
         parser.add_argument(flag.name, **flag.options)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="any key below, e.g. seed=3")

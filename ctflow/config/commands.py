@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 from ctflow.config.generation import RolloutConfig
 
@@ -19,8 +20,10 @@ class SamplingChoice:
 
     steps: int | None = None
     solver: str | None = None
+    time_shift: float | None = None
     overlap: int | None = None
     text_guidance: float | None = None
+    guidance_from: float | None = None
     previous_guidance: float | None = None
     max_slices: int | None = None
 
@@ -35,10 +38,13 @@ class GenerateConfig:
     """Keys of ``python -m ctflow.generate``.
 
     Attributes:
-        checkpoint: Checkpoint folder; empty: the newest run's export, else the embedded checkpoint.
+        checkpoint: Checkpoint folder, ``run:NAME`` or ``latest``; empty: the embedded checkpoint.
         output: A ``.nii.gz`` file for one report, a folder for many.
         seed: Seed of the noise; a ``seed`` column of a CSV goes before it.
         slices: Requested number of slices; None: the model decides where the volume ends.
+        z_spacing: Requested distance between slices in mm; None: the checkpoint's, or a chest's height over
+            ``slices``.
+        pixel_spacing: Requested distance between pixels in mm; None: the checkpoint's.
         batch_size: Volumes generated side by side.
         device: ``auto`` (CUDA where there is one), ``cpu`` or ``cuda``.
         precision: ``fp32``, or ``bf16`` autocast: faster where the processor has it, fewer digits.
@@ -49,10 +55,16 @@ class GenerateConfig:
     output: str = ""
     seed: int = 0
     slices: int | None = None
+    z_spacing: float | None = None
+    pixel_spacing: float | None = None
     batch_size: int = 4
     device: str = "auto"
     precision: str = "fp32"
     sampling: SamplingChoice = field(default_factory=SamplingChoice)
+
+    def request(self) -> dict[str, Any]:
+        """What is asked of a volume whose row says nothing else."""
+        return {name: getattr(self, name) for name in ("seed", "slices", "z_spacing", "pixel_spacing")}
 
     def __post_init__(self) -> None:
         if self.slices is not None and self.slices < 1:

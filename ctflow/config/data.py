@@ -7,6 +7,28 @@ from dataclasses import dataclass, field
 from ctflow.config.encoders import VolumeGrid
 
 VIEWS = ("slices", "blocks", "volumes")
+RECONSTRUCTIONS = ("soft", "sharp", "all")
+
+
+@dataclass
+class CaseChoice:
+    """Which volumes of a set stand for its patients where volumes are evaluated.
+
+    Attributes:
+        reconstruction: ``soft`` or ``sharp``: one reconstruction of each scan, of this kind by its kernel;
+            ``all``: every one.
+        every_scan: Every scan of a patient; false: the first.
+    """
+
+    reconstruction: str = "soft"
+    every_scan: bool = False
+
+    def __post_init__(self) -> None:
+        if self.reconstruction not in RECONSTRUCTIONS:
+            raise ValueError(
+                f"reconstruction is {', '.join(RECONSTRUCTIONS[:-1])} or {RECONSTRUCTIONS[-1]}, "
+                f"found {self.reconstruction!r}"
+            )
 
 
 @dataclass
@@ -15,17 +37,23 @@ class DataConfig:
 
     Attributes:
         train: Folder of training shards; slice shards for ``slices`` and ``volumes``, latent ones else.
-        valid: Folder of validation shards.
+        valid: Folder of validation shards; empty: no validation.
         view: ``slices`` (A-VAE), ``blocks`` (FMvT) or ``volumes`` (embedded pair).
         batch_size: Samples per process and micro-step.
         valid_batch_size: Samples per process and validation step; 0 takes ``batch_size``.
         num_workers: Loader processes; 0 reads in the training process.
         seed: Seed of the order and of the posterior noise.
         p_start: Probability that a training pair of ``blocks`` is (start block, first block): StartBoost.
-        repeat: Times the data set is seen in one epoch; raise it for sets smaller than a global batch.
+        pairs: Read contrast pairs (two cases of a patient that differ in one finding) side by side; cases
+            without partner are left out.
+        differing_share: With ``pairs``, probability that a training block is drawn where the two differ.
+        repeat: Times the data set is seen in one epoch; raised by itself where a set is smaller than a step.
         shuffle_shards: Shards mixed with each other at a time; reading stays within that many files.
-        in_memory: Keep all arrays of the set in memory (small sets: latents of 600 phantoms are 180 MB).
+        in_memory: Keep all arrays in memory (latents of 600 phantoms are 180 MB), where half of what is free
+            holds them.
         max_valid_cases: Validation cases used, the first of the manifest; 0 takes all.
+        valid_choice: Which scans and reconstructions of the validation shards are used; training draws a
+            scan, then one of its reconstructions.
         grid: What ``volumes`` resamples to; the same as the volume tower's.
     """
 
@@ -37,10 +65,13 @@ class DataConfig:
     num_workers: int = 0
     seed: int = 0
     p_start: float = 0.15
+    pairs: bool = False
+    differing_share: float = 0.5
     repeat: int = 1
     shuffle_shards: int = 8
     in_memory: bool = False
     max_valid_cases: int = 0
+    valid_choice: CaseChoice = field(default_factory=CaseChoice)
     grid: VolumeGrid = field(default_factory=VolumeGrid)
 
     def __post_init__(self) -> None:
@@ -48,6 +79,12 @@ class DataConfig:
             raise ValueError(f"view must be one of {', '.join(VIEWS)}, found {self.view!r}")
         if not 0.0 <= self.p_start <= 1.0:
             raise ValueError(f"p_start must be in [0, 1], found {self.p_start}")
+        if not 0.0 <= self.differing_share <= 1.0:
+            raise ValueError(f"differing_share must be in [0, 1], found {self.differing_share}")
+        if self.pairs and (self.batch_size % 2 or self.valid_batch_size % 2):
+            raise ValueError(
+                f"pairs need even batch sizes, found {self.batch_size} and {self.valid_batch_size}"
+            )
         for name in ("batch_size", "repeat", "shuffle_shards"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
@@ -61,30 +98,36 @@ class EncodeConfig:
     """``python -m data_prep.encode``: slice shards to latent shards.
 
     Attributes:
-        avae: Sharing folder of the A-VAE.
-        clip: Sharing folder of the text encoder (CT-CLIP or the embedded pair).
-        source: Folder of slice shards.
-        output: Folder of latent shards; complete ones in it are kept.
+        avae: Sharing folder of the A-VAE; empty: the newest run's in ``runs_dir``, else the embedded one.
+        clip: Sharing folder of the text encoder (CT-CLIP or the embedded pair); empty: as for ``avae``.
+        runs_dir: Where the runs lie.
+        source: Folder of slice shards, or of such folders (``train``, ``valid``), which are all encoded.
+        output: Folder of latent shards, with the sub-folders of ``source``; complete ones in it are kept.
         batch_slices: Slices per forward. A batch never leaves its volume: this decides the rounding, the
             number of processes does not.
         precision: ``fp32`` or ``bf16``.
         accelerator: Lightning's name: ``auto``, ``cpu``, ``gpu``.
         devices: Processes (CPU; one thread each, so that any number writes equal bytes) or devices (GPU).
-        whitening: ``model`` takes the A-VAE's own; ``measured`` measures it on ``source`` and writes an A-VAE
-            with it to ``avae_output``, to be decoded with. One already there is used as it is.
+        whitening: ``model`` takes the A-VAE's own; ``measured`` measures it on the first split of ``source``
+            and writes an A-VAE with it to ``avae_output``, to be decoded with. One already there is used as it
+            is.
         avae_output: Folder for ``whitening=measured``.
+        posteriors: Latent shards of the same slices and A-VAE: their posteriors are taken over and the
+            reports alone are encoded, for another text encoder.
     """
 
-    avae: str = "checkpoints/avae"
-    clip: str = "checkpoints/clip"
-    source: str = "runs/shards/slices/train"
-    output: str = "runs/shards/latents/train"
+    avae: str = ""
+    clip: str = ""
+    runs_dir: str = "runs"
+    source: str = "runs/shards/slices"
+    output: str = "runs/shards/latents"
     batch_slices: int = 64
     precision: str = "fp32"
     accelerator: str = "auto"
     devices: int = 1
     whitening: str = "model"
     avae_output: str = ""
+    posteriors: str = ""
 
     def __post_init__(self) -> None:
         if self.precision not in ("fp32", "bf16"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ctflow.config.commands import DEVICES, PRECISIONS, SamplingChoice
+from ctflow.config.data import CaseChoice
 
 SETTING_NAMES = ("full-body", "gt-head", "next-block")
 ANALYSIS_NAMES = (
@@ -126,10 +127,12 @@ class EvalConfig:
     """An evaluation: which model, on which cases, under which protocol.
 
     Attributes:
-        checkpoint: Folder of a whole system; empty: the newest run, else the embedded checkpoint.
+        checkpoint: Folder of a whole system, ``run:NAME`` or ``latest``; empty: the embedded checkpoint.
         setting: ``full-body``, ``gt-head``, ``next-block`` or ``all``.
         slices: Folder of slice shards with the real cases.
         cases: Real cases generated from; with floors, as many others are needed and the set is shared out.
+        evaluated: Which scans and reconstructions are cases: the first scan of every patient, in its soft
+            reconstruction, unless asked.
         floors: Score other real cases, and their A-VAE reconstructions, beside the model.
         batch_size: Cases generated together.
         resolution: Sides in pixels at which slices and clips are scored; empty: the model's own.
@@ -153,6 +156,7 @@ class EvalConfig:
     setting: str = "next-block"
     slices: str = "runs/shards/slices/valid"
     cases: int = 128
+    evaluated: CaseChoice = field(default_factory=CaseChoice)
     floors: bool = True
     batch_size: int = 8
     resolution: list[int] = field(default_factory=list)

@@ -54,9 +54,13 @@ class RolloutConfig:
     Attributes:
         steps: Solver steps per block (not read by dopri5).
         solver: ``euler``, ``midpoint``, ``heun`` or ``dopri5``.
+        time_shift: Odds of the solver's equally spaced times are multiplied by it (not read by dopri5): above
+            1 most steps lie near t = 1, where layout, sides and findings are decided.
         overlap: Slices at the end of the volume so far that each new block repeats: they are held along the
             flow, and the block adds the rest. Blocks that follow real slices (next-block) repeat none.
         text_guidance: Scale of classifier-free guidance by the text; 1: none.
+        guidance_from: The text guides at times from this one on to t = 1 (Kynkäänniemi et al. 2024); below,
+            one evaluation a step is enough and details stay as they are.
         previous_guidance: Scale of classifier-free guidance by the previous block; 1: none.
         max_slices: Longest volume.
         stop: How the end is recognised.
@@ -64,8 +68,10 @@ class RolloutConfig:
 
     steps: int = 50
     solver: str = "euler"
+    time_shift: float = 1.0
     overlap: int = 0
     text_guidance: float = 1.0
+    guidance_from: float = 0.0
     previous_guidance: float = 1.0
     max_slices: int = 256
     stop: StopConfig = field(default_factory=StopConfig)
@@ -75,6 +81,11 @@ class RolloutConfig:
             raise ValueError(f"steps and max_slices are at least 1, found {self.steps} and {self.max_slices}")
         if not 0 <= self.overlap < BLOCK_LENGTH:
             raise ValueError(f"overlap lies between 0 and {BLOCK_LENGTH - 1} slices, found {self.overlap}")
+        if self.time_shift <= 0 or not 0 <= self.guidance_from <= 1:
+            raise ValueError(
+                f"time_shift is positive and guidance_from lies in [0, 1], found {self.time_shift} and "
+                f"{self.guidance_from}"
+            )
         if self.text_guidance < 0 or self.previous_guidance < 0:
             raise ValueError(
                 f"guidance scales are not negative, found {self.text_guidance} and {self.previous_guidance}"

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from ctflow.errors import ConfigError
+from ctflow.shipped import SHIPPED_CONFIGS, shipped_path
 
 SchemaT = TypeVar("SchemaT")
 BASE_KEY = "base"
@@ -24,7 +25,8 @@ def load_config(
 
     Args:
         schema: A dataclass type; its ``__post_init__`` checks the values.
-        file: A YAML file; a top-level ``base: other.yaml`` (relative to it) is merged first.
+        file: A YAML file, maybe a shipped one (``configs/train/vae.yaml``); a top-level ``base: other.yaml``
+            (relative to it) is merged first.
         overrides: ``key=value`` with dotted keys.
 
     Returns:
@@ -34,7 +36,7 @@ def load_config(
         ConfigError: An unknown key (the nearest valid one is named), a wrong type, an impossible value.
     """
     config = OmegaConf.structured(schema)
-    layers: list[tuple[str, DictConfig]] = _file_layers(Path(file)) if file else []
+    layers: list[tuple[str, DictConfig]] = _file_layers(shipped_path(file)) if file else []
     for text in overrides:
         if "=" not in text.lstrip("="):
             raise ConfigError(
@@ -63,7 +65,7 @@ def config_to_yaml(config: Any) -> str:
 def _file_layers(file: Path) -> list[tuple[str, DictConfig]]:
     if not file.is_file():
         raise ConfigError(
-            f"no configuration file at {file}", "a YAML file", "see configs/ for the shipped ones"
+            f"no configuration file at {file}", "a YAML file", f"the shipped ones are in {SHIPPED_CONFIGS}"
         )
     try:
         layer = OmegaConf.load(file)

@@ -13,7 +13,7 @@ TIME_DISTRIBUTIONS = ("logit_normal", "uniform")
 class FMvTConfig:
     """Architecture of the spatio-temporal flow-matching transformer.
 
-    The fields from ``scrambled_heads`` to ``text_modulation`` are where the published weights differ from a
+    The fields from ``scrambled_heads`` to ``spacing_input`` are where the published weights differ from a
     fresh model; each default is the fresh choice, and ``models.fmvt_published`` sets the published one
     (``docs/model.md`` says why).
 
@@ -50,6 +50,13 @@ class FMvTConfig:
         text_modulation: The mean text token is added to the time embedding, besides cross-attention.
         position_input: The index of the block's first slice is an input.
         length_input: The volume's number of slices is an input.
+        slice_times: Every slice of a block has a flow time of its own, and known slices are given clean, at t
+            = 0 (Chen et al. 2024, Diffusion Forcing); otherwise a block has one time.
+        preconditioned: The network predicts what a line through z cannot (Karras et al. 2022, section 5, for
+            the straight path); otherwise the whole velocity.
+        text_at_places: The product of report and place is added to the tokens before the first block.
+        previous_noise_input: The level of the noise in the previous block is an input.
+        spacing_input: Distances between slices and pixels are inputs, and the block's place in millimetres.
         activation_checkpointing: Recompute each block in the backward pass instead of storing it.
     """
 
@@ -75,6 +82,11 @@ class FMvTConfig:
     text_modulation: bool = True
     position_input: bool = True
     length_input: bool = True
+    slice_times: bool = True
+    preconditioned: bool = True
+    text_at_places: bool = True
+    previous_noise_input: bool = True
+    spacing_input: bool = True
     activation_checkpointing: bool = False
 
     def __post_init__(self) -> None:
@@ -104,21 +116,35 @@ class FlowConfig:
 
     Attributes:
         path_offset: Width of the path at t = 0 (the published weights: 1e-5).
-        time_distribution: ``logit_normal`` (sigmoid of a standard normal) or ``uniform`` on [0, 1].
+        time_distribution: ``logit_normal`` or ``uniform`` on [0, 1].
+        time_shift: Odds of a drawn time are multiplied by it (Esser et al. 2024, section 5.3.2): the layout
+            of a chest is decided above t = 0.95, where unshifted times hardly ever fall (docs/model.md). The
+            grid that a solver takes is shifted by ``RolloutConfig.time_shift``.
+        time_spread: Standard deviation of the logit of ``logit_normal`` times.
         noise_offset: Standard deviation of an extra noise that is constant over each channel of a block.
-        condition_noise: Standard deviation of the noise added to the previous block in training.
+        condition_noise: Noise added to the previous block in training: its standard deviation, or, where the
+            network is told the level (``FMvTConfig.previous_noise_input``), the greatest one.
+        known_share: Probability that a training block begins with known slices (``FMvTConfig.slice_times``).
+        most_known: Most slices that are known; their number is drawn evenly.
         text_dropout: Probability of training a sample without its text.
         previous_dropout: Probability of training a sample without its previous block.
         length_dropout: Probability of training a sample without its volume's length.
+        pair_weight: Weight of the error in which the two samples of a contrast pair differ (``data.pairs``);
+            1 weighs it as the rest.
     """
 
     path_offset: float = 0.0
     time_distribution: str = "logit_normal"
+    time_shift: float = 1.0
+    time_spread: float = 1.0
     noise_offset: float = 0.05
     condition_noise: float = 0.05
+    known_share: float = 0.0
+    most_known: int = 8
     text_dropout: float = 0.1
     previous_dropout: float = 0.1
     length_dropout: float = 0.1
+    pair_weight: float = 1.0
 
     def __post_init__(self) -> None:
         if self.time_distribution not in TIME_DISTRIBUTIONS:
@@ -127,6 +153,15 @@ class FlowConfig:
             )
         if not 0 <= self.path_offset < 1 or self.noise_offset < 0 or self.condition_noise < 0:
             raise ValueError(f"path_offset lies in [0, 1) and noise levels are not negative, found {self}")
+        if self.time_shift <= 0 or self.time_spread <= 0 or self.pair_weight < 1:
+            raise ValueError(
+                f"time_shift and time_spread are positive and pair_weight is at least 1, found {self}"
+            )
+        if not 0 <= self.known_share <= 1 or not 1 <= self.most_known < BLOCK_LENGTH:
+            raise ValueError(
+                f"known_share lies in [0, 1] and most_known between 1 and {BLOCK_LENGTH - 1}, found "
+                f"{self.known_share} and {self.most_known}"
+            )
         dropouts = (self.text_dropout, self.previous_dropout, self.length_dropout)
         if not all(0 <= probability < 1 for probability in dropouts):
             raise ValueError(f"text_, previous_ and length_dropout lie in [0, 1), found {dropouts}")

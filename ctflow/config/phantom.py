@@ -11,10 +11,13 @@ class PhantomConfig:
 
     Attributes:
         output: Folder that receives CT-RATE's tree (``dataset/…``).
-        volumes: Number of volumes, one per patient.
+        volumes: Number of volumes; one per patient, or with ``pairs`` two.
         seed: Data set seed; a volume is a function of (seed, its number) alone.
         size: Rows and columns.
         slice_spacing: Fixed spacing of slices in mm; None: 1 to 5 mm, as drawn.
+        fixed_share: Share of patients scanned at ``slice_spacing``; the others at 1 to 5 mm, as drawn.
+        pairs: Draw every patient twice, as scans ``a`` and ``b`` that differ in one finding alone
+            (``data_prep.phantom.contrast.sample_pair``).
         valid_fraction: Share of patients in the ``valid`` split.
         masks: Whether to write a compressed file of masks beside each volume.
         workers: Processes; 0 for one per CPU core.
@@ -25,6 +28,8 @@ class PhantomConfig:
     seed: int = 0
     size: int = 128
     slice_spacing: float | None = None
+    fixed_share: float = 1.0
+    pairs: bool = False
     valid_fraction: float = 0.1
     masks: bool = False
     workers: int = 0
@@ -40,5 +45,9 @@ class PhantomConfig:
             raise ValueError(f"slice_spacing must be 0.5 to 10 mm, found {self.slice_spacing}")
         if not 0.0 <= self.valid_fraction <= 1.0:
             raise ValueError(f"valid_fraction must be 0 to 1, found {self.valid_fraction}")
+        if not 0.0 <= self.fixed_share <= 1.0:
+            raise ValueError(f"fixed_share must be 0 to 1, found {self.fixed_share}")
+        if self.pairs and self.volumes % 2:
+            raise ValueError(f"pairs need an even number of volumes, found {self.volumes}")
         if self.workers < 0:
             raise ValueError(f"workers must be 0 (all cores) or more, found {self.workers}")

@@ -14,9 +14,13 @@ class SystemConfig:
     Attributes:
         image_size: Rows and columns of a slice in pixels; rows and columns of a latent are this over the
             A-VAE's downscale.
-        z_spacing_mm: Distance between slices of a generated volume.
+        z_spacing_mm: Distance between slices of a generated volume, unless another is asked for.
         pixel_spacing_mm: Distance between pixels of a generated volume (square). Where training resized whole
             fields of view, the typical one.
+        z_spacing_range: Least and greatest distance between slices in training; empty: one alone.
+        pixel_spacing_range: Least and greatest distance between pixels in training; empty: one alone.
+        height_mm: Typical height of a scan: a volume of N slices is generated at this over N where no spacing
+            is asked for and the network takes one.
         text_mode: ``tokens`` or ``pooled``, see ``ctflow.models.text``.
         max_slices: The longest volume the model was trained on.
         rollout: Sampling recommended for these weights, where generation and evaluation start from.
@@ -26,6 +30,9 @@ class SystemConfig:
     image_size: int = 256
     z_spacing_mm: float = 1.5
     pixel_spacing_mm: float = 1.5
+    z_spacing_range: list[float] = field(default_factory=list)
+    pixel_spacing_range: list[float] = field(default_factory=list)
+    height_mm: float = 300.0
     text_mode: str = "tokens"
     max_slices: int = 256
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
@@ -34,5 +41,9 @@ class SystemConfig:
     def __post_init__(self) -> None:
         if min(self.image_size, self.z_spacing_mm, self.pixel_spacing_mm, self.max_slices) <= 0:
             raise ValueError(f"sizes and spacings must be positive, found {self}")
+        for name in ("z_spacing_range", "pixel_spacing_range"):
+            ends = getattr(self, name)
+            if ends and (len(ends) != 2 or not 0 < ends[0] <= ends[1]):
+                raise ValueError(f"{name} is empty or two rising millimetres, found {ends}")
         if self.text_mode not in ("tokens", "pooled"):
             raise ValueError(f"text_mode is 'tokens' or 'pooled', found {self.text_mode!r}")

@@ -6,25 +6,33 @@ from dataclasses import dataclass, field
 
 from ctflow.config.data import DataConfig
 from ctflow.config.encoders import AVAEConfig, CTCLIPConfig
-from ctflow.config.models import FlowConfig, FMvTConfig
+from ctflow.config.flow_network import FlowNetworkConfig
+from ctflow.config.generation import RolloutConfig
+from ctflow.config.models import FlowConfig
 
 TASKS = ("autoencoder", "clip", "flow")
 
 
 @dataclass
 class OptimizerConfig:
-    """AdamW with linear warm-up and inverse-square-root decay (``ctflow.training.schedule.learning_rate``).
+    """Optimizer, linear warm-up and decay of its rate (``ctflow.training.schedule.learning_rate``).
 
     Attributes:
+        name: ``adamw``, or ``muon``: Muon for the matrices of transformer blocks and AdamW for the rest.
         lr: Base learning rate, reached at the end of the warm-up.
+        matrix_lr: Muon's base learning rate; it follows the same schedule.
+        momentum: Muon's momentum.
         betas: AdamW's two betas.
         weight_decay: AdamW's decoupled weight decay.
         warmup_steps: Optimizer steps of linear warm-up.
         decay_rate: 0 keeps the rate constant after the warm-up; the published schedule has 2.
         ref_steps: Steps after the warm-up at which the rate has fallen to ``lr / √(1 + decay_rate)``.
         eta_min: Floor of the decay.
+        end_step: Step at which the rate has fallen linearly to zero; 0: it does not fall.
+        fall_share: Share of ``end_step`` in which it falls.
     """
 
+    name: str = "adamw"
     lr: float = 1e-4
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     weight_decay: float = 0.0
@@ -32,8 +40,24 @@ class OptimizerConfig:
     decay_rate: float = 2.0
     ref_steps: int = 500_000
     eta_min: float = 1e-6
+    matrix_lr: float = 2e-3
+    momentum: float = 0.95
+    end_step: int = 0
+    fall_share: float = 0.4
 
     def __post_init__(self) -> None:
+        if self.name not in ("adamw", "muon"):
+            raise ValueError(f"optimizer name must be adamw or muon, found {self.name!r}")
+        if self.matrix_lr <= 0 or not 0 <= self.momentum < 1:
+            raise ValueError(
+                f"matrix_lr is positive and momentum lies in [0, 1), "
+                f"found {self.matrix_lr} and {self.momentum}"
+            )
+        if self.end_step < 0 or not 0 < self.fall_share <= 1:
+            raise ValueError(
+                f"end_step is not negative and fall_share lies in (0, 1], found {self.end_step} and "
+                f"{self.fall_share}"
+            )
         if self.lr <= 0 or self.warmup_steps < 0 or self.ref_steps < 1 or self.decay_rate < 0:
             raise ValueError(
                 f"lr and ref_steps must be positive, warmup and decay not negative, found {self}"
@@ -148,14 +172,12 @@ class FlowMonitor:
         rollout_every: Every so many validations a rollout of a few cases is generated; 0: never.
         cases: Validation cases generated.
         max_blocks: Longest rollout.
-        steps: Solver steps per block.
         frechet: Log FID and FVD of the generated cases (needs ``rollout_every``).
     """
 
     rollout_every: int = 0
     cases: int = 2
     max_blocks: int = 4
-    steps: int = 20
     frechet: bool = True
 
 
@@ -170,13 +192,14 @@ class FlowTask:
         init_from: Sharing folder or published weights to fine-tune from (weights only, fresh optimizer).
         avae: A-VAE of the latent shards, for decoding and export; empty: searched among runs by fingerprint.
         clip: Text encoder of the latent shards, for the export; empty: searched among runs by fingerprint.
-        optimizer: AdamW and its schedule.
+        optimizer: Optimizer and its schedule.
         ema_cap: Greatest decay of the moving average.
         gradient_clip: Greatest norm of the gradients; 0: no clipping.
+        rollout: Sampling recommended for the weights: what validation uses and the export names.
         monitor: Rollouts, images and Fréchet distances in validation.
     """
 
-    network: FMvTConfig = field(default_factory=FMvTConfig)
+    network: FlowNetworkConfig = field(default_factory=FlowNetworkConfig)
     flow: FlowConfig = field(default_factory=FlowConfig)
     text: str = "tokens"
     init_from: str = ""
@@ -185,6 +208,7 @@ class FlowTask:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     ema_cap: float = 0.9999
     gradient_clip: float = 1.0
+    rollout: RolloutConfig = field(default_factory=lambda: RolloutConfig(steps=20))
     monitor: FlowMonitor = field(default_factory=FlowMonitor)
 
     def __post_init__(self) -> None:
@@ -296,6 +320,11 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.task not in TASKS:
             raise ValueError(f"task must be one of {', '.join(TASKS)}, found {self.task!r}")
+        if self.loop.strategy == "fsdp" and self.flow.optimizer.name == "muon":
+            raise ValueError(
+                "Muon needs whole matrices, FSDP2 shards them: give flow.optimizer.name=adamw, "
+                "or loop.strategy=ddp"
+            )
         if self.task == "autoencoder" and (self.loop.accumulate > 1 or self.loop.strategy == "fsdp"):
             raise ValueError(
                 "the A-VAE trains with two optimizers: accumulate=1 and strategy auto or ddp, found "

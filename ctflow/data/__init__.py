@@ -4,10 +4,11 @@ from ctflow.data.batches import BlockBatch, SliceBatch, VolumeBatch
 from ctflow.data.datamodule import LatentDataModule
 from ctflow.data.manifest import read_manifest, shards_to_encode
 from ctflow.data.reader import LatentShards, SliceShards, padded_slices
-from ctflow.data.records import CaseEntry, LatentHeader, LatentRecord, ShardEntry, SliceRecord
+from ctflow.data.records import Acquisition, CaseEntry, LatentHeader, LatentRecord, ShardEntry, SliceRecord
 from ctflow.data.writer import LatentShardWriter, SliceShardWriter
 
 __all__ = [
+    "Acquisition",
     "BlockBatch",
     "CaseEntry",
     "LatentDataModule",

@@ -60,6 +60,8 @@ class BlockBatch(_Bundle):
         length: Int64 ``[B]``: slices in the volume.
         spacing: Float32 ``[B, 3]`` mm (z, y, x).
         case_id: Case of each pair.
+        partner: Int64 ``[B]``: the row of the same block in the other volume of a contrast pair; None: the
+            view has no contrast pairs.
     """
 
     previous: Tensor
@@ -71,6 +73,7 @@ class BlockBatch(_Bundle):
     length: Tensor
     spacing: Tensor
     case_id: list[str]
+    partner: Tensor | None = None
 
 
 @dataclass

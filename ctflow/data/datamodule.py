@@ -6,9 +6,10 @@ import torch
 from lightning.pytorch import LightningDataModule
 
 from ctflow.config.data import DataConfig
+from ctflow.data.choice import scans_of
 from ctflow.data.reader import LatentShards, SliceShards
 from ctflow.data.stream import EvaluationLoader, TrainLoader
-from ctflow.data.views import BlockView, SliceView, View, VolumeView
+from ctflow.data.views import BlockView, PairView, SliceView, View, VolumeView
 
 
 class LatentDataModule(LightningDataModule):
@@ -41,7 +42,7 @@ class LatentDataModule(LightningDataModule):
         rank, world_size = self._ranks()
         return TrainLoader(
             self.view("train"),
-            batch_size=self.config.batch_size,
+            batch_size=self._samples(self.config.batch_size, self.view("train")),
             accumulate=self.trainer.accumulate_grad_batches if self.trainer else 1,
             repeat=self.config.repeat,
             seed=self.config.seed,
@@ -57,7 +58,9 @@ class LatentDataModule(LightningDataModule):
         rank, world_size = self._ranks()
         return EvaluationLoader(
             self.view("valid"),
-            batch_size=self.config.valid_batch_size or self.config.batch_size,
+            batch_size=self._samples(
+                self.config.valid_batch_size or self.config.batch_size, self.view("valid")
+            ),
             rank=rank,
             world_size=world_size,
             num_workers=self.config.num_workers,
@@ -67,12 +70,25 @@ class LatentDataModule(LightningDataModule):
     def _open(self, split: str) -> View:
         config = self.config
         folder = config.train if split == "train" else config.valid
-        cases = 0 if split == "train" else config.max_valid_cases
+        # Training draws among all reconstructions, so all are read; validation chooses before it reads.
+        drawn = split == "train"
+        cases, choice = (0, None) if drawn else (config.max_valid_cases, config.valid_choice)
+        seed = config.seed
+        if config.view == "blocks" and config.pairs:  # both scans of a patient, in validation too
+            both = LatentShards(folder, cases, config.in_memory)
+            return PairView(both, seed, config.p_start, config.differing_share)
         if config.view == "blocks":
-            return BlockView(LatentShards(folder, cases, config.in_memory), config.seed, config.p_start)
+            latents = LatentShards(folder, cases, config.in_memory, choice)
+            return BlockView(latents, seed, config.p_start, scans_of(latents.cases) if drawn else None)
+        slices = SliceShards(folder, cases, config.in_memory and config.view == "slices", choice)
+        scans = scans_of(slices.cases) if drawn else None
         if config.view == "slices":
-            return SliceView(SliceShards(folder, cases, config.in_memory))
-        return VolumeView(SliceShards(folder, cases), config.grid, config.in_memory)
+            return SliceView(slices, seed, scans)
+        return VolumeView(slices, config.grid, config.in_memory, seed, scans)
+
+    def _samples(self, rows: int, view: View) -> int:
+        """Samples that make a batch of so many rows."""
+        return max(rows // view.rows, 1)
 
     def _ranks(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

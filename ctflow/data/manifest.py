@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ctflow.data.records import CaseEntry, ShardEntry
+from ctflow.data.records import Acquisition, CaseEntry, ShardEntry
 from ctflow.errors import ShardError
 from ctflow.files import write_text
 
@@ -73,7 +73,14 @@ def _locked(folder: Path) -> Iterator[None]:
 
 def _entry(line: dict[str, Any]) -> ShardEntry:
     cases = [
-        CaseEntry(**{**case, "spacing": tuple(case["spacing"]), "size": tuple(case["size"])})
+        CaseEntry(
+            **{
+                **case,
+                "spacing": tuple(case["spacing"]),
+                "size": tuple(case["size"]),
+                "acquisition": Acquisition(**case.get("acquisition", {})),
+            }
+        )
         for case in line["cases"]
     ]
     return ShardEntry(**{**line, "cases": tuple(cases)})

@@ -13,7 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ctflow.config.data import CaseChoice
 from ctflow.data import schema
+from ctflow.data.choice import chosen_cases
 from ctflow.data.records import CaseEntry, LatentHeader, LatentRecord, SliceRecord
 from ctflow.data.writer import shard_entries
 from ctflow.errors import ShardError
@@ -41,6 +43,11 @@ def read_shard_header(path: Path | str) -> LatentHeader:
 class ShardSet:
     """The cases of one folder, by index in the manifest's order.
 
+    Args:
+        folder: Where the shards lie.
+        max_cases: Only the first so many cases; 0 takes all.
+        choice: Which reconstructions and scans; None takes every volume.
+
     Attributes:
         folder: Where the shards lie.
         cases: All cases, in order.
@@ -52,10 +59,12 @@ class ShardSet:
 
     kind: str
 
-    def __init__(self, folder: Path | str, max_cases: int = 0) -> None:
+    def __init__(self, folder: Path | str, max_cases: int = 0, choice: CaseChoice | None = None) -> None:
         self.folder = Path(folder)
         entries = shard_entries(self.folder, self.kind)
         places = [(e.file, i, case) for e in entries for i, case in enumerate(e.cases)]
+        if choice is not None:
+            places = [places[i] for i in chosen_cases([case for _, _, case in places], choice)]
         if max_cases:
             places = places[:max_cases]
         if not places:
@@ -135,12 +144,19 @@ class SliceShards(ShardSet):
         folder: Folder of slice shards.
         max_cases: Only the first so many cases; 0 takes all.
         in_memory: Read everything once and keep it.
+        choice: Which reconstructions and scans; None takes every volume.
     """
 
     kind = schema.SLICES
 
-    def __init__(self, folder: Path | str, max_cases: int = 0, in_memory: bool = False) -> None:
-        super().__init__(folder, max_cases)
+    def __init__(
+        self,
+        folder: Path | str,
+        max_cases: int = 0,
+        in_memory: bool = False,
+        choice: CaseChoice | None = None,
+    ) -> None:
+        super().__init__(folder, max_cases, choice)
         self._hu: list[NDArray[np.int16]] = []
         if in_memory:
             self._hu = [self.hu(i) for i in range(len(self))]
@@ -166,6 +182,7 @@ class LatentShards(ShardSet):
         folder: Folder of latent shards.
         max_cases: Only the first so many cases; 0 takes all.
         in_memory: Read everything once and keep it.
+        choice: Which reconstructions and scans; None takes every volume.
 
     Attributes:
         header: What all shards share.
@@ -176,8 +193,14 @@ class LatentShards(ShardSet):
 
     kind = schema.LATENTS
 
-    def __init__(self, folder: Path | str, max_cases: int = 0, in_memory: bool = False) -> None:
-        super().__init__(folder, max_cases)
+    def __init__(
+        self,
+        folder: Path | str,
+        max_cases: int = 0,
+        in_memory: bool = False,
+        choice: CaseChoice | None = None,
+    ) -> None:
+        super().__init__(folder, max_cases, choice)
         self._shared: LatentHeader | None = None
         self._file(0)
         assert self._shared is not None

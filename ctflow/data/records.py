@@ -11,6 +11,34 @@ from numpy.typing import NDArray
 from ctflow.whitening import Whitening
 
 Spacing = tuple[float, float, float]
+SOFT, SHARP = "soft", "sharp"
+
+
+@dataclass(frozen=True)
+class Acquisition:
+    """Which scan a volume is a reconstruction of, and how it was reconstructed.
+
+    Attributes:
+        scan: The scan, unique in the data set (CT-RATE: ``train_1_a``); empty where the volume is all that is
+            known of it, and so a scan of its own.
+        reconstruction: Its name among the scan's (CT-RATE: ``1``); the order means nothing.
+        kernel: The scanner's ConvolutionKernel; empty where not given.
+        sharpness: ``soft`` or ``sharp``; empty where the kernel does not tell.
+        manufacturer: Of the scanner; empty where not given.
+        noise_hu: Standard deviation of the noise between neighbouring pixels of soft tissue, as scanned; None
+            where not measured. It tells soft from sharp where kernels do not.
+    """
+
+    scan: str = ""
+    reconstruction: str = ""
+    kernel: str = ""
+    sharpness: str = ""
+    manufacturer: str = ""
+    noise_hu: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.sharpness not in ("", SOFT, SHARP):
+            raise ValueError(f"sharpness is {SOFT}, {SHARP} or empty, found {self.sharpness!r}")
 
 
 @dataclass(frozen=True)
@@ -27,7 +55,8 @@ class SliceRecord:
         source_sha256: Hash of the file the scan was read from.
         split: ``train`` or ``valid``.
         truth_path: Ground truth beside a phantom; None for real scans.
-        extra: Anything else worth keeping (JSON values): scanner, flags, decisions of the ingest.
+        extra: Anything else worth keeping (JSON values): flags, decisions of the ingest.
+        acquisition: Scan, reconstruction and scanner.
     """
 
     case_id: str
@@ -40,6 +69,7 @@ class SliceRecord:
     split: str = "train"
     truth_path: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+    acquisition: Acquisition = field(default_factory=Acquisition)
 
     def __post_init__(self) -> None:
         if self.hu.ndim != 3 or self.hu.dtype != np.int16 or 0 in self.hu.shape:
@@ -73,6 +103,7 @@ class LatentRecord:
         split: ``train`` or ``valid``.
         truth_path: Ground truth beside a phantom; None for real scans.
         extra: Anything else worth keeping (JSON values).
+        acquisition: As in ``SliceRecord``.
     """
 
     case_id: str
@@ -89,6 +120,7 @@ class LatentRecord:
     split: str = "train"
     truth_path: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+    acquisition: Acquisition = field(default_factory=Acquisition)
 
     def __post_init__(self) -> None:
         if self.mean.ndim != 4 or self.mean.shape != self.logvar.shape or 0 in self.mean.shape:
@@ -143,6 +175,7 @@ class CaseEntry:
         split: ``train`` or ``valid``.
         tokens: Real text tokens (latent shards; 0 in slice shards).
         size: Rows and columns of a slice, or of a latent.
+        acquisition: Scan, reconstruction and scanner.
     """
 
     case_id: str
@@ -152,6 +185,12 @@ class CaseEntry:
     split: str
     tokens: int
     size: tuple[int, int]
+    acquisition: Acquisition = field(default_factory=Acquisition)
+
+    @property
+    def scan(self) -> str:
+        """The scan it is a reconstruction of; a case of its own where nothing tells."""
+        return self.acquisition.scan or self.case_id
 
 
 @dataclass(frozen=True)

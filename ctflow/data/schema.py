@@ -30,7 +30,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from ctflow.data.records import CaseEntry, LatentHeader, LatentRecord, SliceRecord
+from ctflow.data.records import Acquisition, CaseEntry, LatentHeader, LatentRecord, SliceRecord
 from ctflow.errors import ShardError
 from ctflow.whitening import Whitening
 
@@ -200,6 +200,7 @@ def read_case_entry(file: h5py.File, kind: str, index: int) -> CaseEntry:
         split=text["split"],
         tokens=0 if kind == SLICES else int(group["text"].shape[0]),
         size=(int(array.shape[-2]), int(array.shape[-1])),
+        acquisition=text["acquisition"],
     )
 
 
@@ -230,12 +231,15 @@ def _metadata(record: SliceRecord | LatentRecord) -> dict[str, Any]:
         "split": record.split,
         "truth_path": record.truth_path,
         "extra": record.extra,
+        "acquisition": asdict(record.acquisition),
     }
 
 
 def _read_metadata(group: h5py.Group) -> dict[str, Any]:
     text = _read_json(group, "metadata")
-    return text | {"spacing": tuple(text["spacing"])}
+    # Shards of earlier days hold no acquisition.
+    acquisition = Acquisition(**text.get("acquisition", {}))
+    return text | {"spacing": tuple(text["spacing"]), "acquisition": acquisition}
 
 
 def _new_case(file: h5py.File) -> h5py.Group:

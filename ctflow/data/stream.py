@@ -168,7 +168,7 @@ class EvaluationLoader(_Loader):
         pin_memory: bool = False,
     ) -> None:
         super().__init__(view, num_workers, pin_memory)
-        items = [i for case in rank_cases(len(view.shards), rank, world_size) for i in view.case_items(case)]
+        items = [i for scan in rank_cases(len(view.scans), rank, world_size) for i in view.scan_items(scan)]
         self.batches = [items[first : first + batch_size] for first in range(0, len(items), batch_size)]
 
     def __len__(self) -> int:

@@ -54,6 +54,7 @@ class ShardFile:
             split=record.split,
             tokens=tokens,
             size=(size[0], size[1]),
+            acquisition=record.acquisition,
         )
         self.cases.append(entry)
 
@@ -174,7 +175,7 @@ class LatentShardWriter:
     """Writes latent shards by name: several ranks fill one folder, each its own names.
 
     Args:
-        folder: Made where missing.
+        folder: Made where missing when the first shard begins.
         header: What all cases share.
 
     Raises:
@@ -184,7 +185,6 @@ class LatentShardWriter:
     def __init__(self, folder: Path | str, header: LatentHeader) -> None:
         self.folder = Path(folder)
         self.header = header
-        self.folder.mkdir(parents=True, exist_ok=True)
         self._shard: ShardFile | None = None
 
     def completed_shards(self) -> set[str]:
@@ -194,6 +194,7 @@ class LatentShardWriter:
     def begin(self, name: str, provenance: dict[str, Any] | None = None) -> None:
         """Start the shard ``name``; ``provenance`` is what only this shard has, added to the header's."""
         assert self._shard is None, "finish a shard before the next one begins"
+        self.folder.mkdir(parents=True, exist_ok=True)
         provenance = self.header.provenance | (provenance or {})
         self._shard = ShardFile(self.folder, name, schema.LATENTS, self.header, provenance)
 

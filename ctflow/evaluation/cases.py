@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from ctflow.data import SliceShards
+from ctflow.config.data import CaseChoice
+from ctflow.data import Acquisition, SliceShards
+from ctflow.data.choice import chosen_cases
 from ctflow.errors import EvaluationError
 from ctflow.types import HUVolume
 
@@ -32,6 +34,7 @@ class RealCase:
         digest: Identifies the pixels (hash of the source file, else the id).
         truth_path: Ground truth beside a phantom, where there is one.
         labels: Finding name to 0 or 1.
+        acquisition: Scan, reconstruction and scanner.
     """
 
     case_id: str
@@ -42,6 +45,7 @@ class RealCase:
     digest: str
     truth_path: str | None = None
     labels: dict[str, int] = field(default_factory=dict)
+    acquisition: Acquisition = field(default_factory=Acquisition)
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,7 @@ class CaseReader:
                     digest=meta.get("source_sha256", "") or entry.case_id,
                     truth_path=meta.get("truth_path"),
                     labels=dict(meta.get("labels", {})),
+                    acquisition=entry.acquisition,
                 )
             )
         return found
@@ -109,11 +114,20 @@ def case_set_hash(*sets: Sequence[RealCase]) -> str:
     return digest.hexdigest()
 
 
-def choose_cases(cases: Sequence[RealCase], wanted: int, floors: bool) -> CaseSets:
+def choose_cases(
+    cases: Sequence[RealCase], wanted: int, floors: bool, choice: CaseChoice | None = None
+) -> CaseSets:
     """The first ``wanted`` cases, and as many of other patients for the floors.
 
-    Where there are too few for both, the cases are shared out half and half, and the log says so: floors at
-    another N would not be comparable.
+    One scan stands for a patient and one reconstruction for a scan, unless the choice says otherwise; the log
+    tells how many are left out. Where there are too few cases for both sets, they are shared out half and
+    half, and the log says so: floors at another N would not be comparable.
+
+    Args:
+        cases: All there are.
+        wanted: Cases to generate from.
+        floors: Whether other cases are wanted too.
+        choice: Which scans and reconstructions; None: the first scan, in its soft reconstruction.
 
     Raises:
         EvaluationError: A case id twice, or no case at all.
@@ -125,6 +139,14 @@ def choose_cases(cases: Sequence[RealCase], wanted: int, floors: bool) -> CaseSe
         seen.add(case.case_id)
     if not cases:
         raise EvaluationError("no cases to evaluate", "slice shards with at least one case")
+    choice = choice or CaseChoice()
+    kept = chosen_cases(cases, choice)
+    if len(kept) < len(cases):
+        log.info(
+            "%d of %d volumes stand for their patients (reconstruction: %s, every scan: %s)",
+            *(len(kept), len(cases), choice.reconstruction, choice.every_scan),
+        )
+    cases = [cases[index] for index in kept]
     number = min(wanted, len(cases) // 2 if floors and len(cases) > 1 else len(cases))
     if number < wanted:
         log.warning("%d cases wanted, %d evaluated: the set has %d", wanted, number, len(cases))

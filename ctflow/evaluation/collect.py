@@ -212,7 +212,7 @@ class Collector:
         self.config, self.system, self.reader, self.findings = config, system, reader, findings
         self.rollout = config.sampling.applied_to(system.config.rollout)
         self._avae = f"{system.avae.fingerprint()} {system.config.image_size}"
-        self.memo = BlockMemo(4 * config.batch_size)
+        self.memo = BlockMemo(4 * config.batch_size, first=2)  # settings share their first two blocks
         self.cache = FeatureCache(Path(config.cache), extractor, ranks)
 
     def collect(self, sets: CaseSets, settings: Sequence[str]) -> Collected:

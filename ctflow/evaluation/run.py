@@ -73,7 +73,7 @@ def evaluate(config: EvalConfig, system: EvalSystem, ranks: Ranks) -> Results:
     """
     started = time.monotonic()
     reader = CaseReader(Path(config.slices))
-    sets = choose_cases(reader.cases(), config.cases, config.floors)
+    sets = choose_cases(reader.cases(), config.cases, config.floors, choice=config.evaluated)
     # Only full-body makes whole volumes to hold against the ground truth.
     findings = "full-body" in config.settings and any(case.truth_path for case in sets.evaluated)
     extractor = extractor_of(config, system)

@@ -16,7 +16,14 @@ from ctflow.errors import EvaluationError
 from ctflow.evaluation.cases import RealCase
 from ctflow.evaluation.features import at_side, real_volume
 from ctflow.evaluation.settings import ScoredVolume, Setting
-from ctflow.generation import BlockMemo, BlockProgress, RolloutCase, StopReason, StopRule, rollout
+from ctflow.generation import (
+    BlockMemo,
+    BlockProgress,
+    RolloutCase,
+    StopReason,
+    VolumeGenerator,
+    seeded_noise,
+)
 from ctflow.models import AVAE, FMvT, TextEncoder
 from ctflow.types import HUVolume
 
@@ -86,10 +93,13 @@ class EvalSystem:
         means = [self.avae.encode_hu(part.to(self.device)).mean for part in hu.split(ENCODE_BATCH)]
         return self.avae.whiten(torch.cat(means)).transpose(0, 1).contiguous()
 
-    @torch.no_grad()
     def decode(self, latents: Tensor) -> np.ndarray:
         """Whitened latents ``[C, S, h, w]`` to float32 HU ``[S, H, W]``."""
-        return self.avae.decode_to_hu(latents.transpose(0, 1).to(self.device)).float().cpu().numpy()
+        return self.generator().decode(latents)
+
+    def generator(self, precision: str = "fp32") -> VolumeGenerator:
+        """The networks as the one system that generates."""
+        return VolumeGenerator(self.fmvt, self.avae, self.config.image_size, precision)
 
     def reconstruct(self, case: RealCase, volume: HUVolume) -> ScoredVolume:
         """A real volume through the A-VAE and back: the best any generator on it can do."""
@@ -97,11 +107,6 @@ class EvalSystem:
         zoom = volume.hu.shape[1] / hu.shape[1]
         spacing = (volume.spacing[0], volume.spacing[1] * zoom, volume.spacing[2] * zoom)
         return real_volume(case.case_id, HUVolume(hu, spacing))
-
-    def stop_rule(self, config: RolloutConfig) -> StopRule:
-        """The stop rule on this A-VAE."""
-        size = self.config.image_size
-        return StopRule(config.stop, self.avae.white_latent(size), self.avae.white_spread(size))
 
 
 def scorer_name(encoder: TextEncoder) -> str:
@@ -152,21 +157,18 @@ def generate_batch(
                 text=embedded.tokens[row],
                 text_mask=embedded.mask[row],
                 length=case.shape[0],
+                spacing=_model_spacing(system, case),
                 given=real if setting.given else None,
                 real=real if setting.spliced else None,
             )
         )
-    start = system.avae.air_latent(system.config.image_size)
-    rule = system.stop_rule(config)
-    with torch.autocast(system.device.type, torch.bfloat16, enabled=precision == "bf16"):
-        results = rollout(system.fmvt, prepared, start, rule, config, seed, progress=progress, memo=memo)
+    generator = system.generator(precision)
+    results = generator.latents(prepared, config, seeded_noise(seed), progress, memo)
     for case, result in zip(cases, results, strict=True):
         assert result.given_slices == setting.given
-        zoom = case.shape[1] / system.config.image_size
-        spacing = (case.spacing[0], case.spacing[1] * zoom, case.spacing[2] * zoom)
+        spacing = _model_spacing(system, case)
         # Given slices are not decoded: they would be masked.
-        made = result.latents[:, setting.given :]
-        hu = system.decode(made) if made.shape[1] else _nothing(system)
+        hu = generator.decode(result.latents[:, setting.given :])
         hu = np.concatenate([np.full((setting.given, *hu.shape[1:]), np.nan, np.float32), hu])
         stopped = result.stop == StopReason.END_RECOGNISED
         requested = min(case.shape[0], config.max_slices)
@@ -175,9 +177,11 @@ def generate_batch(
         yield ScoredVolume.of_rollout(case.case_id, setting, hu, spacing, requested, stopped, overlap, ends)
 
 
+def _model_spacing(system: EvalSystem, case: RealCase) -> tuple[float, float, float]:
+    """A real case's spacing in mm (z, y, x) at the model's number of pixels."""
+    zoom = case.shape[1] / system.config.image_size
+    return (case.spacing[0], case.spacing[1] * zoom, case.spacing[2] * zoom)
+
+
 def _first(volume: HUVolume, slices: int) -> HUVolume:
     return HUVolume(volume.hu[:slices], volume.spacing)
-
-
-def _nothing(system: EvalSystem) -> np.ndarray:
-    return np.zeros((0, system.config.image_size, system.config.image_size), np.float32)

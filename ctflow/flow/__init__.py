@@ -1,8 +1,16 @@
 """The flow-matching path, time distributions, objective and solvers."""
 
-from ctflow.flow.objective import FlowDraw, draw, flow_matching_loss, sample_times, training_path
+from ctflow.flow.objective import (
+    FlowDraw,
+    draw,
+    flow_matching_loss,
+    pair_difference_loss,
+    sample_times,
+    shift_times,
+    training_path,
+)
 from ctflow.flow.path import LinearPath, PathSample
-from ctflow.flow.solvers import ADAPTIVE_SOLVER, SOLVERS, KnownRegion, Velocity, solve
+from ctflow.flow.solvers import ADAPTIVE_SOLVER, SOLVERS, KnownRegion, Velocity, solve, time_grid
 
 __all__ = [
     "ADAPTIVE_SOLVER",
@@ -14,7 +22,10 @@ __all__ = [
     "Velocity",
     "draw",
     "flow_matching_loss",
+    "pair_difference_loss",
     "sample_times",
+    "shift_times",
     "solve",
+    "time_grid",
     "training_path",
 ]

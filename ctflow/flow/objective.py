@@ -20,6 +20,8 @@ class FlowDraw:
         t: Times ``[B]``.
         noise: Noise end of the path ``[B, C, T, h, w]``, noise offset included.
         condition_noise: Noise to add to the previous block, same shape, already scaled.
+        previous_noise: Standard deviation of ``condition_noise`` ``[B]``.
+        known: ``[B, T]`` bool, slices that are given clean; None: none is.
         drop_text: ``[B]`` bool, samples trained without text; None: none is.
         drop_previous: ``[B]`` bool, samples trained without previous block; None: none is.
         drop_length: ``[B]`` bool, samples trained without their length; None: none is.
@@ -28,57 +30,106 @@ class FlowDraw:
     t: Tensor
     noise: Tensor
     condition_noise: Tensor
+    previous_noise: Tensor
+    known: Tensor | None = None
     drop_text: Tensor | None = None
     drop_previous: Tensor | None = None
     drop_length: Tensor | None = None
 
 
+def shift_times(t: Tensor, shift: float) -> Tensor:
+    """Times in [0, 1] whose odds t / (1 - t) are ``shift`` times larger (Esser et al. 2024, equation 23)."""
+    return shift * t / (1 + (shift - 1) * t)
+
+
 def sample_times(
     n: int,
-    distribution: str,
+    config: FlowConfig,
     generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """``n`` times in [0, 1], ``uniform`` or ``logit_normal`` (Esser et al. 2024, section 3.1, m=0, s=1)."""
-    if distribution == "uniform":
-        return torch.rand(n, generator=generator, device=device)
-    if distribution == "logit_normal":
-        return torch.sigmoid(torch.randn(n, generator=generator, device=device))
-    raise ValueError(f"unknown time distribution {distribution!r}")
+    """``n`` times in [0, 1]: uniform, or logit-normal (Esser et al. 2024, section 3.1), then shifted.
+
+    The logit of a logit-normal time has the mean ln(``time_shift``) and the deviation ``time_spread``.
+    """
+    if config.time_distribution == "uniform":
+        t = torch.rand(n, generator=generator, device=device)
+    else:
+        t = torch.sigmoid(config.time_spread * torch.randn(n, generator=generator, device=device))
+    return t if config.time_shift == 1 else shift_times(t, config.time_shift)
 
 
-def draw(config: FlowConfig, block: Tensor, generator: torch.Generator | None = None) -> FlowDraw:
-    """Draw times, noise and dropped conditions for a batch.
+def draw(
+    config: FlowConfig, block: Tensor, generator: torch.Generator | None = None, told_noise: bool = False
+) -> FlowDraw:
+    """Draw times, noise, known slices and dropped conditions for a batch.
 
     Args:
         config: The flow.
         block: The batch's target ``[B, C, T, h, w]``: gives shape, dtype and device.
         generator: Source of randomness on the block's device; None: the global one.
+        told_noise: The network is told the level of the condition noise: it is drawn for each sample.
 
     Returns:
         The draw, in a fixed order of draws for a given configuration.
     """
-    batch, channels = block.shape[:2]
+    batch, channels, slices = block.shape[:3]
     device = block.device
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, device=device)
 
-    t = sample_times(batch, config.time_distribution, generator, device)
+    def uniform() -> Tensor:
+        return torch.rand(batch, generator=generator, device=device)
+
+    t = sample_times(batch, config, generator, device)
     noise = normal(*block.shape)
     if config.noise_offset:
         noise = noise + config.noise_offset * normal(batch, channels, 1, 1, 1)
-    condition_noise = config.condition_noise * normal(*block.shape)
+    condition_noise = normal(*block.shape)
     probabilities = (config.text_dropout, config.previous_dropout, config.length_dropout)
-    dropped = [
-        torch.rand(batch, generator=generator, device=device) < p if p else None for p in probabilities
-    ]
-    return FlowDraw(t, noise, condition_noise, *dropped)
+    dropped = [uniform() < p if p else None for p in probabilities]
+    level = config.condition_noise * (uniform() if told_noise else torch.ones(batch, device=device))
+    known = None
+    if config.known_share:
+        count = (1 + config.most_known * uniform()).long() * (uniform() < config.known_share)
+        known = torch.arange(slices, device=device) < count[:, None]
+    return FlowDraw(t, noise, level[:, None, None, None, None] * condition_noise, level, known, *dropped)
 
 
-def flow_matching_loss(prediction: Tensor, velocity: Tensor) -> Tensor:
-    """Mean squared error of the velocity of each sample, ``[B]`` float32."""
-    return F.mse_loss(prediction.float(), velocity.float(), reduction="none").flatten(1).mean(dim=1)
+def flow_matching_loss(prediction: Tensor, velocity: Tensor, known: Tensor | None = None) -> Tensor:
+    """Mean squared error of the velocity of each sample, ``[B]`` float32, over the unknown slices."""
+    error = F.mse_loss(prediction.float(), velocity.float(), reduction="none")
+    if known is None:
+        return error.flatten(1).mean(dim=1)
+    return mean_unknown(error, known)
+
+
+def pair_difference_loss(
+    prediction: Tensor, velocity: Tensor, partner: Tensor, known: Tensor | None = None
+) -> Tensor:
+    """The part of the squared error in which a sample and its partner differ, ``[B]`` float32.
+
+    For errors r and r' of a pair, (r² + r'²) / 2 = ((r + r') / 2)² + ((r - r') / 2)²: the last term is what
+    only the condition can explain where two samples share noise, time and patient. Contrastive flow matching
+    (Stoica et
+    al. 2025) pushes predictions of different conditions apart; here the difference itself has a target.
+
+    Args:
+        prediction: ``[B, C, T, h, w]``.
+        velocity: Same shape.
+        partner: ``[B]``, the row of each sample's partner.
+        known: ``[B, T]``, equal for partners.
+    """
+    residual = (prediction - velocity).float()
+    difference = (residual - residual[partner]).square() / 4
+    return difference.flatten(1).mean(dim=1) if known is None else mean_unknown(difference, known)
+
+
+def mean_unknown(values: Tensor, known: Tensor) -> Tensor:
+    """Mean ``[B]`` of ``values [B, C, T, h, w]`` over the slices that are not ``known [B, T]``."""
+    weight = (~known).to(values.dtype)  # [B, T]
+    return (values.mean(dim=(1, 3, 4)) * weight).sum(dim=1) / weight.sum(dim=1)
 
 
 def training_path(config: FlowConfig) -> LinearPath:

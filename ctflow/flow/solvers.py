@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
+from ctflow.flow.objective import shift_times
 from ctflow.flow.path import LinearPath
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
@@ -25,15 +26,24 @@ DOPRI5_MOST_STEPS = 2000
 
 @dataclass(frozen=True)
 class KnownRegion:
-    """Values that are known at t = 0 and held on their own straight path while the rest is solved.
+    """Values that are known at t = 0 and held while the rest is solved.
 
     Attributes:
         mask: Bool, broadcastable to the state; True where the value is known.
         value: Data, of the state's shape (read where the mask is True).
+        clean: Held at their values, for a network that is trained with clean known slices; otherwise on the
+            straight path from their noise, where a network that knows one time for all expects them.
     """
 
     mask: Tensor
     value: Tensor
+    clean: bool = False
+
+
+def time_grid(steps: int, shift: float = 1.0) -> Tensor:
+    """Times ``[steps + 1]`` from 1 to 0, equally spaced, then shifted (``shift_times``)."""
+    times = torch.linspace(1, 0, steps + 1)
+    return times if shift == 1 else shift_times(times, shift)
 
 
 def solve(
@@ -42,19 +52,21 @@ def solve(
     steps: int,
     solver: str = "euler",
     known: KnownRegion | None = None,
+    shift: float = 1.0,
 ) -> Tensor:
     """Integrate from t = 1 to t = 0.
 
-    The fixed solvers take ``steps`` equal steps over ``linspace(1, 0, steps + 1)``; dopri5 chooses its own
-    (relative and absolute tolerance 1e-5).
+    The fixed solvers take ``steps`` steps over ``time_grid(steps, shift)``; dopri5 chooses its own (relative
+    and absolute tolerance 1e-5).
 
     Args:
         velocity: The field.
         z1: Noise ``[B, ...]``.
         steps: Number of steps; not read by dopri5.
         solver: One of ``SOLVERS``.
-        known: Region held at known values: its velocity is replaced by that of the straight path from its
-            noise to its value, so that the network sees it at the right noise level at every t.
+        known: Region held at known values: clean, or on the straight path from its noise to its value, so
+            that the network sees it at the right noise level at every t.
+        shift: Of the time grid; above 1 most steps lie near the noise, where layout is decided.
 
     Returns:
         The state at t = 0.
@@ -64,12 +76,14 @@ def solve(
     """
     if solver not in SOLVERS or steps < 1:
         raise ValueError(f"solver is one of {SOLVERS} with at least 1 step, found {solver!r} with {steps}")
+    if known is not None and known.clean:
+        z1 = torch.where(known.mask, known.value, z1)
     field = velocity if known is None else _hold(velocity, z1, known)
     if solver == ADAPTIVE_SOLVER:
         z = _dopri5(field, z1)
     else:
         step = {"euler": _euler_step, "midpoint": _midpoint_step, "heun": _heun_step}[solver]
-        times = torch.linspace(1, 0, steps + 1, dtype=z1.dtype, device=z1.device)
+        times = time_grid(steps, shift).to(z1)
         z = z1
         for t, t_next in pairwise(times):
             z = step(field, z, t, t_next)
@@ -77,7 +91,7 @@ def solve(
 
 
 def _hold(velocity: Velocity, z1: Tensor, known: KnownRegion) -> Velocity:
-    straight = LinearPath().velocity(known.value, z1)
+    straight = torch.zeros_like(z1) if known.clean else LinearPath().velocity(known.value, z1)
 
     def held(z: Tensor, t: Tensor) -> Tensor:
         return torch.where(known.mask, straight, velocity(z, t))

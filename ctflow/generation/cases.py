@@ -30,6 +30,8 @@ class RolloutCase:
         text: The report's text vectors ``[L, D]``.
         text_mask: ``[L]``, True where a token counts; None: all count.
         length: Slices asked for; an input of the model where it takes one, and a limit. None: unknown.
+        spacing: Millimetres between slices, rows and columns, an input of the model where it takes one. None:
+            unknown.
         given: Real first slices ``[C, S, h, w]``, whitened, that the rollout continues (gt-head: 16).
         real: Real volume ``[C, S, h, w]``, whitened: every block is generated from the real slices before it
             (teacher forcing, next-block), as many as the real volume has, and nothing stops it earlier.
@@ -39,6 +41,7 @@ class RolloutCase:
     text: Tensor
     text_mask: Tensor | None = None
     length: int | None = None
+    spacing: tuple[float, float, float] | None = None
     given: Tensor | None = None
     real: Tensor | None = None
 
@@ -50,6 +53,8 @@ class RolloutCase:
                 raise ValueError(
                     f"case {self.case_id}: {name} must be [C, S, h, w], found {list(latents.shape)}"
                 )
+        if self.spacing is not None and min(self.spacing) <= 0:
+            raise ValueError(f"case {self.case_id}: spacing must be positive, found {self.spacing}")
         if self.length is not None and self.length < 1:
             raise ValueError(f"case {self.case_id}: length must be at least 1 slice, found {self.length}")
 
@@ -80,6 +85,26 @@ class CaseRollout:
     def slices(self) -> int:
         """Number of slices of the volume."""
         return self.latents.shape[1]
+
+
+class Cancelled(Exception):
+    """A rollout was asked to end before its volumes were whole."""
+
+
+@dataclass(frozen=True)
+class RolloutRound:
+    """What has become final in one round of blocks.
+
+    Attributes:
+        index: Number of the round, from 0.
+        slices: Whitened latents ``[C, n, h, w]`` that follow those of earlier rounds, by case; given slices
+            come with the first round. White slices are held back until it is known that they are not the end.
+        finished: Volumes that ended in this round.
+    """
+
+    index: int
+    slices: dict[str, Tensor]
+    finished: list[CaseRollout]
 
 
 @dataclass(frozen=True)

@@ -3,63 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from ctflow.config.generation import RolloutConfig
 from ctflow.flow import Velocity
-from ctflow.models import FMvT, TextCondition
-
-
-@dataclass(frozen=True)
-class BlockConditions:
-    """What a batch of blocks is generated from.
-
-    Attributes:
-        text: The reports, encoded; where text guidance is on, the same reports dropped are ``no_text``.
-        no_text: "No text" for as many samples; None where text guidance is off.
-        previous: The 16 slices before each block ``[B, C, T, h, w]``, whitened.
-        position: Index of each block's first slice ``[B]``.
-        length: Slices asked for ``[B]``; NaN: unknown.
-    """
-
-    text: TextCondition
-    no_text: TextCondition | None
-    previous: Tensor
-    position: Tensor
-    length: Tensor
+from ctflow.models import Conditions, FMvT, TextCondition
 
 
 def guided_velocity(
-    model: FMvT, conditions: BlockConditions, text_guidance: float, previous_guidance: float
+    model: FMvT, conditions: Conditions, no_text: TextCondition | None, config: RolloutConfig
 ) -> Velocity:
     """Velocity field with classifier-free guidance (Ho & Salimans 2022), one scale for each condition.
 
     ``v + (text_guidance - 1) (v - v_without_text) + (previous_guidance - 1) (v - v_without_previous)``, where
     v has both conditions. A scale of 1 costs nothing; each other one costs one more evaluation of the
-    network.
+    network, the text's only at times from ``guidance_from`` on.
 
     Args:
         model: The FMvT, in evaluation mode.
-        conditions: What the blocks are generated from.
-        text_guidance: Scale for the text.
-        previous_guidance: Scale for the previous block; needs a model that knows a null previous block.
+        conditions: What the blocks are generated from; the text is encoded.
+        no_text: "No text" for as many samples; None where text guidance is off.
+        config: The scales; one for the previous block needs a model that knows a null previous block.
 
     Returns:
         ``velocity(z, t)`` for ``ctflow.flow.solve``.
     """
-    where = {"position": conditions.position, "length": conditions.length}
+    unguided = replace(conditions, text=no_text)
+    alone = replace(conditions, previous=None)
 
     def velocity(z: Tensor, t: Tensor) -> Tensor:
-        full = model(z, t, conditions.text, conditions.previous, **where)
+        full = model(z, t, conditions)
         out = full
-        if conditions.no_text is not None:
-            without = model(z, t, conditions.no_text, conditions.previous, **where)
-            out = out + (text_guidance - 1) * (full - without)
-        if previous_guidance != 1:
-            without = model(z, t, conditions.text, None, **where)
-            out = out + (previous_guidance - 1) * (full - without)
+        if no_text is not None and float(t) >= config.guidance_from:
+            out = out + (config.text_guidance - 1) * (full - model(z, t, unguided))
+        if config.previous_guidance != 1:
+            out = out + (config.previous_guidance - 1) * (full - model(z, t, alone))
         return out
 
     return velocity
@@ -89,4 +70,4 @@ def encode_reports(
     whole = model.encode_text(text, None if bool(mask.all()) else mask)
     if not guided:
         return whole, None
-    return whole, model.encode_text(text[:, :1], drop=torch.ones(len(texts), dtype=torch.bool, device=device))
+    return whole, model.encode_text(None, batch=len(texts))

@@ -1,4 +1,4 @@
-"""Blocks that were solved before: the settings of an evaluation begin with the same ones."""
+"""Blocks that were solved before, by everything that a block depends on."""
 
 from __future__ import annotations
 
@@ -8,19 +8,17 @@ from collections import OrderedDict
 import torch
 from torch import Tensor
 
-LAST_SHARED = 1
-"""Full-body and next-block share block 0, gt-head and next-block block 1; later ones all differ."""
-
 
 class BlockMemo:
     """The newest solved blocks of one model, by everything a block depends on.
 
     Args:
         capacity: Blocks kept; the oldest go first.
+        first: Only the first so many blocks of a volume are kept: later ones of two rollouts differ.
     """
 
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
+    def __init__(self, capacity: int, first: int) -> None:
+        self.capacity, self.first = capacity, first
         self._blocks: OrderedDict[bytes, Tensor] = OrderedDict()
 
     def __len__(self) -> int:

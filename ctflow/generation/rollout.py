@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -10,11 +10,19 @@ from torch import Tensor
 
 from ctflow.config.generation import RolloutConfig
 from ctflow.flow import ADAPTIVE_SOLVER, KnownRegion, solve
-from ctflow.generation.cases import BlockProgress, CaseRollout, NoiseSource, RolloutCase, StopReason
-from ctflow.generation.guidance import BlockConditions, encode_reports, guided_velocity
-from ctflow.generation.memo import LAST_SHARED, BlockMemo, block_key
+from ctflow.generation.cases import (
+    BlockProgress,
+    Cancelled,
+    CaseRollout,
+    NoiseSource,
+    RolloutCase,
+    RolloutRound,
+    StopReason,
+)
+from ctflow.generation.guidance import encode_reports, guided_velocity
+from ctflow.generation.memo import BlockMemo, block_key
 from ctflow.generation.stop import StopRule, trailing_run
-from ctflow.models import FMvT, TextCondition
+from ctflow.models import Conditions, FMvT, TextCondition
 from ctflow.seeding import case_noise
 from ctflow.types import BLOCK_LENGTH
 
@@ -35,7 +43,7 @@ class _Running:
         self.positions: list[int] = []
         self.stop: StopReason | None = None
         self.end = 0  # slices at the end of the volume that are its end
-        # What follows real slices repeats none of the slices generated before it.
+        # A block after real slices repeats no generated slice.
         self.overlap = config.overlap if case.real is None else 0
 
     @property
@@ -70,13 +78,30 @@ class _Running:
         value[:, : self.held] = self.volume[:, self.volume.shape[1] - self.held :]
         return mask, value
 
-    def key(self, seed: int, config: RolloutConfig) -> bytes | None:
-        """Of the next block in a ``BlockMemo``; None for a block that no other rollout begins with."""
-        if self.block_index > LAST_SHARED or self.held:
-            return None
+    def noise(self, source: NoiseSource) -> Tensor:
+        """Of the next block, ``[C, T, h, w]``."""
+        before = self.before()
+        return source(self.case.case_id, self.block_index, before.shape).to(before)
+
+    def key(self, z1: Tensor, config: RolloutConfig) -> bytes:
+        """Of the next block in a ``BlockMemo``."""
         case = self.case
-        facts = f"{case.case_id} {seed} {self.block_index} {self.position} {case.length} {config}"
-        return block_key(facts, self.before(), case.text, case.text_mask)
+        facts = f"{self.position} {case.length} {case.spacing} {config}"
+        return block_key(facts, z1, self.before(), case.text, case.text_mask)
+
+    def ready(self, rule: StopRule) -> int:
+        """Slices that are final: white ones at the end may turn out to be the volume's end."""
+        if self.stop is not None:
+            return self.kept(rule)
+        return self.slices - trailing_run(rule.white_slices(self.volume[:, BLOCK_LENGTH:]))
+
+    def kept(self, rule: StopRule) -> int:
+        """Slices of the finished volume."""
+        whole = min(self.slices, max(self.limit, self.given))
+        if self.real is not None:
+            return whole
+        white = rule.white_slices(self.volume[:, BLOCK_LENGTH:][:, :whole])
+        return max(min(whole - trailing_run(white), self.slices - self.end), self.given)
 
     def append(self, block: Tensor, rule: StopRule) -> None:
         """Add a solved block ``[C, T, h, w]`` and decide whether the volume ends."""
@@ -99,30 +124,55 @@ class _Running:
         assert self.stop is not None
         latents = self.volume[:, BLOCK_LENGTH:][:, : max(self.limit, self.given)]
         white = rule.white_slices(latents)
-        keep = latents.shape[1]
-        if self.real is None:
-            keep = max(min(keep - trailing_run(white), self.slices - self.end), self.given)
         blocks = torch.stack(self.blocks) if self.blocks else self.volume.new_zeros(0, *self.before().shape)
         return CaseRollout(
-            self.case.case_id, latents[:, :keep], self.given, blocks, self.positions, white, self.stop
+            self.case.case_id,
+            latents[:, : self.kept(rule)],
+            self.given,
+            blocks,
+            self.positions,
+            white,
+            self.stop,
         )
 
 
-@torch.no_grad()
 def rollout(
     model: FMvT,
     cases: Sequence[RolloutCase],
     start: Tensor,
     rule: StopRule,
     config: RolloutConfig,
-    seed: int = 0,
     noise: NoiseSource | None = None,
     progress: Callable[[BlockProgress], None] | None = None,
     memo: BlockMemo | None = None,
 ) -> list[CaseRollout]:
-    """Generate volumes, all cases at once; a case that has ended leaves the batch.
+    """Generate volumes, all cases at once; arguments as for ``rollout_stream``.
 
-    A case's noise is a function of (seed, case id, block index), so that its volume depends on no other case.
+    Returns:
+        One result per case, in the order of ``cases``.
+    """
+    results: dict[str, CaseRollout] = {}
+    for round_ in rollout_stream(model, cases, start, rule, config, noise, memo=memo):
+        results |= {result.case_id: result for result in round_.finished}
+        if progress is not None:
+            progress(BlockProgress(round_.index, list(round_.slices), len(results), len(cases)))
+    return [results[case.case_id] for case in cases]
+
+
+@torch.no_grad()
+def rollout_stream(
+    model: FMvT,
+    cases: Sequence[RolloutCase],
+    start: Tensor,
+    rule: StopRule,
+    config: RolloutConfig,
+    noise: NoiseSource | None = None,
+    cancelled: Callable[[], bool] | None = None,
+    memo: BlockMemo | None = None,
+) -> Iterator[RolloutRound]:
+    """Generate volumes block by block; a case that has ended leaves the batch.
+
+    A case's noise is a function of (case id, block index), so that its volume depends on no other case.
 
     Args:
         model: The FMvT, in evaluation mode.
@@ -132,16 +182,16 @@ def rollout(
             whole start block ``[C, T, h, w]``.
         rule: How the end is recognised.
         config: Solver, steps, overlap, guidance, limit.
-        seed: Of the noise; not read where ``noise`` is given.
-        noise: Another source of noise.
-        progress: Called after each round of blocks.
-        memo: Blocks of this model solved before, not to be solved again; unread where ``noise`` is given.
+        noise: Source of the noise; None: ``seeded_noise(0)``.
+        cancelled: Asked before each evaluation of the network; True ends the rollout with ``Cancelled``.
+        memo: Blocks of this model solved before, not to be solved again.
 
-    Returns:
-        One result per case, in the order of ``cases``.
+    Yields:
+        After each round of blocks, what has become final.
 
     Raises:
         ValueError: Two cases share an id; a start that does not fit.
+        Cancelled: ``cancelled`` said so.
     """
     ids = [case.case_id for case in cases]
     if len(set(ids)) != len(ids) or not cases:
@@ -156,35 +206,48 @@ def rollout(
     text, no_text = encode_reports(
         model, [c.text for c in cases], [c.text_mask for c in cases], guided=config.text_guidance != 1
     )
-    source = partial(case_noise, seed) if noise is None else noise
-    memo = BlockMemo(0) if memo is None or noise is not None else memo
+    source = seeded_noise(0) if noise is None else noise
+    told = dict.fromkeys(ids, 0)
     index = 0
     while active := [case for case in running if case.stop is None]:
-        fresh = _recall(active, memo, seed, config, rule)
+        noises = {case.row: case.noise(source) for case in active}
+        fresh = _recall(active, noises, memo, config, rule)
         for group in [[case] for case in fresh] if config.solver == ADAPTIVE_SOLVER else [fresh]:
-            keys = [case.key(seed, config) if memo.capacity else None for case in group]
-            blocks = _generate(model, group, text, no_text, source, config) if group else ()
-            for case, key, block in zip(group, keys, blocks, strict=True):
+            z1 = torch.stack([noises[case.row] for case in group]) if group else None
+            blocks = () if z1 is None else _generate(model, group, text, no_text, z1, config, cancelled)
+            for case, block in zip(group, blocks, strict=True):
+                if memo is not None and case.block_index < memo.first and not case.held:
+                    memo.put(case.key(noises[case.row], config), block)
                 case.append(block, rule)
-                if key is not None:
-                    memo.put(key, block)
-        if progress is not None:
-            finished = sum(case.stop is not None for case in running)
-            progress(BlockProgress(index, [c.case.case_id for c in active], finished, len(cases)))
+        slices = {}
+        for case in active:
+            name, ready = case.case.case_id, case.ready(rule)
+            slices[name] = case.volume[:, BLOCK_LENGTH + told[name] : BLOCK_LENGTH + max(ready, told[name])]
+            told[name] = max(ready, told[name])
+        finished = [case.result(rule) for case in active if case.stop is not None]
+        yield RolloutRound(index, slices, finished)
         index += 1
-    return [case.result(rule) for case in running]
+
+
+def seeded_noise(seed: int) -> NoiseSource:
+    """Noise as a function of (seed, case id, block index), drawn on the CPU."""
+    return partial(case_noise, seed)
 
 
 def _recall(
-    active: list[_Running], memo: BlockMemo, seed: int, config: RolloutConfig, rule: StopRule
+    active: list[_Running],
+    noises: dict[int, Tensor],
+    memo: BlockMemo | None,
+    config: RolloutConfig,
+    rule: StopRule,
 ) -> list[_Running]:
     """Continue the cases whose next block the memo holds; the others are still to be solved."""
-    if not memo.capacity:
+    if memo is None:
         return active
     fresh = []
     for case in active:
-        key = case.key(seed, config)
-        block = None if key is None else memo.get(key)
+        shared = case.block_index < memo.first and not case.held
+        block = memo.get(case.key(noises[case.row], config)) if shared else None
         if block is None:
             fresh.append(case)
         else:
@@ -207,27 +270,33 @@ def _generate(
     group: list[_Running],
     text: TextCondition,
     no_text: TextCondition | None,
-    noise: NoiseSource,
+    z1: Tensor,
     config: RolloutConfig,
+    cancelled: Callable[[], bool] | None,
 ) -> Tensor:
-    """One block for each case: ``[B, C, T, h, w]``."""
+    """One block for each case from its noise: ``[B, C, T, h, w]``."""
     previous = torch.stack([case.before() for case in group])  # [B, C, T, h, w]
     device = previous.device
-    z1 = torch.stack(
-        [noise(case.case.case_id, case.block_index, previous.shape[1:]).to(previous) for case in group]
-    )
     rows = torch.tensor([case.row for case in group], device=device)
     lengths = [torch.nan if case.case.length is None else float(case.case.length) for case in group]
-    conditions = BlockConditions(
-        text=text.select(rows),
-        no_text=None if no_text is None else no_text.select(rows),
-        previous=previous,
-        position=torch.tensor([float(case.position) for case in group], device=device),
-        length=torch.tensor(lengths, device=device),
-    )
-    known = None
+    spacings = [(torch.nan,) * 3 if case.case.spacing is None else case.case.spacing for case in group]
+    known, clean = None, model.config.slice_times
     if any(case.held for case in group):
         masks, values = zip(*(case.known(z) for case, z in zip(group, z1, strict=True)), strict=True)
-        known = KnownRegion(torch.stack(masks), torch.stack(values))
-    velocity = guided_velocity(model, conditions, config.text_guidance, config.previous_guidance)
-    return solve(velocity, z1, config.steps, config.solver, known)
+        known = KnownRegion(torch.stack(masks), torch.stack(values), clean)
+    conditions = Conditions(
+        text=text.select(rows),
+        previous=previous,
+        known=known.mask[:, 0, :, 0, 0] if known is not None and clean else None,
+        position=torch.tensor([float(case.position) for case in group], device=device),
+        length=torch.tensor(lengths, device=device),
+        spacing=torch.tensor(spacings, device=device),
+    )
+    guided = guided_velocity(model, conditions, None if no_text is None else no_text.select(rows), config)
+
+    def velocity(z: Tensor, t: Tensor) -> Tensor:
+        if cancelled is not None and cancelled():
+            raise Cancelled
+        return guided(z, t)
+
+    return solve(velocity, z1, config.steps, config.solver, known, config.time_shift)

@@ -1,6 +1,7 @@
 """Networks: the FMvT, the A-VAE and CT-CLIP. Plain PyTorch; no Lightning, no files."""
 
 from ctflow.models.avae import AVAE, Posterior
+from ctflow.models.conditions import Conditions
 from ctflow.models.ctclip import CTCLIP, TextEncoding, VolumeEncoding
 from ctflow.models.fmvt import FMvT
 from ctflow.models.fmvt_text import TextCondition
@@ -10,6 +11,7 @@ from ctflow.models.tokenizer import ReportTokenizer, train_wordpiece
 __all__ = [
     "AVAE",
     "CTCLIP",
+    "Conditions",
     "FMvT",
     "Posterior",
     "ReportTokenizer",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from ctflow.config.encoders import AVAEConfig
 from ctflow.errors import CTFlowError
 from ctflow.types import AIR_HU
+from ctflow.whitening import Whitening
 
 
 class Posterior(NamedTuple):
@@ -159,6 +161,12 @@ class AVAE(nn.Module):
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         weight = self.last_layer
         return self.encode_hu(torch.full((1, height, width), hu, device=weight.device, dtype=weight.dtype))
+
+    def with_whitening(self, whitening: Whitening) -> AVAE:
+        """The same networks under another whitening; this A-VAE stays as it is."""
+        twin = copy.copy(self)
+        twin.config = replace(self.config, whitening=whitening)
+        return twin
 
     def fingerprint(self) -> str:
         """SHA-256 of all a stored posterior depends on: encoder weights (as float32) and intensity window."""

@@ -10,16 +10,22 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ctflow.config.models import FMvTConfig
+from ctflow.models.conditions import Conditions
 from ctflow.models.fmvt_block import FMvTBlock, modulation_rows
 from ctflow.models.fmvt_layers import (
     FinalLayer,
     NumberEmbedder,
     PatchEmbedder,
+    TextAtPlaces,
     TimeEmbedder,
     spatial_embedding,
     temporal_embedding,
 )
 from ctflow.models.fmvt_text import CaptionEmbedder, CrossAttention, PreparedText, TextCondition, TextTokens
+
+_SPACING_SCALE = 100.0
+"""The logarithm of a spacing is embedded a hundredfold: 1 % of a millimetre is a step of one."""
+_NOISE_SCALE = 1000.0
 
 
 class FMvT(nn.Module):
@@ -44,7 +50,9 @@ class FMvT(nn.Module):
         slices, rows, columns = self._grid(config.input_size)
         self.register_buffer("pos_embed", spatial_embedding(hidden, rows, columns, config.space_scale))
         self.register_buffer("pos_embed_temporal", temporal_embedding(hidden, slices, config.time_scale))
-        self.x_embedder = PatchEmbedder(2 * config.latent_channels, hidden, config.patch_size)
+        # Noisy block, previous block, and where slices have times of their own: which of them are known.
+        channels = 2 * config.latent_channels + int(config.slice_times)
+        self.x_embedder = PatchEmbedder(channels, hidden, config.patch_size)
         self.t_embedder = TimeEmbedder(hidden, config.time_multiplier)
         self.t_block = nn.Sequential(nn.SiLU(), nn.Linear(hidden, modulation_rows(config) * hidden))
         self.y_embedder = CaptionEmbedder(config)
@@ -59,6 +67,11 @@ class FMvT(nn.Module):
         self.length_embedder = NumberEmbedder(hidden) if config.length_input else None
         both = config.position_input and config.length_input
         self.remaining_embedder = NumberEmbedder(hidden) if both else None
+        self.noise_embedder = NumberEmbedder(hidden) if config.previous_noise_input else None
+        self.spacing_embedders = (
+            nn.ModuleList(NumberEmbedder(hidden) for _ in range(4)) if config.spacing_input else None
+        )
+        self.text_at_places = TextAtPlaces(hidden) if config.text_at_places else None
         self.null_previous = (
             nn.Parameter(torch.zeros(config.latent_channels, 1, 1, 1)) if config.learned_nulls else None
         )
@@ -80,20 +93,17 @@ class FMvT(nn.Module):
                     nn.init.normal_(layer.weight, std=0.02)
         to_modulation = self.t_block[1]
         assert isinstance(to_modulation, nn.Linear)
-        for layer in (to_modulation, self.final_layer.linear, *(c.proj for c in self._cross_attentions())):
+        outputs = [to_modulation, self.final_layer.linear, *(c.proj for c in self._cross_attentions())]
+        if self.text_at_places is not None:
+            outputs.append(self.text_at_places.proj)
+        for layer in outputs:
             nn.init.zeros_(layer.weight)
 
     def _cross_attentions(self) -> list[CrossAttention]:
         """Those of the blocks, in order."""
         return [module for module in self.modules() if isinstance(module, CrossAttention)]
 
-    def encode_text(
-        self,
-        text: Tensor | None,
-        mask: Tensor | None = None,
-        drop: Tensor | None = None,
-        batch: int = 1,
-    ) -> TextCondition:
+    def encode_text(self, text: Tensor | None, mask: Tensor | None = None, batch: int = 1) -> TextCondition:
         """Project a batch of reports for all blocks, once for all steps of the flow.
 
         Args:
@@ -101,140 +111,169 @@ class FMvT(nn.Module):
                 cross-attention.
             mask: ``[B, L]``, non-zero where a token counts; None: all count. A row without any token is "no
                 text".
-            drop: ``[B]`` bool, True where the text is replaced by "no text".
             batch: Number of samples where ``text`` is None.
 
         Returns:
-            The condition to pass to ``forward`` as ``text``.
+            The condition to pass to ``forward`` as ``Conditions.text``.
 
         Raises:
             ValueError: A shape that does not fit.
         """
-        read = self.y_embedder(text, mask, drop, batch)
+        read = self.y_embedder(text, mask, batch)
         prepared = tuple(cross.prepare(read) for cross in self._cross_attentions())
         return TextCondition(read.summary(), prepared)
 
-    def forward(
-        self,
-        x: Tensor,
-        t: Tensor | float,
-        text: Tensor | TextCondition | None,
-        previous: Tensor | None,
-        text_mask: Tensor | None = None,
-        position: Tensor | None = None,
-        length: Tensor | None = None,
-        drop_text: Tensor | None = None,
-        drop_previous: Tensor | None = None,
-        drop_length: Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, z: Tensor, t: Tensor | float, conditions: Conditions) -> Tensor:
         """Velocity of a noisy block.
 
         Args:
-            x: Noisy block ``[B, C, T, h, w]`` at time ``t``, whitened scale.
-            t: Flow time in [0, 1], ``[B]`` or one for all; 1 is noise.
-            text: ``[B, L, text_dim]``, an ``encode_text`` result, or None for "no text".
-            previous: The 16 slices before the block ``[B, C, T, h, w]``, whitened; None: "no previous block".
-            text_mask: ``[B, L]``; only with a text tensor.
-            position: ``[B]`` index of the block's first slice from the inferior end; NaN or None: unknown.
-            length: ``[B]`` number of slices of the volume; NaN or None: unknown.
-            drop_text: ``[B]`` bool, True: as if without text; only with a text tensor.
-            drop_previous: ``[B]`` bool, True: as if without previous block.
-            drop_length: ``[B]`` bool, True: as if of unknown length.
+            z: Noisy block ``[B, C, T, h, w]`` at time ``t``, whitened scale; known slices are clean.
+            t: Flow time in [0, 1]; 1 is noise. One for all, ``[B]``, or (``slice_times``) ``[B, T]``.
+            conditions: What the block is generated from.
 
         Returns:
-            dz/dt ``[B, C, T, h, w]`` in float32 (or the parameters' precision).
+            dz/dt ``[B, C, T, h, w]`` in float32 (or the parameters' precision); without meaning on known
+            slices.
 
         Raises:
-            ValueError: A shape that does not fit, or a null the model does not have.
+            ValueError: A shape that does not fit, or a condition that the model does not know.
         """
         config = self.config
-        grid = self._check_block(x)
-        both = torch.cat([x, self._previous_or_null(x, previous, drop_previous)], dim=1)  # [B, 2C, T, h, w]
-        tokens = self.x_embedder(both)  # [B, t, s, hidden]
-        spatial, temporal = self._embeddings(grid, x.device)
+        grid = self._check_block(z)
+        times = self._times(t, z)  # [B, T or 1]
+        if conditions.known is not None:
+            if not config.slice_times:
+                raise ValueError("this model (slice_times=False) knows no clean slices in a noisy block")
+            times = times.masked_fill(conditions.known, 0.0)  # [B, T]
+        tokens = self.x_embedder(self._network_input(z, times, conditions))  # [B, t, s, hidden]
+        spatial, temporal = self._embeddings(grid, z.device)
         tokens = tokens + spatial  # [B, t, s, hidden]
-        if temporal is not None and not config.late_temporal_embedding:
+        late = temporal if config.late_temporal_embedding else None
+        if temporal is not None and late is None:
             tokens = tokens + temporal[:, :, None]  # [B, t, s, hidden]
-            temporal = None
 
-        summary, texts = self._text(text, text_mask, drop_text, x.shape[0])
-        total = _number(length, x, "length")  # [B]
-        if drop_length is not None:
-            total = total.masked_fill(drop_length, torch.nan)
-        time = self._time(x, t, summary, _number(position, x, "position"), total)  # [B, hidden]
-        modulation = self.t_block(time).view(x.shape[0], -1, config.hidden_size)  # [B, rows, hidden]
+        summary, texts = self._text(conditions, z.shape[0])
+        if self.text_at_places is not None:
+            places = spatial if temporal is None else spatial + temporal[:, :, None]  # [1, t or 1, s, hidden]
+            tokens = tokens + self.text_at_places(summary, places)  # [B, t, s, hidden]
+        time = self._modulators(times, summary, conditions)  # [B, t or 1, hidden]
+        modulation = self.t_block(time).unflatten(2, (-1, config.hidden_size))  # [B, t or 1, rows, hidden]
         for index, block in enumerate(self.blocks):
-            arguments = (tokens, modulation, texts[index], temporal if index == 0 else None)
+            arguments = (tokens, modulation, texts[index], late if index == 0 else None)
             if config.activation_checkpointing and self.training:
                 tokens = checkpoint(block, *arguments, use_reentrant=False)  # [B, t, s, hidden]
             else:
                 tokens = block(*arguments)  # [B, t, s, hidden]
         patches = self.final_layer(tokens, time)  # [B, t, s, p*q*r*C]
-        return self._unpatchify(patches, grid)  # [B, C, T, h, w]
+        out = self._unpatchify(patches, grid)  # [B, C, T, h, w]
+        return self._velocity(out, z, times) if config.preconditioned else out
+
+    def _times(self, t: Tensor | float, z: Tensor) -> Tensor:
+        """Flow times ``[B, T]``, or ``[B, 1]`` where a block has one time."""
+        moment = torch.as_tensor(t, dtype=torch.float32, device=z.device)
+        batch, slices = z.shape[0], z.shape[2]
+        if moment.ndim == 2 and self.config.slice_times and moment.shape == (batch, slices):
+            return moment
+        if moment.ndim > 1 or (moment.ndim == 1 and moment.shape[0] not in (1, batch)):
+            expected = f"a scalar, [B] = [{batch}]" + (
+                f" or [B, T] = [{batch}, {slices}]" * self.config.slice_times
+            )
+            raise ValueError(f"t must be {expected}, found {list(moment.shape)}")
+        moment = moment.expand(batch)[:, None]  # [B, 1]
+        return moment.expand(batch, slices) if self.config.slice_times else moment
+
+    def _network_input(self, z: Tensor, times: Tensor, conditions: Conditions) -> Tensor:
+        """Noisy block, previous block and known slices on channels: ``[B, 2C or 2C + 1, T, h, w]``."""
+        parts = [z * _deviation(times).reciprocal() if self.config.preconditioned else z]
+        parts.append(self._previous_or_null(z, conditions.previous, conditions.without_previous))
+        if self.config.slice_times:
+            known = conditions.known
+            flags = z.new_zeros(z.shape[0], z.shape[2]) if known is None else known.to(z.dtype)
+            parts.append(flags[:, None, :, None, None].expand(-1, 1, -1, *z.shape[3:]))
+        return torch.cat(parts, dim=1)
+
+    def _velocity(self, out: Tensor, z: Tensor, times: Tensor) -> Tensor:
+        """``(2t − 1)/(t² + (1 − t)²) z + F/√(t² + (1 − t)²)``: what a line through z says, and the network's
+        part.
+
+        For data and noise of unit variance this is the least-squares line of the velocity in z, so that the
+        network need not carry the noise through its tokens (Karras et al. 2022, section 5, for the straight
+        path).
+        """
+        t, deviation = times[:, None, :, None, None], _deviation(times)
+        return (2 * t - 1) / deviation.square() * z.to(out.dtype) + out / deviation
 
     def _text(
-        self, text: Tensor | TextCondition | None, mask: Tensor | None, drop: Tensor | None, batch: int
+        self, conditions: Conditions, batch: int
     ) -> tuple[Tensor, tuple[TextTokens | PreparedText, ...]]:
         """The mean token ``[B, hidden]``, and what each block reads.
 
         Where the text is not yet encoded the blocks project it themselves, so that all weights of a block are
         used inside it (sharded training gathers them there).
         """
+        text, mask = conditions.text, conditions.text_mask
         if isinstance(text, TextCondition):
-            if mask is not None or drop is not None:
-                raise ValueError(
-                    "text_mask and drop_text belong to encode_text where the text is encoded already"
-                )
+            if mask is not None:
+                raise ValueError("text_mask belongs to encode_text where the text is encoded already")
             summary, texts = text.summary, text.blocks
         else:
-            read = self.y_embedder(text, mask, drop, batch)
+            read = self.y_embedder(text, mask, batch)
             summary, texts = read.summary(), (read,) * len(self.blocks)
         if summary.shape[0] != batch:
             raise ValueError(f"text has {summary.shape[0]} rows for a batch of {batch}")
         return summary, texts
 
-    def _time(
-        self,
-        x: Tensor,
-        t: Tensor | float,
-        summary: Tensor,
-        place: Tensor,
-        total: Tensor,
-    ) -> Tensor:
-        """Everything that modulates the blocks, summed: ``[B, hidden]``."""
-        batch = x.shape[0]
-        moment = torch.as_tensor(t, dtype=torch.float32, device=x.device)
-        if moment.ndim > 1 or (moment.ndim == 1 and moment.shape[0] not in (1, batch)):
-            raise ValueError(f"t must be a scalar or [B] = [{batch}], found {list(moment.shape)}")
-        time = self.t_embedder(moment.expand(batch))  # [B, hidden]
+    def _modulators(self, times: Tensor, summary: Tensor, conditions: Conditions) -> Tensor:
+        """Everything that modulates the blocks, summed: ``[B, t or 1, hidden]``."""
+        batch, patch = times.shape[0], self.config.patch_size[0]
+        if times.shape[1] > 1:
+            times = times.unflatten(1, (-1, patch)).amax(
+                dim=2
+            )  # [B, t]: a patch is as noisy as its noisiest slice
+        time = self.t_embedder(times.flatten()).unflatten(0, (batch, -1))  # [B, t or 1, hidden]
+        place = _number(conditions.position, summary, "position")
+        total = _number(conditions.length, summary, "length")
+        rest: list[Tensor] = []  # each [B, hidden]
         if self.text_modulation is not None:
-            time = time + self.text_modulation(summary)
+            rest.append(self.text_modulation(summary))
         if self.position_embedder is not None:
-            time = time + self.position_embedder(place)
+            rest.append(self.position_embedder(place))
         if self.length_embedder is not None:
-            time = time + self.length_embedder(total)
+            rest.append(self.length_embedder(total))
         if self.remaining_embedder is not None:
-            time = time + self.remaining_embedder(total - place)
-        return time
+            rest.append(self.remaining_embedder(total - place))
+        if self.noise_embedder is not None:
+            noise = conditions.previous_noise
+            level = torch.zeros_like(place) if noise is None else _number(noise, summary, "previous_noise")
+            rest.append(self.noise_embedder(_NOISE_SCALE * level))
+        if self.spacing_embedders is not None:
+            between = _spacing(conditions.spacing, summary)  # [B, 3]
+            numbers = (
+                *_SPACING_SCALE * between[:, :2].log().T,
+                place * between[:, 0],
+                (total - place) * between[:, 0],
+            )
+            rest += [embed(number) for embed, number in zip(self.spacing_embedders, numbers, strict=True)]
+        return time + sum(rest)[:, None] if rest else time
 
     def _grid(self, size: list[int] | torch.Size) -> tuple[int, int, int]:
         p, q, r = self.config.patch_size
         return size[0] // p, size[1] // q, size[2] // r
 
-    def _check_block(self, x: Tensor) -> tuple[int, int, int]:
+    def _check_block(self, z: Tensor) -> tuple[int, int, int]:
         channels, patch = self.config.latent_channels, self.config.patch_size
-        if x.ndim != 5 or x.shape[1] != channels:
-            raise ValueError(f"x must be [B, {channels}, T, h, w], found {list(x.shape)}")
-        if any(side % p or not side for side, p in zip(x.shape[2:], patch, strict=True)):
+        if z.ndim != 5 or z.shape[1] != channels:
+            raise ValueError(f"z must be [B, {channels}, T, h, w], found {list(z.shape)}")
+        if any(side % p or not side for side, p in zip(z.shape[2:], patch, strict=True)):
             raise ValueError(
-                f"the block's size {list(x.shape[2:])} is not divisible by the patch {list(patch)}"
+                f"the block's size {list(z.shape[2:])} is not divisible by the patch {list(patch)}"
             )
-        return self._grid(x.shape[2:])
+        return self._grid(z.shape[2:])
 
-    def _previous_or_null(self, x: Tensor, previous: Tensor | None, drop: Tensor | None) -> Tensor:
-        if previous is not None and previous.shape != x.shape:
+    def _previous_or_null(self, z: Tensor, previous: Tensor | None, drop: Tensor | None) -> Tensor:
+        if previous is not None and previous.shape != z.shape:
             raise ValueError(
-                f"previous must have the block's shape {list(x.shape)}, found {list(previous.shape)}"
+                f"previous must have the block's shape {list(z.shape)}, found {list(previous.shape)}"
             )
         if previous is not None and drop is None:
             return previous
@@ -242,7 +281,7 @@ class FMvT(nn.Module):
             raise ValueError(
                 "this model (learned_nulls=False) knows no null previous block: pass previous, do not drop it"
             )
-        null = self.null_previous.to(x.dtype).expand(x.shape)
+        null = self.null_previous.to(z.dtype).expand(z.shape)
         if previous is None or drop is None:
             return null
         return torch.where(drop[:, None, None, None, None], null, previous)
@@ -264,10 +303,24 @@ class FMvT(nn.Module):
         return rearrange(patches, pattern, h=grid[1], p=p, q=q, r=r).to(self.final_layer.linear.weight.dtype)
 
 
-def _number(values: Tensor | None, x: Tensor, name: str) -> Tensor:
+def _deviation(times: Tensor) -> Tensor:
+    """Standard deviation of z for unit-variance data: ``[B, T]`` to ``[B, 1, T, 1, 1]``."""
+    return (times.square() + (1 - times).square()).sqrt()[:, None, :, None, None]
+
+
+def _number(values: Tensor | None, like: Tensor, name: str) -> Tensor:
     """``[B]`` float32 with NaN where unknown."""
     if values is None:
-        return torch.full((x.shape[0],), torch.nan, device=x.device)
-    if values.shape != x.shape[:1]:
-        raise ValueError(f"{name} must be [B] = [{x.shape[0]}], found {list(values.shape)}")
-    return values.to(device=x.device, dtype=torch.float32)
+        return torch.full((like.shape[0],), torch.nan, device=like.device)
+    if values.shape != like.shape[:1]:
+        raise ValueError(f"{name} must be [B] = [{like.shape[0]}], found {list(values.shape)}")
+    return values.to(device=like.device, dtype=torch.float32)
+
+
+def _spacing(values: Tensor | None, like: Tensor) -> Tensor:
+    """``[B, 3]`` float32 with NaN where unknown."""
+    if values is None:
+        return torch.full((like.shape[0], 3), torch.nan, device=like.device)
+    if values.shape != (like.shape[0], 3):
+        raise ValueError(f"spacing must be [B, 3] = [{like.shape[0]}, 3], found {list(values.shape)}")
+    return values.to(device=like.device, dtype=torch.float32)

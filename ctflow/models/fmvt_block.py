@@ -37,7 +37,7 @@ class FMvTBlock(nn.Module):
 
         Args:
             x: Tokens ``[B, T, S, hidden]``.
-            modulation: ``[B, rows, hidden]``, shared by all blocks.
+            modulation: ``[B, T or 1, rows, hidden]``, shared by all blocks.
             text: The text, or this block's projection of it.
             late_embedding: ``[1, T, hidden]`` added to the temporal branch's input, or None.
 
@@ -46,8 +46,8 @@ class FMvTBlock(nn.Module):
         """
         if isinstance(text, TextTokens):
             text = self.cross_attn.prepare(text)
-        rows = (self.scale_shift_table + modulation)[:, :, None, None]  # [B, rows, 1, 1, hidden]
-        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp, *own = rows.unbind(1)  # each [B, 1, 1, hidden]
+        rows = (self.scale_shift_table + modulation)[:, :, :, None]  # [B, T or 1, rows, 1, hidden]
+        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp, *own = rows.unbind(2)  # [B, T or 1, 1, hidden]
 
         x = torch.addcmul(x, gate, self.attn(modulate(x, shift, scale)))  # [B, T, S, hidden]
 

@@ -67,7 +67,7 @@ class TimeEmbedder(nn.Module):
 
 
 class NumberEmbedder(nn.Module):
-    """A count of slices as a vector, with a learned vector where it is unknown."""
+    """A number of the order of 1 to 1000 (slices, mm) as a vector; a learned one where it is unknown."""
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
@@ -155,13 +155,31 @@ class SelfAttention(nn.Module):
         return self.proj(merged)
 
 
+class TextAtPlaces(nn.Module):
+    """A report's summary times the token's place: what "on the right" means for a token, before any
+    attention.
+
+    One modulation for all places cannot express this product. The output starts at zero.
+    """
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.report = nn.Linear(hidden_size, hidden_size)
+        self.place = nn.Linear(hidden_size, hidden_size)
+        self.proj = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, summary: Tensor, places: Tensor) -> Tensor:
+        """``summary [B, hidden]`` and ``places [1, T, S, hidden]`` to ``[B, T, S, hidden]``."""
+        return self.proj(self.report(summary)[:, None, None] * self.place(places))
+
+
 def normalise(x: Tensor) -> Tensor:
     """LayerNorm over the last axis, without affine parameters."""
     return F.layer_norm(x, x.shape[-1:], eps=NORM_EPS)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """``x [B, T, S, hidden]`` normalised, then scaled and shifted by ``[B, 1, 1, hidden]``."""
+    """``x [B, T, S, hidden]`` normalised, then scaled and shifted by ``[B, T or 1, 1, hidden]``."""
     return torch.addcmul(shift, normalise(x), 1 + scale)
 
 
@@ -174,7 +192,7 @@ class FinalLayer(nn.Module):
         self.scale_shift_table = nn.Parameter(torch.zeros(2, hidden_size))
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        """``x [B, T, S, hidden]`` and ``time [B, hidden]`` to ``[B, T, S, patch_values]``."""
-        rows = (self.scale_shift_table + time[:, None])[:, :, None, None]  # [B, 2, 1, 1, hidden]
-        shift, scale = rows.unbind(1)
+        """``x [B, T, S, hidden]`` and ``time [B, T or 1, hidden]`` to ``[B, T, S, patch_values]``."""
+        rows = (self.scale_shift_table + time[:, :, None])[:, :, :, None]  # [B, T or 1, 2, 1, hidden]
+        shift, scale = rows.unbind(2)
         return self.linear(modulate(x, shift, scale))

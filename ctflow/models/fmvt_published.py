@@ -30,6 +30,11 @@ PUBLISHED_PROPERTIES: dict[str, Any] = {
     "position_input": False,
     "length_input": False,
     "temporal_embedding": True,
+    "slice_times": False,
+    "preconditioned": False,
+    "text_at_places": False,
+    "previous_noise_input": False,
+    "spacing_input": False,
 }
 """The published behaviour as properties of ``FMvTConfig``."""
 

@@ -151,10 +151,9 @@ class CaptionEmbedder(nn.Module):
         else:
             self.register_buffer("y_embedding", null)
 
-    def forward(
-        self, text: Tensor | None, mask: Tensor | None = None, drop: Tensor | None = None, batch: int = 1
-    ) -> TextTokens:
+    def forward(self, text: Tensor | None, mask: Tensor | None = None, batch: int = 1) -> TextTokens:
         """Read a batch of reports; arguments as in ``FMvT.encode_text``."""
+        drop = None
         if text is None:
             text = self.y_embedding.new_zeros(batch, 1, self.text_dim)
             mask, drop = None, torch.ones(batch, dtype=torch.bool, device=text.device)
@@ -166,9 +165,8 @@ class CaptionEmbedder(nn.Module):
                     f"text_mask must be [B, L] = {list(text.shape[:2])}, found {list(mask.shape)}"
                 )
             mask = mask.to(device=text.device, dtype=torch.bool)
-            empty = ~mask.any(dim=1)  # [B]
-            drop = empty if drop is None else drop | empty
-            mask = mask | empty[:, None]  # a softmax over nothing would be NaN
+            drop = ~mask.any(dim=1)  # [B]
+            mask = mask | drop[:, None]  # a softmax over nothing would be NaN
         present = None
         if drop is not None and self.learned_null:
             # Equal tokens attend as one, so the one learned vector stands in every place.

@@ -156,10 +156,9 @@ class AutoencoderModule(CountingModule):
 
     def configure_optimizers(self) -> tuple[list[torch.optim.Optimizer], list[Any]]:
         """One AdamW with schedule for the A-VAE, one for the discriminator."""
-        trained = (p for p in self.network.parameters() if p.requires_grad)
-        pairs = [build_optimizer(trained, self.config.optimizer)]
+        pairs = [build_optimizer(self.network, self.config.optimizer)]
         if self.adversary is not None:
-            pairs.append(build_optimizer(self.adversary.parameters(), self.config.adversary.optimizer))
+            pairs.append(build_optimizer(self.adversary, self.config.adversary.optimizer))
         return [p[0] for p in pairs], [p[1] for p in pairs]
 
 

@@ -114,6 +114,7 @@ class ClipModule(CountingModule):
         self.tokenizer = ReportTokenizer.from_json(tokenizer, typed.network.max_tokens)
         self.network: LabelledPair = LabelledPair(CTCLIP(typed.network), len(label_names))
         self.averaged = averaged_copy(self.network)
+        self.labelled = bool(label_names)
         self.val_labels = CatMetric()
         self.val_scores = nn.ModuleList(CatMetric() for _ in SIDES)
 
@@ -138,7 +139,7 @@ class ClipModule(CountingModule):
 
     def training_step(self, batch: VolumeBatch, batch_idx: int) -> Tensor:
         """Contrast over the global batch, labels over the local one; at first the text's labels alone."""
-        if self.batches < self.config.text_warmup:
+        if self.labelled and self.batches < self.config.text_warmup:
             return self.text_step(batch)
         text, image, logits = self.encode(self.network, batch)
         contrast = self.network.clip.contrastive_loss(self.gather(text.latent), self.gather(image.latent))
@@ -179,12 +180,16 @@ class ClipModule(CountingModule):
         self.log("val/retrieval", accuracy, prog_bar=True, sync_dist=True, batch_size=size)
         contrast = self.trained.contrastive_loss(text.latent, image.latent)
         self.log("val/contrast", contrast, sync_dist=True, batch_size=size)
+        if not self.labelled:
+            return
         self.val_labels.update(batch.labels.nan_to_num(-1.0))
         for metric, side in zip(self.val_scores, logits, strict=True):
             metric.update(side.float())  # type: ignore[operator]
 
     def on_validation_epoch_end(self) -> None:
-        """Log the label AUROC of either tower."""
+        """Log the label AUROC of either tower, where there are labels."""
+        if not self.labelled:
+            return
         labels = self.val_labels.compute()
         labels = labels.masked_fill(labels < 0, torch.nan)
         for name, metric in zip(SIDES, self.val_scores, strict=True):
@@ -197,5 +202,5 @@ class ClipModule(CountingModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW and the schedule, stepped with every update."""
-        optimizer, scheduler = build_optimizer(self.network.parameters(), self.config.optimizer)
+        optimizer, scheduler = build_optimizer(self.network, self.config.optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

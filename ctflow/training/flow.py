@@ -11,8 +11,8 @@ from torchmetrics import Metric
 
 from ctflow.config.training import FlowTask
 from ctflow.data import BlockBatch
-from ctflow.flow import FlowDraw, draw, flow_matching_loss, training_path
-from ctflow.models import FMvT
+from ctflow.flow import FlowDraw, draw, flow_matching_loss, pair_difference_loss, training_path
+from ctflow.models import Conditions, FMvT
 from ctflow.training.base import CountingModule, unique_keys
 from ctflow.training.ema import averaged_copy
 from ctflow.training.optim import build_optimizer
@@ -86,28 +86,38 @@ class FlowModule(CountingModule):
     def training_step(self, batch: BlockBatch, batch_idx: int) -> Tensor:
         """Mean squared error of the predicted velocity."""
         chance = draw_samples(self.config, batch, self.random(block_keys(batch)))
-        loss = self.sample_losses(self.network, batch, chance).mean()
+        loss = self.sample_losses(self.network, batch, chance, self.config.flow.pair_weight).mean()
         self.batches += 1
         self.log_terms({"loss": loss}, len(batch.case_id))
         return loss
 
-    def sample_losses(self, network: nn.Module, batch: BlockBatch, chance: FlowDraw) -> Tensor:
-        """Mean squared velocity error of every sample, ``[B]`` float32."""
+    def sample_losses(
+        self, network: nn.Module, batch: BlockBatch, chance: FlowDraw, pair_weight: float = 1.0
+    ) -> Tensor:
+        """Mean squared velocity error of every sample, ``[B]`` float32; partners' difference weighs more."""
         point = self.path.sample(batch.target, chance.noise, chance.t)
+        z, known = point.z_t, chance.known
+        if known is not None:
+            z = torch.where(known[:, None, :, None, None], batch.target, z)
         text, mask = text_tokens(batch.text, batch.text_mask, batch.pooled, self.config.text)
-        prediction = network(
-            point.z_t,
-            chance.t,
+        conditions = Conditions(
             text,
             batch.previous + chance.condition_noise,
-            text_mask=mask,
-            position=batch.position.float(),
-            length=batch.length.float(),
-            drop_text=chance.drop_text,
-            drop_previous=chance.drop_previous,
-            drop_length=chance.drop_length,
+            mask,
+            known,
+            batch.position.float(),
+            batch.length.float(),
+            batch.spacing,
+            chance.previous_noise,
         )
-        return flow_matching_loss(prediction, point.velocity)
+        dropped = conditions.dropped(chance.drop_text, chance.drop_previous, chance.drop_length)
+        prediction = network(z, chance.t, dropped)
+        losses = flow_matching_loss(prediction, point.velocity, known)
+        if pair_weight > 1 and batch.partner is not None:
+            difference = pair_difference_loss(prediction, point.velocity, batch.partner, known)
+            told = torch.ones_like(losses) if chance.drop_text is None else (~chance.drop_text).float()
+            losses = losses + (pair_weight - 1) * difference * told
+        return losses
 
     def validation_step(self, batch: BlockBatch, batch_idx: int) -> None:
         """Loss of the averaged network at times and noise fixed per sample, over all and per decile of t."""
@@ -124,20 +134,24 @@ class FlowModule(CountingModule):
                 self.log(f"val/loss_t{index / DECILES:.1f}", value, rank_zero_only=True)
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """AdamW and the published schedule, stepped with every update."""
-        optimizer, scheduler = build_optimizer(self.network.parameters(), self.config.optimizer)
+        """The optimizer and its schedule, stepped with every update."""
+        optimizer, scheduler = build_optimizer(self.network, self.config.optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
 def block_keys(batch: BlockBatch) -> list[str]:
-    """A name for each pair of blocks of a batch."""
-    pairs = zip(batch.case_id, batch.position.tolist(), strict=True)
-    return unique_keys(f"{case}/{position}" for case, position in pairs)
+    """A name for each pair of blocks of a batch; the two samples of a contrast pair share one."""
+    places = zip(batch.case_id, batch.position.tolist(), strict=True)
+    keys = unique_keys(f"{case}/{position}" for case, position in places)
+    if batch.partner is None:
+        return keys
+    return [keys[min(row, partner)] for row, partner in enumerate(batch.partner.tolist())]
 
 
 def draw_samples(config: FlowTask, batch: BlockBatch, random: SampleRandom) -> FlowDraw:
     """The batch's draw, each sample's from its own generator."""
-    draws = [draw(config.flow, batch.target[i : i + 1], g) for i, g in enumerate(random.generators)]
+    told = config.network.previous_noise_input
+    draws = [draw(config.flow, batch.target[i : i + 1], g, told) for i, g in enumerate(random.generators)]
     parts = {f.name: [getattr(d, f.name) for d in draws] for f in fields(FlowDraw)}
     joined: dict[str, Any] = {
         name: None if values[0] is None else torch.cat(values) for name, values in parts.items()
@@ -149,7 +163,7 @@ def fixed_draw(batch: BlockBatch, random: SampleRandom) -> FlowDraw:
     """Uniform times and plain noise for validation: no offset, nothing dropped, conditions as they are."""
     times = random.uniform()
     noise = random.normal(*batch.target.shape[1:])
-    return FlowDraw(times, noise, torch.zeros_like(batch.previous))
+    return FlowDraw(times, noise, torch.zeros_like(batch.previous), torch.zeros_like(times))
 
 
 def text_tokens(tokens: Tensor, mask: Tensor, pooled: Tensor, mode: str) -> tuple[Tensor, Tensor | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import lightning as L
@@ -11,13 +12,12 @@ import torch
 from torch import Tensor
 
 from ctflow.checkpoint import load_avae
-from ctflow.config.generation import RolloutConfig, StopConfig
+from ctflow.config.generation import RolloutConfig
 from ctflow.config.training import FlowMonitor
 from ctflow.data import LatentDataModule, LatentShards
-from ctflow.generation import RolloutCase, StopRule, rollout
+from ctflow.generation import RolloutCase, VolumeGenerator, seeded_noise
 from ctflow.metrics import FrechetClipMetric, FrechetSliceMetric
 from ctflow.metrics.monitors import VolumeMonitors, alarms
-from ctflow.models import AVAE
 from ctflow.training.flow import FlowModule, text_tokens
 from ctflow.training.images import add_image, axial_and_coronal
 from ctflow.types import BLOCK_LENGTH
@@ -37,16 +37,19 @@ class RolloutMonitor(L.Callback):
 
     Args:
         settings: How often, how many, how long.
+        sampling: Solver, guidance and overlap of the rollouts.
         text_mode: ``tokens`` or ``pooled``, as the module reads the reports.
         avae: Sharing folder of the A-VAE whose latents the shards hold.
         seed: Seed of the rollouts' noise.
     """
 
-    def __init__(self, settings: FlowMonitor, text_mode: str, avae: Path, seed: int) -> None:
-        self.settings, self.text_mode, self.folder, self.seed = settings, text_mode, avae, seed
+    def __init__(
+        self, settings: FlowMonitor, sampling: RolloutConfig, text_mode: str, avae: Path, seed: int
+    ) -> None:
+        self.settings, self.sampling = settings, sampling
+        self.text_mode, self.folder, self.seed = text_mode, avae, seed
         self.metrics = [FrechetSliceMetric(), FrechetClipMetric(BLOCK_LENGTH)] if settings.frechet else []
-        self._avae: AVAE | None = None
-        self._rule: StopRule | None = None
+        self._generator: VolumeGenerator | None = None
         self._real: dict[int, Tensor] = {}
         self._validations = 0
 
@@ -71,7 +74,7 @@ class RolloutMonitor(L.Callback):
 
     def _generate(self, module: FlowModule, shards: LatentShards, cases: list[int]) -> dict[int, Tensor]:
         """HU ``[S, H, W]`` on the CPU by case; empty where the very first slice is an end."""
-        avae = self._decoder(module, shards)
+        generator = self._system(module, shards)
         limit = self.settings.max_blocks * BLOCK_LENGTH
         prepared = []
         for case in cases:
@@ -79,25 +82,23 @@ class RolloutMonitor(L.Callback):
             text, text_mask = text_tokens(stored, mask, pooled, self.text_mode)
             entry = shards.cases[case]
             # The true length is what the network was trained with; ``max_slices`` cuts longer volumes short.
-            prepared.append(RolloutCase(entry.case_id, text, text_mask, length=entry.slices))
-        config = RolloutConfig(steps=self.settings.steps, max_slices=limit)
-        assert self._rule is not None
-        start = shards.air().to(module.device)
-        results = rollout(module.trained, prepared, start, self._rule, config, seed=self.seed)
+            prepared.append(RolloutCase(entry.case_id, text, text_mask, entry.slices, entry.spacing))
+        config = replace(self.sampling, max_slices=limit)
+        results = generator.latents(prepared, config, seeded_noise(self.seed))
         for case in cases:
             if case not in self._real:
-                self._real[case] = _decode(avae, shards.whitened(case)[:, :limit].to(module.device))
-        return {case: _decode(avae, result.latents) for case, result in zip(cases, results, strict=True)}
+                self._real[case] = torch.from_numpy(generator.decode(shards.whitened(case)[:, :limit]))
+        volumes = [torch.from_numpy(generator.decode(result.latents)) for result in results]
+        return dict(zip(cases, volumes, strict=True))
 
-    def _decoder(self, module: FlowModule, shards: LatentShards) -> AVAE:
-        """The A-VAE, loaded at first use; it unwhitens as the shards were whitened."""
-        if self._avae is None:
-            avae = load_avae(self.folder)
-            avae.config.whitening = shards.header.whitening
+    def _system(self, module: FlowModule, shards: LatentShards) -> VolumeGenerator:
+        """The averaged network and the A-VAE (loaded at first use) under the shards' whitening."""
+        if self._generator is None:
+            avae = load_avae(self.folder).with_whitening(shards.header.whitening)
+            avae = avae.to(module.device).requires_grad_(False)
             size = shards.header.white.shape[-1] * avae.downscale
-            self._avae = avae.to(module.device).requires_grad_(False)
-            self._rule = StopRule(StopConfig(), self._avae.white_latent(size), self._avae.white_spread(size))
-        return self._avae
+            self._generator = VolumeGenerator(module.trained, avae, size)
+        return self._generator
 
     def _measure(self, module: FlowModule, generated: dict[int, Tensor]) -> None:
         """FID over slices and FVD over clips of one block; every process takes part, also without cases."""
@@ -128,14 +129,6 @@ class RolloutMonitor(L.Callback):
         if module.trainer.is_global_zero:
             for line in alarms(values, own):
                 log.warning("ALARM at update %d: %s", module.updates, line)
-
-
-def _decode(avae: AVAE, latents: Tensor) -> Tensor:
-    """Whitened latents ``[C, S, h, w]`` to HU ``[S, H, W]`` on the CPU."""
-    if not latents.shape[1]:
-        side = latents.shape[-1] * avae.downscale
-        return torch.zeros(0, side, side)
-    return avae.decode_to_hu(latents.transpose(0, 1)).float().cpu()
 
 
 def _clips(volume: Tensor) -> Tensor:

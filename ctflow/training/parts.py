@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from ctflow.checkpoint import AVAE_FOLDER, CLIP_FOLDER, CONFIG_FILE, folder_fingerprint, load_avae
 from ctflow.data import LatentHeader
 from ctflow.errors import ConfigError, WeightsError
+from ctflow.shipped import EMBEDDED
 from ctflow.training.runs import EXPORT
-
-EMBEDDED = Path(__file__).resolve().parents[2] / "checkpoints"
-"""The embedded checkpoint of this repository."""
 
 FOLDERS = {"autoencoder": AVAE_FOLDER, "clip": CLIP_FOLDER}
 TARGETS = {"autoencoder": "make train-vae", "clip": "make train-clip"}
 
 
-def newest_part(runs: Path, task: str) -> Path:
+@dataclass(frozen=True)
+class Part:
+    """A network that was looked for, and why it is this one.
+
+    Attributes:
+        folder: Its sharing folder.
+        why: In words, for the log.
+    """
+
+    folder: Path
+    why: str
+
+
+def newest_part(runs: Path, task: str) -> Part:
     """The sharing folder of the task's newest run, else the embedded checkpoint's.
 
     Args:
@@ -28,12 +40,23 @@ def newest_part(runs: Path, task: str) -> Path:
         ConfigError: Neither exists.
     """
     for folder in _candidates(runs, task):
-        return folder
+        if folder == EMBEDDED / FOLDERS[task]:
+            return Part(folder, f"embedded: {_why_no_run(runs / task)}")
+        return Part(folder, f"the newest run under {runs / task}")
     raise ConfigError(
-        f"no trained network for {task!r} under {runs / task}, none in {EMBEDDED}",
+        f"no trained network for {task!r} ({_why_no_run(runs / task)}), none in {EMBEDDED}",
         "an exported run or the embedded checkpoint",
         f"run `{TARGETS[task]}` first",
     )
+
+
+def _why_no_run(folder: Path) -> str:
+    """What stands under a task's runs where none of them can be taken."""
+    unfinished = sorted(path.parent.name for path in folder.glob("*/config.yaml"))
+    if not unfinished:
+        return f"no run under {folder}"
+    names = ", ".join(unfinished)
+    return f"no exported run under {folder}; {names} not exported yet (export_only=true does it)"
 
 
 def matching_avae(runs: Path, header: LatentHeader, given: str = "", init_from: str = "") -> Path:

@@ -22,6 +22,7 @@ from ctflow.errors import ConfigError
 from ctflow.training.base import CountingModule
 from ctflow.training.callbacks import LearningRate, Limits, PeriodicCheckpoint, SeedEachBatch, remove_partial
 from ctflow.training.curves import CurveFile
+from ctflow.training.fitting import fitted_to_data
 from ctflow.training.precision import resolve_precision
 from ctflow.training.runs import CONFIG_FILE, Run, first_process, locate_run
 from ctflow.training.tasks import TASKS, Task
@@ -32,12 +33,13 @@ NAME_VARIABLE = "CTFLOW_RUN_NAME"
 """Carries the run's name to the processes Lightning starts for further devices."""
 
 
-def run_training(config: TrainConfig, make_data: Callable[[TrainConfig], None]) -> Run:
+def run_training(config: TrainConfig, make_data: Callable[[TrainConfig], TrainConfig]) -> Run:
     """Train (unless ``export_only``) and write the sharing folder.
 
     Args:
         config: The run.
-        make_data: Called before the data are opened; makes those that are missing.
+        make_data: Makes the data that are missing, before any are opened; returns the configuration that fits
+            them.
 
     Returns:
         The run; its ``export`` folder holds the result.
@@ -52,8 +54,10 @@ def run_training(config: TrainConfig, make_data: Callable[[TrainConfig], None]) 
     try:
         task = TASKS[config.task]
         run.folder.mkdir(parents=True, exist_ok=True)
-        make_data(config)
-        config = task.prepare(config, run)
+        config = task.prepare(make_data(config), run)
+        if not config.export_only:
+            from_disk = replace(config, data=replace(config.data, in_memory=False))
+            config = fitted_to_data(config, task.data(from_disk))
         data = task.data(config)
         checkpoint = run.checkpoint
         if not config.export_only:
@@ -100,6 +104,8 @@ def validation_batches(config: TrainConfig, data: LatentDataModule) -> int:
 
     Every forward of a sharded network is a collective; a process with one batch more would wait for ever.
     """
+    if not config.data.valid:
+        return 0
     if config.loop.strategy != "fsdp":
         return config.loop.val_batches
     ranks = config.loop.devices * config.loop.nodes

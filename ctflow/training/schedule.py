@@ -16,12 +16,17 @@ def learning_rate(step: int, config: OptimizerConfig) -> float:
 
     Returns:
         ``lr · step / warmup`` up to ``warmup_steps``, then
-        ``max(eta_min, lr / √(1 + decay_rate · (step − warmup) / ref_steps))``.
+        ``max(eta_min, lr / √(1 + decay_rate · (step − warmup) / ref_steps))``; where there is an
+        ``end_step``, times what falls linearly from 1 to 0 over the last ``fall_share`` of it.
     """
     if step < config.warmup_steps:
         return config.lr * step / config.warmup_steps
     decay = 1.0 + config.decay_rate * (step - config.warmup_steps) / config.ref_steps
-    return max(config.eta_min, config.lr / math.sqrt(decay))
+    rate = max(config.eta_min, config.lr / math.sqrt(decay))
+    if not config.end_step:
+        return rate
+    left = (config.end_step - step) / (config.fall_share * config.end_step)
+    return rate * min(max(left, 0.0), 1.0)
 
 
 def ema_decay(step: int, cap: float = 0.9999) -> float:

@@ -63,7 +63,7 @@ class AutoencoderTraining:
         if config.autoencoder.whitening_batches:
             slices = cast(Iterable[SliceBatch], data.train_dataloader())
             batches = islice(slices, config.autoencoder.whitening_batches)
-            avae.config.whitening = measure_whitening(avae, batches, config.seed)
+            avae = avae.with_whitening(measure_whitening(avae, batches, config.seed))
         save_avae(run.export, avae, card=card("A-VAE", config, module.updates))
 
 

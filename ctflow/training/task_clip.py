@@ -28,7 +28,11 @@ def train_vocabulary(config: TrainConfig, path: Path) -> None:
     reports = [clean_text(shards.metadata(i)["report"]) for i in range(len(shards))]
     reports = [report for report in reports if report]
     if not reports:
-        raise ConfigError(f"no case in {config.data.train} has a report", "reports to train the pair on")
+        raise ConfigError(
+            f"no case in {config.data.train} has a report",
+            "reports to train the pair on",
+            "give --reports to data_prep.ct_rate, or leave this training out: the embedded pair is then used",
+        )
     limit = config.clip.network.max_tokens
     tokenizer = train_wordpiece(reports, config.clip.vocabulary_size, limit)
     write_text(path, tokenizer.to_json())
@@ -47,11 +51,31 @@ def wait_for(path: Path, seconds: float = 600.0) -> None:
         time.sleep(0.2)
 
 
+def label_names(config: TrainConfig) -> list[str]:
+    """The label columns that training and validation shards share.
+
+    Raises:
+        ConfigError: They differ.
+    """
+    names = []
+    for folder in filter(None, (config.data.train, config.data.valid)):
+        shards = SliceShards(folder)
+        names.append(sorted({name for i in range(len(shards)) for name in shards.metadata(i)["labels"]}))
+    if names[0] != names[-1]:
+        raise ConfigError(
+            f"training labels {names[0]} and validation labels {names[-1]} differ",
+            "the same label columns in both splits",
+            "prepare both splits with the same label CSVs",
+        )
+    return names[0]
+
+
 class ClipTraining:
     """The embedded pair from slice shards with reports and labels."""
 
     def prepare(self, config: TrainConfig, run: Run) -> TrainConfig:
         """Learn the vocabulary from the training reports (once per run) and fit the text tower to it."""
+        label_names(config)  # before anything is written
         network = config.clip.network
         path = run.tokenizer / TOKENIZER_FILE
         if first_process() and not path.is_file():
@@ -68,18 +92,8 @@ class ClipTraining:
 
     def module(self, config: TrainConfig, run: Run) -> ClipModule:
         """The pair with its label heads."""
-        names = {split: self._label_names(config, split) for split in ("train", "valid")}
-        if names["train"] != names["valid"]:
-            raise ConfigError(
-                f"training labels {names['train']} and validation labels {names['valid']} differ",
-                "the same label columns in both splits",
-            )
         text = (run.tokenizer / TOKENIZER_FILE).read_text(encoding="utf-8")
-        return ClipModule(config.clip, text, names["train"], config.seed)
-
-    def _label_names(self, config: TrainConfig, split: str) -> list[str]:
-        shards = SliceShards(config.data.train if split == "train" else config.data.valid)
-        return sorted({name for i in range(len(shards)) for name in shards.metadata(i)["labels"]})
+        return ClipModule(config.clip, text, label_names(config), config.seed)
 
     def callbacks(self, config: TrainConfig, run: Run) -> list[L.Callback]:
         """None of its own."""

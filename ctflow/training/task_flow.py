@@ -6,6 +6,7 @@ import logging
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -23,6 +24,7 @@ from ctflow.checkpoint import (
     save_fmvt,
     write_system_config,
 )
+from ctflow.config.flow_network import FlowNetworkConfig
 from ctflow.config.system import SystemConfig
 from ctflow.config.training import TrainConfig
 from ctflow.data import LatentDataModule, LatentShards
@@ -50,15 +52,10 @@ class FlowTraining:
         if task.init_from:
             recompute = task.network.activation_checkpointing  # a way of training, no property of weights
             network = load_fmvt(_fmvt_folder(task.init_from)).config
-            task = replace(task, network=replace(network, activation_checkpointing=recompute))
+            network = replace(network, activation_checkpointing=recompute)
+            task = replace(task, network=FlowNetworkConfig.of(network))
         shards = LatentShards(config.data.train)
-        _check_fit(
-            config.data.train,
-            shards,
-            task.network.latent_channels,
-            task.network.input_size,
-            task.network.text_dim,
-        )
+        task = replace(task, network=_fitted(config.data.train, shards, task.network, task.init_from))
         runs = Path(config.runs_dir)
         avae = matching_avae(runs, shards.header, task.avae, task.init_from)
         clip = matching_clip(runs, shards.header, task.clip, task.init_from)
@@ -93,7 +90,8 @@ class FlowTraining:
                 "no rollouts: processes with fewer cases would leave the others waiting for their shard",
                 "set flow.monitor.rollout_every=0 and evaluate the export with ctflow.eval",
             )
-        return [RolloutMonitor(monitor, config.flow.text, Path(config.flow.avae), config.seed)]
+        task = config.flow
+        return [RolloutMonitor(monitor, task.rollout, task.text, Path(task.avae), config.seed)]
 
     def gradient_clip(self, config: TrainConfig) -> float:
         """As configured."""
@@ -105,8 +103,7 @@ class FlowTraining:
         shards = LatentShards(config.data.train)
         text = card("FMvT", config, module.updates)
         save_fmvt(run.export / FMVT_FOLDER, module.trained.eval(), card=text)
-        avae = load_avae(config.flow.avae)
-        avae.config.whitening = shards.header.whitening
+        avae = load_avae(config.flow.avae).with_whitening(shards.header.whitening)
         save_avae(run.export / AVAE_FOLDER, avae)
         _copy_text_encoder(Path(config.flow.clip), run.export / CLIP_FOLDER)
         write_system_config(run.export, system_config(config, shards, avae.downscale), card=text)
@@ -114,12 +111,23 @@ class FlowTraining:
 
 def system_config(config: TrainConfig, shards: LatentShards, downscale: int) -> SystemConfig:
     """What the training data say about the volumes the network will generate."""
-    spacing = np.median(np.array([case.spacing for case in shards.cases]), axis=0)  # [3], z y x
+    spacings = np.array([case.spacing for case in shards.cases])  # [N, 3], z y x
+    slices = np.array([case.slices for case in shards.cases])
+    spacing = np.median(spacings, axis=0)
+
+    def ends(axis: int) -> list[float]:
+        low, high = float(spacings[:, axis].min()), float(spacings[:, axis].max())
+        return [low, high] if high > 1.001 * low else []
+
     return SystemConfig(
         image_size=int(shards.header.white.shape[-1]) * downscale,
         z_spacing_mm=float(spacing[0]),
         pixel_spacing_mm=float(spacing[2]),
+        z_spacing_range=ends(0),
+        pixel_spacing_range=ends(2),
+        height_mm=float(np.median(slices * spacings[:, 0])),
         text_mode=config.flow.text,
+        rollout=config.flow.rollout,
         max_slices=max(case.slices for case in shards.cases),
         provenance={"training_data": config.data.train, "avae": config.flow.avae, "clip": config.flow.clip},
     )
@@ -140,17 +148,33 @@ def _fmvt_folder(folder: str) -> Path:
     return inside if inside.is_dir() else Path(folder)
 
 
-def _check_fit(folder: str, shards: LatentShards, channels: int, size: list[int], width: int) -> None:
+def _fitted(
+    folder: str, shards: LatentShards, network: FlowNetworkConfig, init_from: str
+) -> FlowNetworkConfig:
+    """The network with what it leaves open taken from the shards.
+
+    Raises:
+        ConfigError: What it does say is not what the shards hold, or their latents give no whole patches.
+    """
     record = shards.record(0)
-    found = {
-        "latent_channels": record.mean.shape[1],
+    found: dict[str, Any] = {
         "input_size": [BLOCK_LENGTH, *record.mean.shape[2:]],
+        "latent_channels": record.mean.shape[1],
         "text_dim": record.text.shape[1],
     }
-    wanted = {"latent_channels": channels, "input_size": list(size), "text_dim": width}
-    if found != wanted:
+    wanted = {key: getattr(network, key) for key in found if getattr(network, key) is not None}
+    if other := {key: value for key, value in wanted.items() if value != found[key]}:
+        leave = f"leave {', '.join(f'flow.network.{key}' for key in other)} out: the shards then decide; or "
         raise ConfigError(
             f"latent shards in {folder} have {found}",
-            f"flow.network with {wanted}",
-            "encode the shards with the A-VAE and text encoder meant, or change flow.network to fit them",
+            f"{'the network of ' + init_from if init_from else 'flow.network'} with {other}",
+            ("" if init_from else leave) + "encode the slices with the A-VAE and text encoder meant",
         )
+    try:
+        return network.completed(**found)
+    except ValueError as error:
+        raise ConfigError(
+            f"latent shards in {folder}: {error}",
+            "latents that divide into whole patches",
+            "give another flow.network.patch_size, or prepare the scans at another resolution",
+        ) from None

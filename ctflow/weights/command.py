@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m ctflow.weights", description="Published weights in, out, or looked at."
+        prog="ctflow weights", description="Published weights in, out, or looked at."
     )
     actions = parser.add_subparsers(dest="action", required=True)
     bring = actions.add_parser(

@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     config = parse_command(
         IngestConfig,
-        "python -m data_prep.ct_rate",
+        "ctflow prepare",
         "Chest CT scans and reports to slice shards.",
         _FLAGS,
         argv,

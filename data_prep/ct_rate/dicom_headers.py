@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import pydicom
-from pydicom.uid import UID, CTImageStorage, EnhancedCTImageStorage
+from pydicom.uid import UID, CTImageStorage, EnhancedCTImageStorage, MediaStorageDirectoryStorage
 
-from data_prep.ct_rate.reasons import ScanRefused, printable
+from data_prep.ct_rate.dicom_tags import integer, numbers, text, value_of
+from data_prep.ct_rate.reasons import ScanRefused
 
 _TAGS = [
     *("SOPClassUID", "SOPInstanceUID", "Modality", "ImageType", "SeriesInstanceUID", "SeriesNumber"),
@@ -28,6 +29,9 @@ _TAGS = [
 ]
 _SCOUTS = ("localizer", "localiser", "scout", "topogram", "surview", "scanogram")
 _CT_CLASSES = (CTImageStorage, EnhancedCTImageStorage)
+_PLACE = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2}
+"""Tags that place a slice, and how many numbers each has."""
+_SHORT_VRS = tuple("AE AS CS DA DS DT IS LO LT OB PN SH ST TM UI UL US".encode().split())
 
 
 @dataclass(frozen=True)
@@ -50,9 +54,11 @@ class DicomHeader:
         columns: Columns.
         frames: Frames in this file.
         samples: Values per pixel.
-        acquisition: Acquisition number; -1 where it has none.
+        acquisition: Acquisition number, as text; empty where it has none.
         tilt: Gantry tilt in degrees as the header tells it.
-        rescale: Slope and intercept; None where there are none.
+        rescale: Slope and intercept, 1 and 0 where one of them is missing; None where both are.
+        rescale_tags: Names of the tags of ``rescale`` that are there.
+        unclear: Tags that place or scale the slice and cannot be understood, with their values.
         padding: Lowest and highest stored value that mean "no pixel here"; None where the header names none.
         inverted: Whether it is to be shown white for low values (MONOCHROME1).
         syntax: Transfer syntax, by name.
@@ -76,9 +82,11 @@ class DicomHeader:
     columns: int
     frames: int
     samples: int
-    acquisition: int
+    acquisition: str
     tilt: float
     rescale: tuple[float, float] | None
+    rescale_tags: tuple[str, ...]
+    unclear: tuple[str, ...]
     padding: tuple[int, int] | None
     inverted: bool
     syntax: str
@@ -88,14 +96,24 @@ class DicomHeader:
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file begins as DICOM does: magic behind the preamble, or a usual first tag without it."""
+    """Whether a file begins as DICOM does: magic behind the preamble, or file meta or group 8 without one."""
     with path.open("rb") as stream:
         head = stream.read(132)
-    return head[128:132] == b"DICM" or head[:4] in (
-        b"\x08\x00\x05\x00",
-        b"\x08\x00\x08\x00",
-        b"\x02\x00\x00\x00",
-    )
+    return head[128:132] == b"DICM" or _begins_with_a_tag(head)
+
+
+def _begins_with_a_tag(head: bytes) -> bool:
+    """Whether the first bytes are a tag of group 2 or 8 with a type or a length that such a tag can have."""
+    if len(head) < 8 or head[:2] not in (b"\x02\x00", b"\x08\x00", b"\x00\x08"):
+        return False
+    order: Literal["big", "little"] = "big" if head[0] == 0 else "little"
+    group, element = (int.from_bytes(head[k : k + 2], order) for k in (0, 2))
+    if element > (0x60 if group == 8 else 0x18):  # the tags that a file can begin with
+        return False
+    if head[4:6] in _SHORT_VRS:
+        return True
+    length = int.from_bytes(head[4:8], order)
+    return length == 4 if element == 0 else 0 < length <= 64 and length % 2 == 0
 
 
 def read_header(path: Path) -> DicomHeader | None:
@@ -111,55 +129,77 @@ def read_header(path: Path) -> DicomHeader | None:
         with path.open("rb") as stream:
             data = pydicom.dcmread(stream, stop_before_pixels=True, force=True, specific_tags=_TAGS)
             pixels_at = stream.tell()
+        if data.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
+            return None  # a DICOMDIR, whatever its name
         if "SOPClassUID" not in data and "Modality" not in data:
             raise ScanRefused("unreadable", "no DICOM tags")
         return _header(path, data, pixels_at) if data.get("Rows") and data.get("Columns") else None
     except ScanRefused:
         raise
     except Exception as error:  # damaged tags raise whatever their converters do
+        if isinstance(error, OSError) and error.errno:
+            raise  # the system's word, not the file's
         raise ScanRefused("unreadable", f"DICOM tags: {type(error).__name__}: {str(error)[:200]}") from error
 
 
 def _header(path: Path, data: pydicom.Dataset, pixels_at: int) -> DicomHeader:
     syntax = UID(str(getattr(data.file_meta, "TransferSyntaxUID", "")) or "1.2.840.10008.1.2")
     rows, columns = int(data.Rows), int(data.Columns)
-    frames, samples = int(data.get("NumberOfFrames") or 1), int(data.get("SamplesPerPixel") or 1)
-    need = rows * columns * frames * samples * int(data.get("BitsAllocated") or 16) // 8
+    frames, samples = integer(data, "NumberOfFrames", 1), integer(data, "SamplesPerPixel", 1)
+    need = rows * columns * frames * samples * integer(data, "BitsAllocated", 16) // 8
     raw = not (syntax.is_transfer_syntax and (syntax.is_compressed or syntax.is_deflated))
-    words = " ".join(_text(data, name) for name in ("ImageType", "SeriesDescription", "ScanOptions")).lower()
-    spacing = numbers(data.get("PixelSpacing"), 2)
-    intercept = data.get("RescaleIntercept")
+    words = " ".join(text(data, name) for name in ("ImageType", "SeriesDescription", "ScanOptions")).lower()
+    place = {name: numbers(value_of(data, name), count) for name, count in _PLACE.items()}
+    spacing = place["PixelSpacing"]
+    rescale, rescale_tags, unclear = rescale_of(data)
+    unclear += [
+        f"{name} {text(data, name)!r} is not {_PLACE[name]} numbers"
+        for name, value in place.items()
+        if value is None and text(data, name)
+    ]
     return DicomHeader(
         path=path,
-        sop_uid=_text(data, "SOPInstanceUID"),
-        series=_text(data, "SeriesInstanceUID"),
-        series_number=_integer(data.get("SeriesNumber")),
-        description=_text(data, "SeriesDescription"),
-        modality=_text(data, "Modality") or ("CT" if data.get("SOPClassUID") in _CT_CLASSES else ""),
+        sop_uid=text(data, "SOPInstanceUID"),
+        series=text(data, "SeriesInstanceUID"),
+        series_number=integer(data, "SeriesNumber", -1),
+        description=text(data, "SeriesDescription"),
+        modality=text(data, "Modality").upper() or ("CT" if data.get("SOPClassUID") in _CT_CLASSES else ""),
         scout=any(word in words for word in _SCOUTS),
-        patient_id=_text(data, "PatientID").strip(),
-        position=numbers(data.get("ImagePositionPatient"), 3),
-        orientation=numbers(data.get("ImageOrientationPatient"), 6),
+        patient_id=text(data, "PatientID"),
+        position=place["ImagePositionPatient"],
+        orientation=place["ImageOrientationPatient"],
         pixel_spacing=(spacing[0], spacing[1]) if spacing else None,
         rows=rows,
         columns=columns,
         frames=frames,
         samples=samples,
-        acquisition=_integer(data.get("AcquisitionNumber")),
-        tilt=float(data.get("GantryDetectorTilt") or 0.0),
-        rescale=None
-        if intercept in (None, "")
-        else (float(data.get("RescaleSlope") or 1.0), float(intercept)),
+        acquisition=text(data, "AcquisitionNumber"),
+        tilt=(numbers(value_of(data, "GantryDetectorTilt"), 1) or (0.0,))[0],
+        rescale=rescale,
+        rescale_tags=rescale_tags,
+        unclear=tuple(unclear),
         padding=_padding(data),
-        inverted=_text(data, "PhotometricInterpretation") == "MONOCHROME1",
+        inverted=text(data, "PhotometricInterpretation") == "MONOCHROME1",
         syntax=syntax.name,
         complete=not raw or path.stat().st_size - pixels_at >= need + 8,
         facts={
-            k: _text(data, k)
-            for k in ("Manufacturer", "ConvolutionKernel", "BodyPartExamined")
-            if _text(data, k)
+            k: text(data, k) for k in ("Manufacturer", "ConvolutionKernel", "BodyPartExamined") if text(data, k)
         },
     )
+
+
+def rescale_of(data: pydicom.Dataset) -> tuple[tuple[float, float] | None, tuple[str, ...], list[str]]:
+    """Slope and intercept of a slice or frame, the tags that are there, and those that are no numbers.
+
+    A slope of 0 says that there is none, as GDCM reads it.
+    """
+    there = tuple(name for name in ("RescaleSlope", "RescaleIntercept") if text(data, name))
+    found = {name: numbers(value_of(data, name), 1) for name in there}
+    unclear = [f"{name} {text(data, name)!r} is no number" for name in there if found[name] is None]
+    if not there or unclear:
+        return None, there, unclear
+    (slope,), (intercept,) = found.get("RescaleSlope") or (1.0,), found.get("RescaleIntercept") or (0.0,)
+    return (slope or 1.0, intercept), there, unclear
 
 
 def _padding(data: pydicom.Dataset) -> tuple[int, int] | None:
@@ -167,25 +207,9 @@ def _padding(data: pydicom.Dataset) -> tuple[int, int] | None:
     signed = data.get("PixelRepresentation") == 1
     ends = []
     for name in ("PixelPaddingValue", "PixelPaddingRangeLimit"):
-        value = data.get(name)
+        value = value_of(data, name)
         if isinstance(value, bytes) and len(value) == 2:  # VR unknown in implicit files
             value = int.from_bytes(value, "little")
         if isinstance(value, int):
             ends.append(value - 2**16 if signed and value >= 2**15 else value)
     return (min(ends), max(ends)) if ends else None
-
-
-def _text(data: pydicom.Dataset, name: str) -> str:
-    value = data.get(name)
-    return "" if value is None else printable(str(value))
-
-
-def _integer(value: Any) -> int:
-    return -1 if value in (None, "") else int(value)
-
-
-def numbers(value: Any, count: int) -> tuple[float, ...] | None:
-    """A tag's values as floats; None unless there are ``count`` of them."""
-    if value is None or isinstance(value, str) or not hasattr(value, "__len__") or len(value) != count:
-        return None
-    return tuple(float(v) for v in value)

@@ -7,7 +7,8 @@ from typing import Any
 
 import pydicom
 
-from data_prep.ct_rate.dicom_headers import DicomHeader, numbers
+from data_prep.ct_rate.dicom_headers import DicomHeader, rescale_of
+from data_prep.ct_rate.dicom_tags import numbers, value_of
 from data_prep.ct_rate.reasons import ScanRefused
 
 _GROUPS = ["SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"]
@@ -35,15 +36,16 @@ def frame_headers(header: DicomHeader) -> list[DicomHeader]:
         spacing = numbers(_value(frame, shared, "PixelMeasuresSequence", "PixelSpacing"), 2)
         if position is None or orientation is None or spacing is None:
             raise ScanRefused("no_geometry", f"frame {number + 1} has no position, orientation or spacing")
-        slope = _value(frame, shared, "PixelValueTransformationSequence", "RescaleSlope")
-        intercept = _value(frame, shared, "PixelValueTransformationSequence", "RescaleIntercept")
+        rescale, tags, unclear = rescale_of(_group(frame, shared, "PixelValueTransformationSequence"))
         found.append(
             replace(
                 header,
                 position=position,
                 orientation=orientation,
                 pixel_spacing=(spacing[0], spacing[1]),
-                rescale=None if intercept is None else (float(slope or 1.0), float(intercept)),
+                rescale=rescale,
+                rescale_tags=tags,
+                unclear=tuple(unclear),
                 frame=number,
             )
         )
@@ -51,8 +53,12 @@ def frame_headers(header: DicomHeader) -> list[DicomHeader]:
 
 
 def _value(frame: pydicom.Dataset, shared: pydicom.Dataset, sequence: str, name: str) -> Any:
+    return value_of(_group(frame, shared, sequence), name)
+
+
+def _group(frame: pydicom.Dataset, shared: pydicom.Dataset, sequence: str) -> pydicom.Dataset:
     for group in (frame, shared):
         items = group.get(sequence)
         if items:
-            return items[0].get(name)
-    return None
+            return items[0]
+    return pydicom.Dataset()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -18,30 +20,65 @@ from data_prep.ct_rate.itk_reader import last_line
 from data_prep.ct_rate.reasons import ScanRefused
 
 _INT16 = (-32768, 32767)
+_PIXEL_TAGS = [
+    *("SOPClassUID", "SOPInstanceUID", "Modality", "SamplesPerPixel", "PhotometricInterpretation", "Rows"),
+    *("Columns", "NumberOfFrames", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
+    *("PixelData",),
+]
+_MAX_STEP_HU = 300.0
+"""Most by which the means of two neighbouring slices differ, whatever they show."""
 _MIN_PADDING = 0.005
 """Least share of a slice that a region of padding has; smaller ones may be tissue of the same value."""
 
 
-def read_pixels(headers: list[DicomHeader]) -> NDArray[Any]:
+def read_pixels(headers: list[DicomHeader]) -> tuple[NDArray[Any], int]:
     """HU ``[columns, rows, slices]``, int16 where every slope and intercept is whole, else float32.
+
+    Values beyond int16 are clipped to it; their number comes second.
 
     Args:
         headers: Of the slices, in order.
 
     Raises:
-        ScanRefused: A slice that cannot be decoded.
+        ScanRefused: A slice that cannot be decoded, or whose own slope and intercept do not fit its values.
     """
     whole = all(h.rescale is None or all(float(v).is_integer() for v in h.rescale) for h in headers)
     first = headers[0]
     stored = np.empty((len(headers), first.rows, first.columns), np.int16 if whole else np.float32)
     frames: NDArray[Any] | None = None
+    beyond = 0
     for k, header in enumerate(headers):
         if header.frames == 1:
             frames = _read_frames(header)
         elif frames is None:
             frames = _own_rescale(_read_frames(header), headers)
-        stored[k] = np.clip(_without_padding(frames[header.frame], header), *_INT16)
-    return stored.transpose(2, 1, 0)
+        plane = _without_padding(frames[header.frame], header)
+        beyond += int((plane > _INT16[1]).sum())
+        stored[k] = np.clip(plane, *_INT16)
+    _check_neighbours(stored, headers)
+    return stored.transpose(2, 1, 0), beyond
+
+
+def _check_neighbours(stored: NDArray[Any], headers: list[DicomHeader]) -> None:
+    """A slice whose slope and intercept differ from most slices' lies in HU where its neighbours do.
+
+    Raises:
+        ScanRefused: ``mixed_rescale``: the values fit the usual slope and intercept better than its own.
+    """
+    usual = Counter(h.rescale for h in headers).most_common(1)[0][0]
+    means = stored.reshape(len(stored), -1).mean(1, dtype=np.float64)
+    fitting = [k for k, h in enumerate(headers) if h.rescale == usual]
+    for k, header in enumerate(headers):
+        if header.rescale == usual or header.rescale is None or usual is None:
+            continue
+        near = means[min(fitting, key=lambda other: abs(other - k))]
+        as_usual = (means[k] - header.rescale[1]) / header.rescale[0] * usual[0] + usual[1]
+        if abs(means[k] - near) > _MAX_STEP_HU and abs(as_usual - near) < 0.25 * abs(means[k] - near):
+            raise ScanRefused(
+                "mixed_rescale",
+                f"{header.path.name} has slope and intercept {header.rescale}, {len(fitting)} slices {usual}, "
+                f"and its values fit those: mean {means[k]:.0f} HU beside {near:.0f}",
+            )
 
 
 def same_pixels(one: DicomHeader, other: DicomHeader) -> bool:
@@ -58,11 +95,12 @@ def _read_frames(header: DicomHeader) -> NDArray[Any]:
     Raises:
         ScanRefused: GDCM cannot decode it, or to another size.
     """
-    try:
-        if header.inverted:
-            pixels = _execute_as_monochrome2(header.path)
-        else:
+    pixels = None
+    if not header.inverted:
+        with contextlib.suppress(RuntimeError):  # GDCM stops at tags of a wrong type that say nothing of pixels
             pixels = _execute(header.path)
+    try:
+        pixels = _execute_clean(header) if pixels is None else pixels
     except RuntimeError as error:
         raise ScanRefused("unreadable", f"{header.path.name}: {last_line(error)}") from error
     expected = (header.frames, header.rows, header.columns)
@@ -72,16 +110,10 @@ def _read_frames(header: DicomHeader) -> NDArray[Any]:
 
 
 def _own_rescale(frames: NDArray[Any], headers: list[DicomHeader]) -> NDArray[Any]:
-    """Frames with slope and intercept of their own, where GDCM has applied the first frame's to all.
-
-    Raises:
-        ScanRefused: Only some frames have them.
-    """
+    """Frames with slope and intercept of their own, where GDCM has applied the first frame's to all."""
     rescales = {header.frame: header.rescale for header in headers}
     if len(set(rescales.values())) == 1:
         return frames
-    if None in rescales.values():
-        raise ScanRefused("unreadable", "only some of the frames have a slope and intercept")
     frames = frames.astype(np.float64)
     slope, intercept = rescales[0] or (1.0, 0.0)
     for frame, (own_slope, own_intercept) in ((f, r) for f, r in rescales.items() if r):
@@ -96,10 +128,15 @@ def _execute(path: Path) -> NDArray[Any]:
     return sitk.GetArrayFromImage(reader.Execute())
 
 
-def _execute_as_monochrome2(path: Path) -> NDArray[Any]:
-    """ITK turns the values of MONOCHROME1 upside down, though it says how to show them and no more."""
-    data = pydicom.dcmread(path, force=True)
+def _execute_clean(header: DicomHeader) -> NDArray[Any]:
+    """A copy that holds nothing but what pixels need, shown as MONOCHROME2.
+
+    ITK turns the values of MONOCHROME1 upside down, though it says how to show them and no more.
+    """
+    data = pydicom.dcmread(header.path, force=True, specific_tags=_PIXEL_TAGS)
     data.PhotometricInterpretation = "MONOCHROME2"
+    if header.rescale is not None:
+        data.RescaleSlope, data.RescaleIntercept = header.rescale
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "slice.dcm"
         data.save_as(copy)

@@ -5,11 +5,18 @@ from __future__ import annotations
 from collections import defaultdict
 from pathlib import Path
 
+import numpy as np
+
 from data_prep.ct_rate.dicom_headers import DicomHeader, is_dicom, read_header
 from data_prep.ct_rate.discovery import DICOM, Item, fingerprint
 from data_prep.ct_rate.nifti_reader import is_nifti
-from data_prep.ct_rate.reasons import ScanRefused, printable
-from data_prep.ct_rate.scan import MIN_SLICES
+from data_prep.ct_rate.reasons import ScanRefused, packing_of, printable
+from data_prep.ct_rate.scan import MIN_SLICES, SAME_PLACE_MM
+
+_TURNED = 0.02
+"""Least difference of two direction cosines that makes two volumes (a reformat) of one series."""
+_MAX_STRAYS = 2
+"""Most files of no known kind that may lie beside a series by accident."""
 
 Told = tuple[str, str, str, str]
 """Key, status, code and detail of a file or series that goes no further."""
@@ -29,7 +36,7 @@ def sort_folder(item: Item) -> tuple[list[Item], list[Told]]:
     for header in headers:
         groups[_group(header)].append(header)
     good: list[list[DicomHeader]] = []
-    for members in groups.values():
+    for members in (turned for group in groups.values() for turned in _by_orientation(group)):
         for part in _split_by_acquisition(members):
             why = _why_not(part[0])
             if why is None:
@@ -60,21 +67,26 @@ def _read_headers(item: Item) -> tuple[list[DicomHeader], list[Told], list[Item]
                 items.append(Item(key, "nifti", (str(path),), fingerprint([path])))
                 continue
         except OSError as error:
-            told.append((key, "refused", "unreadable", printable(str(error))))
+            told.append((key, "refused", "not_read", printable(str(error))))
             continue
         paths.append(path)
-    for path in paths:
+    unknown = [p for p in paths if p not in dicom and p.suffix.lower() not in DICOM]
+    stray = bool(dicom) and len(unknown) <= _MAX_STRAYS
+    for path in unknown:
         key = item.key + printable(path.name)
-        if path not in dicom and path.suffix.lower() not in DICOM:
-            if dicom:
-                told.append((key, "ignored", "stray_file", "no image, beside DICOM files"))
-            else:
-                told.append((key, "refused", "not_an_image", _begins(path)))
-            continue
+        if stray:
+            told.append((key, "ignored", "stray_file", "no image, beside DICOM files"))
+        else:
+            told.append((key, "refused", *_no_image(path)))
+    for path in (p for p in paths if p not in set(unknown)):
+        key = item.key + printable(path.name)
         try:
             header = read_header(path)
         except ScanRefused as refusal:
             told.append((key, "refused", refusal.code, refusal.detail))
+            continue
+        except OSError as error:
+            told.append((key, "refused", "not_read", printable(str(error))))
             continue
         if header is None:
             told.append((key, "ignored", "no_pixels", "a DICOM object without rows and columns"))
@@ -84,35 +96,54 @@ def _read_headers(item: Item) -> tuple[list[DicomHeader], list[Told], list[Item]
 
 
 def _group(header: DicomHeader) -> tuple[object, ...]:
-    turned = None if header.orientation is None else tuple(round(v, 2) + 0.0 for v in header.orientation)
     alone = header.path.name if header.frames > 1 else ""
-    return (
-        header.series,
-        turned,
-        header.rows,
-        header.columns,
-        header.scout,
-        header.modality,
-        header.samples,
-        alone,
-    )
+    size = (header.rows, header.columns, header.samples)
+    return (header.series, header.orientation is None, *size, header.scout, header.modality, alone)
+
+
+def _by_orientation(members: list[DicomHeader]) -> list[list[DicomHeader]]:
+    """Members that are turned alike; jitter between slices is far below the tolerance, reformats above."""
+    parts: list[list[DicomHeader]] = []
+    for member in members:
+        part = next((p for p in parts if _turned_alike(p[0], member)), None)
+        if part is None:
+            parts.append([member])
+        else:
+            part.append(member)
+    return parts
+
+
+def _turned_alike(one: DicomHeader, other: DicomHeader) -> bool:
+    if one.orientation is None or other.orientation is None:
+        return True
+    return bool(np.abs(np.subtract(one.orientation, other.orientation)).max() <= _TURNED)
 
 
 def _split_by_acquisition(members: list[DicomHeader]) -> list[list[DicomHeader]]:
     """Several passes in one series become volumes of their own, if each position is then once in each."""
-    positions = [m.position for m in members]
-    if len(set(positions)) == len(positions):
+    if _places(members) == len(members):
         return [members]
-    passes: dict[int, list[DicomHeader]] = defaultdict(list)
+    passes: dict[str, list[DicomHeader]] = defaultdict(list)
     for member in members:
         passes[member.acquisition].append(member)
-    whole = all(len({m.position for m in part}) == len(part) >= MIN_SLICES for part in passes.values())
+    whole = all(_places(part) == len(part) >= MIN_SLICES for part in passes.values())
     return list(passes.values()) if whole else [members]
+
+
+def _places(members: list[DicomHeader]) -> int:
+    """How many different positions the members have; slices without one count as one."""
+    placed = np.array(sorted(m.position for m in members if m.position is not None)).reshape(-1, 3)
+    unplaced = len(placed) < len(members)
+    if not len(placed):
+        return int(unplaced)
+    along = placed[:, int(np.argmax(np.ptp(placed, axis=0)))]
+    return int(unplaced) + 1 + int((np.diff(np.sort(along)) > SAME_PLACE_MM).sum())
 
 
 def _why_not(header: DicomHeader) -> ScanRefused | None:
     """Why a series is no CT volume, as far as its first header tells."""
     name = f"series {header.series_number} {header.description!r}"
+    unclear = f": {', '.join(header.unclear)}" if header.unclear else ""
     if header.modality != "CT":
         return ScanRefused("not_ct", f"{name}: modality {header.modality or 'unknown'}")
     if header.scout:
@@ -122,7 +153,7 @@ def _why_not(header: DicomHeader) -> ScanRefused | None:
     if header.frames == 1 and (
         header.position is None or header.orientation is None or header.pixel_spacing is None
     ):
-        return ScanRefused("no_geometry", f"{name} has no position, orientation or pixel spacing")
+        return ScanRefused("no_geometry", f"{name} has no position, orientation or pixel spacing{unclear}")
     return None
 
 
@@ -130,7 +161,12 @@ def _label(header: DicomHeader) -> str:
     return f"s{header.series_number}" if header.series_number >= 0 else header.series[-8:] or "unnamed"
 
 
-def _begins(path: Path) -> str:
+def _no_image(path: Path) -> tuple[str, str]:
+    """Code and detail of a file that is of no known format."""
     with path.open("rb") as stream:
-        head = stream.read(8)
-    return f"begins with {head!r}, no format that is read here" if head else "an empty file"
+        head = stream.read(300)
+    if packing := packing_of(head):
+        return "packed", f"packed ({packing}): unpack it first"
+    if not head:
+        return "not_an_image", "an empty file"
+    return "not_an_image", f"begins with {head[:8]!r}, no format that is read here"

@@ -205,6 +205,11 @@ def case_id_of(key: str) -> str:
     return re.sub(r"[^\w.+=-]", "_", f"{name}-{series}" if series else name)
 
 
+def is_published(case_id: str) -> bool:
+    """Whether a case has one of CT-RATE's names, which say the side of the split."""
+    return bool(_CT_RATE.match(case_id))
+
+
 def patient_and_split(key: str, case_id: str, known_patient: str, config: IngestConfig) -> tuple[str, str]:
     """Whose scan it is, and on which side of the split: all scans of a patient on the same.
 

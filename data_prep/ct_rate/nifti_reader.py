@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import io
 import zlib
 from pathlib import Path
 from typing import BinaryIO
@@ -14,12 +13,17 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
 from data_prep.ct_rate.discovery import sibling
-from data_prep.ct_rate.reasons import ScanRefused
-from data_prep.ct_rate.scan import RawScan, check_shape
+from data_prep.ct_rate.reasons import ScanRefused, packing_of
+from data_prep.ct_rate.scan import RawScan, check_affine, check_shape
 
 _UNITS = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}
 _TAIL_BYTES = 2**20
 """Most bytes read behind the voxels; more is a damaged header, not a NIfTI."""
+_EXTENSION_BYTES = 2**26
+"""Most bytes between header and voxels (comments, DICOM tags, XML)."""
+_HEAD_BYTES = {nib.Nifti1Header: 348, nib.Nifti2Header: 540}
+_UNIT_QUATERNION = 1.001
+"""Largest length of a quaternion's vector that rounding explains; beyond 1 it is none of a rotation."""
 
 
 def is_nifti(path: Path) -> bool:
@@ -64,7 +68,7 @@ def _read(stream: BinaryIO | gzip.GzipFile, compressed: bool, memory_bytes: floa
     header = _header(head, (b"n+1", b"n+2"))
     sizes, need = _sizes(header, memory_bytes)
     offset = header.get_data_offset()
-    if not len(head) >= 348 or not 0 <= offset < _TAIL_BYTES:
+    if not 0 <= offset < _EXTENSION_BYTES:
         raise ScanRefused("unreadable", f"voxel data at byte {offset}")
     skipped = offset - len(head)
     body = head[offset:] if skipped < 0 else stream.read(skipped)[:0]
@@ -102,55 +106,87 @@ def _sizes(header: nib.Nifti1Header, memory_bytes: float) -> tuple[tuple[int, ..
 
 def _scan(header: nib.Nifti1Header, sizes: tuple[int, ...], data: bytes) -> RawScan:
     stored = np.frombuffer(data, header.get_data_dtype()).reshape(sizes, order="F")
-    slope, intercept = header.get_slope_inter()
-    affine, conflict = _affine(header), _conflict(header)
+    slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
+    if not slope or not np.isfinite(slope):  # NIfTI: no scaling
+        slope, intercept = 1.0, 0.0
+    affine, conflict = _affine(header)
     flags = [["header_conflict", conflict]] if conflict else []
-    return RawScan(stored, affine, slope or 1.0, intercept or 0.0, "NIfTI", facts=_facts(header), flags=flags)
+    intercept = intercept if np.isfinite(intercept) else 0.0
+    return RawScan(stored, affine, slope, intercept, "NIfTI", facts=_facts(header), flags=flags)
 
 
 def _header(head: bytes, magics: tuple[bytes, ...]) -> nib.Nifti1Header:
-    for kind in (nib.Nifti1Header, nib.Nifti2Header):
+    if packing := packing_of(head):
+        raise ScanRefused("packed", f"packed ({packing}): unpack it first")
+    why = f"magic {' or '.join(m.decode() for m in magics)}"
+    for kind, size in _HEAD_BYTES.items():
         try:
-            header = kind.from_fileobj(io.BytesIO(head))
+            header = kind(head[:size])  # without what stands between header and voxels
             if bytes(header["magic"]).startswith(magics):
                 return header
-        except (HeaderDataError, ImageFileError, ValueError, KeyError, OverflowError):
-            continue
-    raise ScanRefused("unreadable", f"no NIfTI header (magic {' or '.join(m.decode() for m in magics)})")
+        except (HeaderDataError, ImageFileError, ValueError, KeyError, OverflowError, TypeError) as error:
+            if head[344:347] in magics or head[4:7] in magics:
+                why = str(error)
+    raise ScanRefused("unreadable", f"no NIfTI header ({why})")
 
 
-def _affine(header: nib.Nifti1Header) -> np.ndarray:
-    if int(header["sform_code"]) <= 0 and int(header["qform_code"]) <= 0:
+def _affine(header: nib.Nifti1Header) -> tuple[np.ndarray, str | None]:
+    """Voxel index to millimetres by the sform, else the qform, and what of the two disagrees or is unusable.
+
+    Raises:
+        ScanRefused: Neither is there, or neither can be used.
+    """
+    found: dict[str, np.ndarray] = {}
+    wrong: dict[str, str] = {}
+    for name, read in (("sform", header.get_sform), ("qform", lambda: _qform(header))):
+        if int(header[f"{name}_code"]) > 0:
+            try:
+                place = np.asarray(read(), np.float64)
+                check_affine(place)
+            except (HeaderDataError, ValueError, TypeError, np.linalg.LinAlgError) as error:
+                wrong[name] = str(error)
+            except ScanRefused as refusal:
+                if refusal.code != "no_geometry":
+                    raise  # a sheared grid is no reason to believe the other one, which cannot be sheared
+                wrong[name] = refusal.detail
+            else:
+                found[name] = place
+    if not found and wrong:
+        raise ScanRefused("no_geometry", "; ".join(f"{name}: {text}" for name, text in wrong.items()))
+    if not found:
         raise ScanRefused("no_orientation", "neither sform nor qform is set")
-    try:
-        affine = np.asarray(header.get_best_affine(), np.float64)
-    except (HeaderDataError, ValueError, np.linalg.LinAlgError) as error:
-        raise ScanRefused("no_geometry", f"the affine cannot be read ({error})") from error
+    conflict = _conflict(found) if len(found) == 2 else None
+    for name, text in wrong.items():
+        conflict = f"{name} unusable ({text}), the other was taken"
     try:
         unit = header.get_xyzt_units()[0]
     except (KeyError, ValueError):
         unit = "unknown"
     scale = _UNITS[unit]
-    return np.diag([scale, scale, scale, 1.0]) @ affine
+    return np.diag([scale, scale, scale, 1.0]) @ next(iter(found.values())), conflict
 
 
-def _conflict(header: nib.Nifti1Header) -> str | None:
-    """Where sform and qform are both set and place the voxels differently; None where they agree."""
-    if int(header["sform_code"]) <= 0 or int(header["qform_code"]) <= 0:
+def _qform(header: nib.Nifti1Header) -> np.ndarray:
+    """The qform, its quaternion brought back to a rotation where rounding has made it a little too long."""
+    vector = np.array([float(header[f"quatern_{axis}"]) for axis in "bcd"])
+    length = float(np.linalg.norm(vector))
+    if 1.0 < length <= _UNIT_QUATERNION:
+        header = header.copy()
+        for axis, value in zip("bcd", vector / length * (1 - 1e-7), strict=True):
+            header[f"quatern_{axis}"] = value
+    return header.get_qform()
+
+
+def _conflict(places: dict[str, np.ndarray]) -> str | None:
+    """Where sform and qform place the voxels differently; None where they agree."""
+    axes = {name: "".join(nib.aff2axcodes(place)) for name, place in places.items()}
+    spacing = {name: np.linalg.norm(place[:3, :3], axis=0) for name, place in places.items()}
+    if len(set(axes.values())) == 1 and np.allclose(*spacing.values(), rtol=0.01):
         return None
-    try:
-        places = header.get_sform(), header.get_qform()
-        axes = ["".join(nib.aff2axcodes(place)) for place in places]
-    except (HeaderDataError, ValueError, TypeError, np.linalg.LinAlgError) as error:
-        return f"qform unusable ({error})"
-    spacing = [np.linalg.norm(place[:3, :3], axis=0) for place in places]
-    if axes[0] == axes[1] and np.allclose(spacing[0], spacing[1], rtol=0.01):
-        return None
-    told = [
-        f"{a} of {' x '.join(f'{v:g}' for v in np.round(s, 4))} mm"
-        for a, s in zip(axes, spacing, strict=True)
-    ]
-    return f"sform {told[0]}, qform {told[1]}"
+    return ", ".join(
+        f"{name} {axes[name]} of {' x '.join(f'{v:g}' for v in np.round(spacing[name], 4))} mm"
+        for name in places
+    ) + "; the sform was taken"
 
 
 def _facts(header: nib.Nifti1Header) -> dict[str, str]:

@@ -1,4 +1,12 @@
-"""Workers that may hang, crash or run out of memory on one file without harm to the run."""
+"""Workers that may hang, crash or run out of memory on one file without harm to the run.
+
+Why not Pebble (5.2.3): its workers share one pipe, and it looks for dead workers before it has read which
+worker had which file. Measured with four workers and 120 files, of which every third ends its process at
+once: in one of four runs the whole pool broke ("All workers expired") after 67 files; in another a crash was
+reported as a timeout, after the whole time limit. Its workers also went on after their parent was killed. It
+held hangs and memory limits. Here every worker has its own pipe, so a death belongs to one file: in three
+such runs all 120 files got their right outcome.
+"""
 
 from __future__ import annotations
 
@@ -54,10 +62,6 @@ class GuardedPool:
     def free(self) -> bool:
         """Whether a worker waits for a job."""
         return any(worker.job is None for worker in self._workers)
-
-    def busy(self) -> bool:
-        """Whether a job is under way."""
-        return any(worker.job is not None for worker in self._workers)
 
     def submit(self, job: Job) -> None:
         """Give a job to a waiting worker."""

@@ -133,6 +133,9 @@ def prepare(job: Job) -> Outcome:
     except MemoryError:
         detail = f"needs more than memory_gb={job.config.memory_gb:g}"
         outcome.status, outcome.reasons = REFUSED, [["too_large", detail]]
+    except OSError as error:
+        code = "not_read" if error.errno else "unreadable"  # the system's word, or a library's
+        outcome.status, outcome.reasons = REFUSED, [[code, f"{type(error).__name__}: {error}"]]
     except Exception as error:
         detail = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         outcome.status, outcome.reasons = REFUSED, [["unreadable", detail]]
@@ -156,7 +159,7 @@ def _sort(item: Item, outcome: Outcome) -> None:
 
 
 def _prepare_volume(job: Job, outcome: Outcome) -> None:
-    scan = _read(job.item, job.config.memory_gb * 2**30)
+    scan = _read(job.item, Path(job.config.source), job.config.memory_gb * 2**30)
     check_affine(scan.affine)
     flags = list(scan.flags)
     rescale, facts = decide_rescale(scan.stored, (scan.slope, scan.intercept), job.row.rescale)
@@ -207,11 +210,12 @@ def _prepare_volume(job: Job, outcome: Outcome) -> None:
         _stage(hu, Path(job.staging))
 
 
-def _read(item: Item, memory_bytes: float) -> RawScan:
+def _read(item: Item, source: Path, memory_bytes: float) -> RawScan:
     if item.kind == "nifti":
         return read_nifti_scan(Path(item.files[0]), memory_bytes)
     if item.kind == "itk":
-        return read_itk_scan(Path(item.files[0]), memory_bytes)
+        root = source.parent if source.is_file() else source
+        return read_itk_scan(Path(item.files[0]), root, memory_bytes)
     return read_dicom_series([Path(f) for f in item.files], memory_bytes)
 
 

@@ -19,7 +19,7 @@ from ctflow.config.prep import IngestConfig
 from ctflow.data.manifest import read_manifest
 from ctflow.data.records import SliceRecord
 from ctflow.data.writer import SliceShardWriter
-from data_prep.ct_rate.discovery import Item, Source
+from data_prep.ct_rate.discovery import Item, Source, is_published
 from data_prep.ct_rate.journal import FOLDER, Journal
 from data_prep.ct_rate.likeness import alike
 from data_prep.ct_rate.pool import GuardedPool
@@ -55,6 +55,7 @@ class IngestRun:
         self._looks = [
             (np.array(o.coarse), o) for o in done if self._contents[o.voxels_sha256] is o and o.coarse
         ]
+        self._sides = {o.patient_id: o.split for o in done if not is_published(o.case_id)}
         self._unclaimed = self._cases - {o.case_id for o in journal.outcomes.values() if o.usable}
         self._pending: list[tuple[str, Item]] = []
         self._waiting: list[tuple[str, Outcome, Path]] = []
@@ -167,6 +168,7 @@ class IngestRun:
         self._unclaimed.discard(outcome.case_id)
         if outcome.usable:
             self._compare(outcome)
+            self._leave_no_side_empty(outcome)
         self.journal.add(outcome)
         self.seen[outcome.key] = outcome
         if outcome.reasons:
@@ -190,6 +192,18 @@ class IngestRun:
         elif first.key != outcome.key:
             outcome.status, outcome.patient_id, outcome.split = FLAGGED, first.patient_id, first.split
             outcome.reasons = [*outcome.reasons, ["duplicate_content", f"equals {first.case_id}"]]
+
+
+    def _leave_no_side_empty(self, outcome: Outcome) -> None:
+        """The second patient goes to the side that the first left empty: few scans can be trained on too."""
+        if is_published(outcome.case_id):
+            return
+        sides, patient = set(self._sides.values()), outcome.patient_id
+        if patient in self._sides:
+            outcome.split = self._sides[patient]
+        elif len(self._sides) == 1 and sides == {outcome.split} and 0.0 < self.config.valid_fraction < 1.0:
+            outcome.split = next(split for split in SPLITS if split not in sides)
+        self._sides[patient] = outcome.split
 
 
 def _tell(outcome: Outcome) -> None:

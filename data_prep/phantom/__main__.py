@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     ]
     line = parse_command(
         PhantomConfig,
-        "python -m data_prep.phantom",
+        "ctflow phantom",
         "Make chest CT phantoms in CT-RATE's layout.",
         flags,
         argv,

@@ -1,4 +1,8 @@
-"""Pairs of phantoms and of reports that differ in one finding and in nothing else."""
+"""Pairs of phantoms and of reports that differ in one finding and in nothing else.
+
+A set of random patients hardly tells a network what one sentence of a report does: two volumes of it
+differ in everything. Pairs do (``sample_pair``), and an evaluation of pairs tells whether it was learned.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,33 @@ from data_prep.phantom.report import Report, report_for
 from data_prep.phantom.sampling import sample_spec
 from data_prep.phantom.sampling_findings import sample_finding
 from data_prep.phantom.spec import Finding, PhantomSpec
+
+MIRRORED = ("Pleural effusion", "Consolidation", "Lung nodule", "Atelectasis")
+"""Labels whose side is worth a pair."""
+
+PRESENT = (
+    "Cardiomegaly",
+    "Pericardial effusion",
+    "Emphysema",
+    "Consolidation",
+    "Lung nodule",
+    "Atelectasis",
+    "Arterial wall calcification",
+)
+
+_WEIGHTS = {
+    **{("mirrored", label): weight for label, weight in zip(MIRRORED, (0.24, 0.06, 0.06, 0.04), strict=True)},
+    ("graded", "Pleural effusion"): 0.06,
+    ("present", "Pleural effusion"): 0.2,
+    **{("present", label): 0.34 / len(PRESENT) for label in PRESENT},
+}
+KINDS = tuple(_WEIGHTS)
+"""(kind of difference, label) of the pairs that ``sample_pair`` draws."""
+SHARES = np.array(list(_WEIGHTS.values()))
+TOPIC_SHARE = 0.3
+SMALL_ML = (150.0, 290.0)
+LARGE_ML = (720.0, 1000.0)
+"""What reports call small and large (``report.effusion_size``)."""
 
 
 def contrast_pair(spec: PhantomSpec, label: str, side: str | None = None) -> tuple[PhantomSpec, PhantomSpec]:
@@ -39,6 +70,49 @@ def mirrored_pair(spec: PhantomSpec, label: str) -> tuple[PhantomSpec, PhantomSp
     lobe = {"left upper lobe": "right upper lobe", "left lower lobe": "right lower lobe"}.get(left.lobe or "")
     right = dataclasses.replace(left, side="right", lobe=lobe)
     return base.plus(left), base.plus(right)
+
+
+def graded_pair(spec: PhantomSpec, side: str) -> tuple[PhantomSpec, PhantomSpec]:
+    """The same patient with a small and with a large pleural effusion on one side, and none on the other."""
+    base = spec.without("Pleural effusion")
+    finding = requested_finding(base, "Pleural effusion", side)
+    rng = np.random.default_rng([spec.anatomy.seed, 7])
+    small, large = (float(10 * np.round(rng.uniform(*ends) / 10)) for ends in (SMALL_ML, LARGE_ML))
+    return tuple(base.plus(dataclasses.replace(finding, volume_ml=ml)) for ml in (small, large))  # type: ignore[return-value]
+
+
+def sample_pair(
+    seed: int, index: int, size: int = 128, slice_spacing: float | None = None
+) -> tuple[PhantomSpec, PhantomSpec]:
+    """Draw one patient twice, with one finding on the other side, absent, or of another size.
+
+    Effusions make up half of all pairs and are present in about half of all volumes. A share of the pairs
+    has reports of one sentence (``PhantomSpec.topic``), as people type them.
+
+    Args:
+        seed: Data set seed.
+        index: Number of the pair; the result depends on (seed, index) alone.
+        size: Rows and columns of the scan.
+        slice_spacing: Fixed spacing of the slices in mm; None draws 1 to 5 mm.
+
+    Returns:
+        Both specifications; their order is random, so that neither tells what it shows.
+    """
+    rng = np.random.default_rng([seed, index, 15])
+    base = sample_spec(seed, index, size, slice_spacing)
+    side = str(rng.choice(("left", "right")))
+    kind, label = KINDS[int(rng.choice(len(KINDS), p=SHARES))]
+    match kind:
+        case "mirrored":
+            pair = mirrored_pair(base, label)
+        case "graded":
+            pair = graded_pair(base, side)
+        case _:
+            one_sided = label in MIRRORED
+            pair = contrast_pair(base.without(label), label, side if one_sided else None)
+    if rng.random() < TOPIC_SHARE:
+        pair = (dataclasses.replace(pair[0], topic=label), dataclasses.replace(pair[1], topic=label))
+    return pair if rng.random() < 0.5 else pair[::-1]
 
 
 def requested_finding(spec: PhantomSpec, label: str, side: str | None = None) -> Finding:

@@ -78,6 +78,8 @@ NOTHING = (
     "Normal examination of the thorax.",
 )
 
+ABSENT = ("There is no {label}.", "No {label} is seen.", "No {label}.")
+
 OTHER_SIDE = (
     "No pleural effusion is seen on the {side}.",
     "The {side} pleural space is clear.",

@@ -62,6 +62,8 @@ def report_for(spec: PhantomSpec) -> Report:
     by_label: dict[str, list[Finding]] = {}
     for finding in spec.findings:
         by_label.setdefault(finding.label, []).append(finding)
+    if spec.topic:
+        return _on_topic(words, spec.topic, by_label)
     abnormal, short = [], []
     for label, group in by_label.items():
         sentence, impression = _tell(words, label, group)
@@ -81,6 +83,17 @@ def report_for(spec: PhantomSpec) -> Report:
         findings=findings,
         impressions=impressions,
     )
+
+
+def _on_topic(words: Wording, label: str, by_label: dict[str, list[Finding]]) -> Report:
+    """One sentence on one label, as people type it who ask for a volume; the rest stays untold."""
+    if label in by_label:
+        sentence, _ = _tell(words, label, by_label[label])
+    else:
+        usual = [options for _, _, labels, _, options in phrases.NORMAL if labels[:1] == (label,)]
+        options = (*(usual[0] if usual else ()), *phrases.ABSENT)
+        sentence = words.pick("no " + label, options, label=label.lower())
+    return Report("", "", sentence, "")
 
 
 def _arranged(words: Wording, abnormal: list[tuple[str, str]], normal: list[tuple[str, str]]) -> str:

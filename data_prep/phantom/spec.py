@@ -181,6 +181,7 @@ class PhantomSpec:
         findings: What is abnormal.
         report_seed: Random stream of the report's wording.
         reserved: Findings taken out again, whose places stay free, so that all others stay where they were.
+        topic: The one label that the report tells of (present or absent); empty: the report tells of all.
     """
 
     seed: int
@@ -191,6 +192,7 @@ class PhantomSpec:
     findings: tuple[Finding, ...]
     report_seed: int
     reserved: tuple[Finding, ...] = ()
+    topic: str = ""
 
     @property
     def cardiothoracic_ratio(self) -> float:

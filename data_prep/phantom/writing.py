@@ -19,6 +19,7 @@ from tqdm import tqdm
 from ctflow.config.phantom import PhantomConfig
 from ctflow.errors import CTFlowError
 from ctflow.types import HUVolume
+from data_prep.phantom.contrast import sample_pair
 from data_prep.phantom.render import make_phantom
 from data_prep.phantom.report import report_for
 from data_prep.phantom.sampling import sample_spec
@@ -26,7 +27,7 @@ from data_prep.phantom.spec import PhantomSpec
 
 log = logging.getLogger("ctflow.phantom")
 _MARK = "phantoms.json"
-_KEPT_KEYS = ("seed", "size", "slice_spacing", "valid_fraction", "masks")
+_KEPT_KEYS = ("seed", "size", "slice_spacing", "fixed_share", "pairs", "valid_fraction", "masks")
 
 
 def volume_names(config: PhantomConfig) -> list[tuple[str, str]]:
@@ -37,13 +38,24 @@ def volume_names(config: PhantomConfig) -> list[tuple[str, str]]:
     fraction = config.valid_fraction
     start = max(0.0, 1.0 - 2.0 * fraction)  # the second patient is the first of the valid split
     counts = {"train": 0, "valid": 0}
+    scans = "ab" if config.pairs else "a"
     names = []
-    for index in range(config.volumes):
-        passed = [int(np.floor(start + i * fraction + 1e-9)) for i in (index, index + 1)]
+    for patient in range(config.volumes // len(scans)):
+        passed = [int(np.floor(start + i * fraction + 1e-9)) for i in (patient, patient + 1)]
         split = "valid" if passed[1] > passed[0] else "train"
         counts[split] += 1
-        names.append((split, f"{split}_{counts[split]}_a_1"))
+        names += [(split, f"{split}_{counts[split]}_{scan}_1") for scan in scans]
     return names
+
+
+def volume_spec(config: PhantomConfig, index: int) -> PhantomSpec:
+    """The specification of a data set's volume, by its number."""
+    patient, scan = divmod(index, 2) if config.pairs else (index, 0)
+    fixed = np.random.default_rng([config.seed, patient, 16]).random() < config.fixed_share
+    spacing = config.slice_spacing if fixed else None
+    if config.pairs:
+        return sample_pair(config.seed, patient, config.size, spacing)[scan]
+    return sample_spec(config.seed, patient, config.size, spacing)
 
 
 def volume_path(output: Path, split: str, name: str) -> Path:
@@ -102,7 +114,7 @@ def _check_folder(output: Path, config: PhantomConfig) -> None:
     mark = output / _MARK
     if mark.is_file():
         before = json.loads(mark.read_text(encoding="utf-8"))
-        changed = [f"{key}={before.get(key)}" for key in keys if before.get(key) != keys[key]]
+        changed = [f"{key}={before[key]}" for key in keys if key in before and before[key] != keys[key]]
         if changed:
             raise CTFlowError(
                 f"{output} holds phantoms made with {', '.join(changed)}",
@@ -125,7 +137,7 @@ def _sweep(output: Path) -> None:
 def _make_one(job: tuple[PhantomConfig, int, str, str]) -> None:
     config, index, split, name = job
     path = volume_path(Path(config.output), split, name)
-    spec = sample_spec(config.seed, index, config.size, config.slice_spacing)
+    spec = volume_spec(config, index)
     phantom = make_phantom(spec, masks=config.masks)
     path.parent.mkdir(parents=True, exist_ok=True)
     stem = str(path).removesuffix(".nii.gz")
@@ -162,7 +174,7 @@ def _write_text(path: Path, text: str) -> None:
 
 def _write_tables(output: Path, config: PhantomConfig, names: Sequence[tuple[str, str]]) -> None:
     """Reports, metadata and labels of both splits, under CT-RATE's names of files and columns."""
-    specs = [sample_spec(config.seed, i, config.size, config.slice_spacing) for i in range(len(names))]
+    specs = [volume_spec(config, i) for i in range(len(names))]
     for split in ("train", "valid"):
         rows = [(f"{name}.nii.gz", spec) for (s, name), spec in zip(names, specs, strict=True) if s == split]
         reports, metadata, labels = _tables(output, split)

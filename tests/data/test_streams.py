@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from ctflow.config.data import DataConfig
+from ctflow.config.data import CaseChoice, DataConfig
 from ctflow.data import LatentDataModule, LatentShards
 from ctflow.data.stream import EvaluationLoader, TrainLoader
 from ctflow.data.views import BlockView
@@ -160,7 +160,13 @@ class Stop(Callback):
 
 def fit(folder, path, resume=None, stop=None, num_workers=0, **settings):
     config = DataConfig(
-        train=str(folder), valid=str(folder), batch_size=4, seed=5, p_start=0.2, num_workers=num_workers
+        train=str(folder),
+        valid=str(folder),
+        batch_size=4,
+        seed=5,
+        p_start=0.2,
+        num_workers=num_workers,
+        valid_choice=CaseChoice(every_scan=True),
     )
     module = Recorder()
     trainer = Trainer(
@@ -219,14 +225,15 @@ TWO_RANKS = """
 import json, sys
 import torch.distributed as dist
 from lightning.pytorch import Trainer
-from ctflow.config.data import DataConfig
+from ctflow.config.data import CaseChoice, DataConfig
 from ctflow.data import LatentDataModule
 sys.path.insert(0, sys.argv[3])
 from test_streams import Recorder
 module = Recorder()
 trainer = Trainer(accelerator="cpu", devices=2, strategy="ddp", logger=False, enable_progress_bar=False,
                   enable_checkpointing=False, max_epochs=2, num_sanity_val_steps=0)
-config = DataConfig(train=sys.argv[1], valid=sys.argv[1], batch_size=2, seed=5, p_start=0.2)
+config = DataConfig(train=sys.argv[1], valid=sys.argv[1], batch_size=2, seed=5, p_start=0.2,
+                    valid_choice=CaseChoice(every_scan=True))
 trainer.fit(module, LatentDataModule(config))
 with open(f"{sys.argv[2]}/{trainer.global_rank}.json", "w") as stream:
     json.dump([module.seen, module.validated, module.weight.item()], stream)

@@ -208,7 +208,7 @@ def test_pixels_of_files_that_other_encoders_wrote(name):
     plain, other = (
         read_header(Path(get_testdata_file(f"{n}.dcm", download=False))) for n in ("MR_small", name)
     )
-    np.testing.assert_array_equal(read_pixels([other]), read_pixels([plain]))
+    np.testing.assert_array_equal(read_pixels([other])[0], read_pixels([plain])[0])
 
 
 def test_slope_and_intercept_of_each_slice(tmp_path):

@@ -231,7 +231,7 @@ def test_a_worker_that_hangs_or_dies_costs_its_file_only(tmp_path, task, code):
             pool.submit(
                 Job(Item(name, "nifti", (name,), "f"), CsvRow(), IngestConfig(), str(tmp_path / "x.npy"))
             )
-            while pool.busy():
+            while not pool.free():
                 outcomes += [outcome for _, outcome in pool.results()]
     finally:
         pool.close()
@@ -239,3 +239,14 @@ def test_a_worker_that_hangs_or_dies_costs_its_file_only(tmp_path, task, code):
         ("a.nii.gz", "refused", code),
         ("b.nii.gz", "refused", code),
     ]
+
+
+@pytest.mark.parametrize("fraction", ["0.1", "0.9"])
+def test_two_patients_fill_both_sides_of_the_split(tmp_path, fraction):
+    """Few scans of one's own can be trained on and validated; a patient's scans stay together."""
+    for seed, name in enumerate(("anna/1", "bert/1", "bert/2")):
+        save_nifti(tmp_path / "in" / f"{name}.nii.gz", chest(seed=seed))
+    keys = [f"valid_fraction={fraction}", "patient_pattern=^(\\w+)/"]
+    assert run(tmp_path / "in", tmp_path / "out", *keys) == 0
+    sides = {case: split for case, (split, *_) in contents(tmp_path / "out").items()}
+    assert sides["anna-1"] != sides["bert-1"] == sides["bert-2"]

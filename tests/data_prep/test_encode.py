@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -167,12 +168,32 @@ def test_an_output_of_other_weights_or_settings_is_refused(root, encoded, tmp_pa
         encode.main(arguments(root, encoded, avae=tmp_path / "avae"))
     with pytest.raises(ShardError, match="provenance"):
         encode.main(arguments(root, encoded, batch_slices=8))
-    with pytest.raises(ShardError, match="no complete slices shard"):
+    with pytest.raises(ShardError, match="no slice shards"):
         encode.main(arguments(root, encoded, source=tmp_path))
     with pytest.raises(WeightsError):
         encode.main(arguments(root, encoded, clip=tmp_path))
     with pytest.raises(ConfigError, match="fp16"):
         encode.main(arguments(root, encoded, precision="fp16"))
+
+
+def test_every_split_is_encoded_with_the_newest_networks_by_name(
+    root, encoded, tmp_path, monkeypatch, caplog
+):
+    """As README types it: no argument but sizes; what is taken is said, and why."""
+    monkeypatch.chdir(tmp_path)
+    for split in ("train", "valid"):
+        shutil.copytree(root / "slices", tmp_path / "runs" / "shards" / "slices" / split)
+    shutil.copytree(root / "avae", tmp_path / "runs" / "autoencoder" / "mine" / "export")
+    (tmp_path / "runs" / "clip" / "cut").mkdir(parents=True)
+    (tmp_path / "runs" / "clip" / "cut" / "config.yaml").touch()
+    with caplog.at_level(logging.INFO):
+        assert encode.main(["batch_slices=4", "accelerator=cpu"]) == 0
+    assert "A-VAE: runs/autoencoder/mine/export (the newest run under runs/autoencoder)" in caplog.text
+    assert "(embedded: no exported run under runs/clip; cut not exported yet" in caplog.text
+    for split in ("train", "valid"):
+        shards = LatentShards(tmp_path / "runs" / "shards" / "latents" / split)
+        assert [case.slices for case in shards.cases] == LENGTHS
+        assert shards.header.avae_fingerprint == load_avae(root / "avae").fingerprint()
 
 
 def test_an_output_of_other_slices_is_refused(root, encoded, tmp_path):
@@ -194,6 +215,26 @@ def test_measured_whitening_gives_unit_variance_and_an_avae_that_decodes_it(root
     with caplog.at_level(logging.INFO):
         encode.main(arguments(root, output, whitening="measured", avae_output=avae))
     assert "whitening taken from" in caplog.text
+
+
+def test_reports_alone_are_encoded_where_posteriors_are_taken_over(root, encoded, tmp_path):
+    clip = load_text_encoder(root / "clip")
+    with torch.no_grad():
+        for parameter in clip.clip.parameters():
+            parameter.mul_(1.1)
+    save_ctclip(tmp_path / "clip", clip.clip, clip.tokenizer)
+    encode.main(arguments(root, tmp_path / "whole", clip=tmp_path / "clip"))
+    encode.main(arguments(root, tmp_path / "text", clip=tmp_path / "clip", posteriors=encoded))
+    shards = sorted(p.name for p in (tmp_path / "whole").glob("*.h5"))
+    assert len(shards) == 3
+    for name in shards:
+        assert (tmp_path / "text" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    old, new = LatentShards(encoded), LatentShards(tmp_path / "text")
+    assert (old.posterior(1)[0] == new.posterior(1)[0]).all() and (old.text(1)[0] != new.text(1)[0]).any()
+    other = AVAE(load_avae(root / "avae").config)
+    save_avae(tmp_path / "avae", other)
+    with pytest.raises(ShardError, match="avae_fingerprint"):
+        encode.main(arguments(root, tmp_path / "no", avae=tmp_path / "avae", posteriors=encoded))
 
 
 def test_bf16_stays_near_fp32(root, encoded, tmp_path):

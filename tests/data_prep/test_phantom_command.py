@@ -168,3 +168,29 @@ def test_splits():
     assert counts(200, 0.25) == (150, 50)
     short = volume_names(PhantomConfig(volumes=20, valid_fraction=0.2))
     assert volume_names(PhantomConfig(volumes=50, valid_fraction=0.2))[:20] == short
+
+
+def test_pairs_are_two_scans_of_a_patient_that_differ_in_one_finding(tmp_path):
+    run(tmp_path, 8, "pairs=true", "fixed_share=0.5")
+    config = PhantomConfig(volumes=8, seed=4, size=48, slice_spacing=5, valid_fraction=0.25, pairs=True)
+    assert [name for _, name in volume_names(config)][:4] == [
+        "train_1_a_1", "train_1_b_1", "valid_1_a_1", "valid_1_b_1",
+    ]  # fmt: skip
+    assert len(volumes_in(tmp_path)) == 8
+    told = {r["VolumeName"]: r for r in rows(tmp_path / "dataset/radiology_text_reports/train_reports.csv")}
+    for patient in (1, 2, 3):
+        truths = [
+            json.loads(next(tmp_path.rglob(f"train_{patient}_{scan}_1.truth.json")).read_text())
+            for scan in "ab"
+        ]
+        volumes = [nib.load(next(tmp_path.rglob(f"train_{patient}_{scan}_1.nii.gz"))) for scan in "ab"]
+        assert volumes[0].shape == volumes[1].shape and np.allclose(volumes[0].affine, volumes[1].affine)
+        assert (np.asanyarray(volumes[0].dataobj) != np.asanyarray(volumes[1].dataobj)).any()
+        assert truths[0]["findings"] != truths[1]["findings"]
+        texts = [told[f"train_{patient}_{scan}_1.nii.gz"]["Findings_EN"] for scan in "ab"]
+        assert texts[0] != texts[1]
+
+
+def test_an_odd_number_of_volumes_makes_no_pairs():
+    with pytest.raises(ValueError, match="even number"):
+        PhantomConfig(volumes=5, pairs=True)

@@ -1,11 +1,15 @@
 """Given slices cannot reach a score; settings leave what they may score, and nothing else."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from ctflow.config.data import CaseChoice
 from ctflow.config.evaluation import BackboneFiles
 from ctflow.config.generation import RolloutConfig, StopConfig
+from ctflow.data import Acquisition
 from ctflow.errors import EvaluationError
 from ctflow.evaluation.backbones import build_backbones
 from ctflow.evaluation.cases import CaseReader, case_set_hash, choose_cases
@@ -162,3 +166,28 @@ def test_duplicate_and_missing_cases_are_errors(tiny_shards):
 def test_model_finer_than_the_scans_is_an_error(tiny_system):
     with pytest.raises(EvaluationError, match="at least 32"):
         tiny_system.encode(HUVolume(np.zeros((4, 16, 16), np.float32), SPACING))
+
+
+def test_a_patients_other_scans_and_reconstructions_are_no_cases_unless_asked(tiny_shards):
+    names = [
+        ("1", "a", "1", "sharp"),
+        ("1", "a", "2", "soft"),
+        ("1", "b", "1", "soft"),
+        ("2", "a", "1", "soft"),
+    ]
+    cases = [
+        replace(
+            case,
+            case_id=f"valid_{patient}_{scan}_{number}",
+            patient_id=f"valid_{patient}",
+            acquisition=Acquisition(f"valid_{patient}_{scan}", number, "", kind),
+        )
+        for case, (patient, scan, number, kind) in zip(CaseReader(tiny_shards).cases(), names, strict=False)
+    ]
+
+    def ids(choice=None):
+        return [case.case_id for case in choose_cases(cases, 9, False, choice).evaluated]
+
+    assert ids() == ["valid_1_a_2", "valid_2_a_1"]
+    assert ids(CaseChoice("sharp")) == ["valid_1_a_1", "valid_2_a_1"]
+    assert ids(CaseChoice("all", every_scan=True)) == [case.case_id for case in cases]

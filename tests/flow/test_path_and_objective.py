@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 from ctflow.config.models import FlowConfig
-from ctflow.flow import LinearPath, draw, flow_matching_loss, sample_times, training_path
+from ctflow.flow import (
+    LinearPath,
+    draw,
+    flow_matching_loss,
+    pair_difference_loss,
+    sample_times,
+    training_path,
+)
 
 
 def test_noise_is_at_one_and_data_at_zero():
@@ -34,14 +43,15 @@ def test_shapes_must_agree():
 
 def test_time_distributions():
     generator = torch.Generator().manual_seed(0)
-    uniform = sample_times(20_000, "uniform", generator)
-    logit = sample_times(20_000, "logit_normal", generator)
+    uniform = sample_times(20_000, FlowConfig(time_distribution="uniform"), generator)
+    logit = sample_times(20_000, FlowConfig(), generator)
+    shifted = sample_times(20_000, FlowConfig(time_shift=6.0, time_spread=1.5), generator)
     assert uniform.min() >= 0 and uniform.max() <= 1
     assert abs(float(uniform.std()) - 12**-0.5) < 0.01
     assert abs(float(torch.logit(logit).mean())) < 0.03
     assert abs(float(torch.logit(logit).std()) - 1) < 0.03
-    with pytest.raises(ValueError, match="'beta'"):
-        sample_times(1, "beta")
+    assert abs(float(torch.logit(shifted).mean()) - math.log(6)) < 0.04
+    assert abs(float(torch.logit(shifted).std()) - 1.5) < 0.04
 
 
 def test_draw():
@@ -77,3 +87,33 @@ def test_configuration_is_checked():
     ):
         with pytest.raises(ValueError, match=str(next(iter(bad.values())))):
             FlowConfig(**bad)
+
+
+def test_known_slices_and_noise_levels_are_drawn_per_sample():
+    config = FlowConfig(known_share=0.5, most_known=8, condition_noise=0.2)
+    chance = draw(config, torch.zeros(600, 2, 16, 2, 2), torch.Generator().manual_seed(0), told_noise=True)
+    counts = chance.known.sum(dim=1)
+    assert (chance.known == (torch.arange(16) < counts[:, None])).all()
+    assert 240 < int((counts == 0).sum()) < 360
+    assert counts.unique().tolist() == list(range(9))
+    assert 0 <= chance.previous_noise.min() < 0.02 and 0.18 < chance.previous_noise.max() <= 0.2
+    spread = chance.condition_noise.flatten(1).std(dim=1)
+    assert float((spread / chance.previous_noise.clamp_min(0.01) - 1).abs().median()) < 0.1
+
+
+def test_known_slices_do_not_count():
+    prediction, velocity = torch.zeros(2, 1, 4, 1, 1), torch.ones(2, 1, 4, 1, 1)
+    velocity[:, :, :2] = 3
+    known = torch.tensor([[True, True, False, False], [False] * 4])
+    assert flow_matching_loss(prediction, velocity, known).tolist() == [1, 5]
+
+
+def test_pair_difference_is_what_partners_do_not_share():
+    generator = torch.Generator().manual_seed(3)
+    prediction, velocity = torch.randn(2, 4, 3, 5, 2, 2, generator=generator)
+    partner = torch.tensor([1, 0, 3, 2])
+    residual = prediction - velocity
+    difference = pair_difference_loss(prediction, velocity, partner)
+    mean = (residual + residual[partner]).square().flatten(1).mean(1) / 4
+    own = residual.square().flatten(1).mean(1)
+    torch.testing.assert_close(difference + mean, (own + own[partner]) / 2)

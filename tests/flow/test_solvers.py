@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from ctflow.flow import SOLVERS, KnownRegion, LinearPath, solve
+from ctflow.flow import SOLVERS, KnownRegion, LinearPath, solve, time_grid
 
 
 def growth(z, t):
@@ -57,6 +57,36 @@ def test_known_values_are_held_on_their_path(solver):
     assert torch.equal(out[:, mask], value[:, mask])
     assert max(seen) < 1e-5
     torch.testing.assert_close(out[:, ~mask], solve(growth, noise, 8, solver)[:, ~mask], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_clean_known_values_never_move(solver):
+    noise, value = torch.randn(1, 6), torch.randn(1, 6)
+    mask = torch.tensor([True, True, False, False, False, True])
+    seen = []
+
+    def field(z, t):
+        seen.append((value - z)[:, mask].abs().max())
+        return growth(z, t)
+
+    out = solve(field, noise, 8, solver, KnownRegion(mask, value, clean=True))
+    assert max(seen) == 0 and torch.equal(out[:, mask], value[:, mask])
+    torch.testing.assert_close(out[:, ~mask], solve(growth, noise, 8, solver)[:, ~mask], rtol=1e-4, atol=1e-5)
+
+
+def test_a_shifted_grid_takes_most_steps_near_the_noise():
+    plain, shifted = time_grid(4), time_grid(4, 6.0)
+    assert plain.tolist() == [1, 0.75, 0.5, 0.25, 0]
+    odds = shifted[1:-1] / (1 - shifted[1:-1])
+    torch.testing.assert_close(odds, 6 * plain[1:-1] / (1 - plain[1:-1]))
+    # A flow that is decided near t = 1 (data of variance 100) is solved better by as many steps.
+    z1 = torch.randn(256, generator=torch.Generator().manual_seed(1))
+
+    def wide(z, t):
+        return z * (t - (1 - t) * 100) / ((1 - t) ** 2 * 100 + t**2)
+
+    errors = [float((solve(wide, z1, 12, shift=s) - 10 * z1).abs().mean()) for s in (1.0, 6.0)]
+    assert errors[1] < errors[0] / 2
 
 
 def test_unknown_solver_and_no_steps():

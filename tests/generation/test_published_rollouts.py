@@ -27,8 +27,8 @@ def relative(found, expected):
 
 
 @pytest.fixture(scope="module")
-def denoiser(shared_dir: Path) -> FMvT:
-    folder = shared_dir / "fixtures/stdit/A"
+def denoiser(parity_dir: Path) -> FMvT:
+    folder = parity_dir / "stdit/A"
     model = FMvT(fmvt_config_from_published(json.loads((folder / "config.json").read_text(encoding="utf-8"))))
     state = load_file(folder / "diffusion_pytorch_model.safetensors")
     model.load_state_dict(fmvt_state_from_published(state))
@@ -36,8 +36,8 @@ def denoiser(shared_dir: Path) -> FMvT:
 
 
 @pytest.fixture
-def recorded(shared_dir: Path):
-    return lambda name: load_file(shared_dir / "fixtures/ar" / f"{name}.safetensors")
+def recorded(parity_dir: Path):
+    return lambda name: load_file(parity_dir / "ar" / f"{name}.safetensors")
 
 
 def published(solver: str = "euler", max_slices: int = 48) -> RolloutConfig:
@@ -59,7 +59,7 @@ def test_full_body(denoiser, recorded):
     case = RolloutCase("x", file["prompt_embeds"][0])
     (result,) = rollout(denoiser, [case], start, rule(file), published(), noise=replay(file))
     assert relative(result.blocks, file["blocks"]) < 1e-5
-    assert relative(result.latents, file["result_latent"][0]) < 1e-5
+    assert relative(result.latents, torch.cat(tuple(file["blocks"]), dim=1)) < 1e-5
     assert result.stop is StopReason.LIMIT_REACHED
     assert result.positions == [0, 16, 32]
 
@@ -67,10 +67,10 @@ def test_full_body(denoiser, recorded):
 def test_gt_head(denoiser, recorded):
     file = recorded("gt_head")
     start = FLUX.whiten(file["zero_latent_unscaled"])[0]
-    case = RolloutCase("x", file["prompt_embeds"][0], given=FLUX.whiten(file["gt_latent"])[0, :, 16:32])
+    case = RolloutCase("x", file["prompt_embeds"][0], given=FLUX.whiten(file["gt_latent"])[0])
     (result,) = rollout(denoiser, [case], start, rule(file), published(), noise=replay(file, first=1))
     assert relative(result.blocks, file["blocks"]) < 1e-5
-    assert relative(result.latents, file["result_latent"][0]) < 1e-5
+    assert relative(result.latents, torch.cat([file["gt_first_block"][0], *file["blocks"]], dim=1)) < 1e-5
     assert result.given_slices == 16
     assert result.positions == [16, 32]
 
@@ -84,18 +84,18 @@ def test_next_block(denoiser, recorded, solver, key, tolerance):
     case = RolloutCase("x", file["prompt_embeds"][0], real=stored[:, 16:])
     (result,) = rollout(denoiser, [case], stored[:, :16], rule(file), published(solver), noise=replay(file))
     assert relative(result.blocks, file[key]) < tolerance
-    assert result.slices == 64
+    assert result.slices == 16 * len(file[key])
     assert result.stop is StopReason.REAL_LENGTH
 
 
 @pytest.fixture(scope="module")
-def avae(shared_dir: Path) -> AVAE:
-    return load_avae(shared_dir / "fixtures/vae/tiny")
+def avae(parity_dir: Path) -> AVAE:
+    return load_avae(parity_dir / "vae/tiny")
 
 
-def test_the_start_block_and_the_white_latent_are_the_autoencoders(avae, recorded, shared_dir):
+def test_the_start_block_and_the_white_latent_are_the_autoencoders(avae, recorded, parity_dir):
     """Posterior means here; the published code draws a sample once, of the same posterior."""
-    io = load_file(shared_dir / "fixtures/vae/tiny/io.safetensors")
+    io = load_file(parity_dir / "vae/tiny/io.safetensors")
     assert relative(avae.air_latent(64), FLUX.whiten(io["mean_zeros"])[0]) < 1e-5
     assert relative(avae.white_latent(64), FLUX.whiten(io["mean_ones"])[0]) < 1e-5
     file = recorded("full_body")
@@ -114,12 +114,12 @@ def test_the_condition_is_the_reports_vector_over_its_norm(recorded):
 
 @torch.no_grad()
 def test_a_rollout_is_decoded_as_published(avae, recorded):
-    """Every eighth frame: images, the published 8-bit pictures, and what those are in HU."""
+    """Every 32nd frame: images, the published 8-bit pictures, and what those are in HU."""
     file = recorded("full_body")
-    whitened = file["result_latent"][0].transpose(0, 1)[::8]  # [6, C, h, w]
+    whitened = torch.cat(tuple(file["blocks"]), dim=1).transpose(0, 1)[::32]  # [2, C, h, w]
     images = avae.decode(avae.unwhiten(whitened))
     assert relative(images, file["decoded_float"]) < 1e-5
-    pictures = (images * 306).clamp(0, 255).to(torch.uint8).transpose(0, 1)  # [3, 6, H, W]
+    pictures = (images * 306).clamp(0, 255).to(torch.uint8).transpose(0, 1)  # [3, 2, H, W]
     assert (pictures.int() - file["frames_uint8"][0].int()).abs().max() <= 1  # a rounding at a whole number
     hu = avae.decode_to_hu(whitened)
     assert float(hu.min()) >= -1000.0 and float(hu.max()) <= 1400.0
@@ -136,8 +136,8 @@ def test_whitening_the_wrong_way_is_caught(denoiser, recorded):
     assert relative(result.blocks[0], file["blocks"][0]) > 1e-3
 
 
-def test_stop_and_trim(shared_dir: Path):
-    file = load_file(shared_dir / "fixtures/ar/stop_trim.safetensors")
+def test_stop_and_trim(parity_dir: Path):
+    file = load_file(parity_dir / "ar/stop_trim.safetensors")
     names = ["none", "all_white", "tail5", "head_only", "all_95pct", "all_85pct", "tail_but_last", "amp_0.2"]
     white = file["one_latent_scaled"][0]
     flags = [white_slices(file[f"case.{name}"][0], white, 0.1, 0.9) for name in names]

@@ -10,9 +10,18 @@ from torch import nn
 
 from ctflow.config.generation import RolloutConfig, StopConfig
 from ctflow.config.models import FMvTConfig
-from ctflow.generation import BlockMemo, RolloutCase, StopReason, StopRule, rollout
-from ctflow.generation.guidance import BlockConditions, encode_reports, guided_velocity
-from ctflow.models import FMvT
+from ctflow.generation import (
+    BlockMemo,
+    Cancelled,
+    RolloutCase,
+    StopReason,
+    StopRule,
+    rollout,
+    rollout_stream,
+    seeded_noise,
+)
+from ctflow.generation.guidance import encode_reports, guided_velocity
+from ctflow.models import Conditions, FMvT
 from ctflow.models.fmvt_text import TextCondition
 
 C, SIDE = 4, 4
@@ -40,11 +49,20 @@ class Scripted(nn.Module):
         self.volumes = volumes  # by the case's only text value
         self.calls: list[dict[str, torch.Tensor]] = []
 
-    def encode_text(self, text, mask=None, drop=None, batch=1):
+    def encode_text(self, text, mask=None, batch=1):
         return TextCondition(text[:, 0], ())
 
-    def forward(self, z, t, text, previous, position, length):
-        self.calls.append({"z": z, "previous": previous, "position": position, "length": length})
+    def forward(self, z, t, conditions):
+        text, position = conditions.text, conditions.position
+        self.calls.append(
+            {
+                "z": z,
+                "known": conditions.known,
+                "previous": conditions.previous,
+                "position": position,
+                "length": conditions.length,
+            }
+        )
         target = torch.stack(
             [
                 self.volumes[float(key[0])][:, int(start) : int(start) + 16]
@@ -226,12 +244,12 @@ def test_overlap_changes_what_a_real_network_generates():
 def test_a_case_does_not_depend_on_the_others(solver):
     model, cases = real_model(), real_cases("a", "b", "c")
     config = RolloutConfig(steps=3, solver=solver)
-    together = rollout(model, cases, AIR, stop_rule(), config, seed=4)
-    (alone,) = rollout(model, cases[1:2], AIR, stop_rule(), config, seed=4)
-    reordered = rollout(model, cases[::-1], AIR, stop_rule(), config, seed=4)
+    together = rollout(model, cases, AIR, stop_rule(), config, noise=seeded_noise(4))
+    (alone,) = rollout(model, cases[1:2], AIR, stop_rule(), config, noise=seeded_noise(4))
+    reordered = rollout(model, cases[::-1], AIR, stop_rule(), config, noise=seeded_noise(4))
     for other in (alone, reordered[1]):
         assert (other.latents - together[1].latents).norm() < 1e-4 * together[1].latents.norm()
-    (other_seed,) = rollout(model, cases[1:2], AIR, stop_rule(), config, seed=5)
+    (other_seed,) = rollout(model, cases[1:2], AIR, stop_rule(), config, noise=seeded_noise(5))
     assert not torch.allclose(other_seed.latents, alone.latents, atol=1e-2)
 
 
@@ -241,14 +259,18 @@ def test_guidance_is_the_stated_sum():
     z, previous = torch.randn(2, C, 16, SIDE, SIDE), torch.randn(2, C, 16, SIDE, SIDE)
     text, no_text = encode_reports(model, [torch.randn(3, 6), torch.randn(2, 6)], [None, None], guided=True)
     place = {"position": torch.tensor([0.0, 16.0]), "length": torch.tensor([40.0, torch.nan])}
-    conditions = BlockConditions(text, no_text, previous, **place)
+    conditions = Conditions(text, previous, **place)
     t = torch.tensor(0.4)
-    full = model(z, t, text, previous, **place)
-    without_text = model(z, t, None, previous, **place)
-    without_previous = model(z, t, text, None, **place)
+    full = model(z, t, Conditions(text, previous, **place))
+    without_text = model(z, t, Conditions(None, previous, **place))
+    without_previous = model(z, t, Conditions(text, None, **place))
     expected = full + 2 * (full - without_text) - 0.5 * (full - without_previous)
-    found = guided_velocity(model, conditions, 3.0, 0.5)(z, t)
+    scales = RolloutConfig(text_guidance=3.0, previous_guidance=0.5)
+    found = guided_velocity(model, conditions, no_text, scales)(z, t)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    early = replace(scales, guidance_from=0.5)
+    below = guided_velocity(model, conditions, no_text, early)(z, t)
+    torch.testing.assert_close(below, full - 0.5 * (full - without_previous), rtol=1e-4, atol=1e-4)
 
 
 def test_guidance_scales_act_separately():
@@ -302,26 +324,54 @@ def test_settings_share_the_blocks_they_begin_with_and_no_others():
     model.register_forward_hook(lambda *_: calls.append(1))
     full = real_cases("a")[0]
     settings = [full, replace(full, given=real[:, :16]), replace(full, real=real)]
-    alone = [rollout(model, [one], AIR, rule, EULER, seed=1)[0] for one in settings]
+    alone = [rollout(model, [one], AIR, rule, EULER, noise=seeded_noise(1))[0] for one in settings]
     assert len(calls) == EULER.steps * (3 + 2 + 3)
     calls.clear()
-    memo = BlockMemo(8)
-    shared = [rollout(model, [one], AIR, rule, EULER, seed=1, memo=memo)[0] for one in settings]
+    memo = BlockMemo(8, first=2)
+    shared = [
+        rollout(model, [one], AIR, rule, EULER, noise=seeded_noise(1), memo=memo)[0] for one in settings
+    ]
     # next-block's blocks 0 and 1 are full-body's first and gt-head's first
     assert len(calls) == EULER.steps * (3 + 2 + 1)
     for one, other in zip(alone, shared, strict=True):
         assert torch.equal(one.blocks, other.blocks) and torch.equal(one.latents, other.latents)
     for changed, seed in ((replace(full, text=full.text + 1), 1), (replace(full, length=39), 1), (full, 2)):
         calls.clear()
-        rollout(model, [changed], AIR, rule, EULER, seed=seed, memo=memo)
+        rollout(model, [changed], AIR, rule, EULER, noise=seeded_noise(seed), memo=memo)
         assert len(calls) == EULER.steps * 3
     calls.clear()
-    rollout(model, [full], AIR, rule, replace(EULER, steps=5), seed=1, memo=memo)
+    rollout(model, [full], AIR, rule, replace(EULER, steps=5), noise=seeded_noise(1), memo=memo)
     assert len(calls) == 5 * 3
 
 
 def test_memo_keeps_the_newest_blocks():
-    memo = BlockMemo(2)
+    memo = BlockMemo(2, first=2)
     for name in (b"a", b"b", b"c"):
         memo.put(name, torch.zeros(1))
     assert memo.get(b"a") is None and memo.get(b"b") is not None and memo.get(b"c") is not None
+
+
+def test_a_stream_gives_the_slices_of_the_whole_volumes_as_they_become_final():
+    volume = scripted_volume(40)
+    volume[:, 30:32] = WHITE[:, None]  # white in the body: held back until the next block goes on
+    model = Scripted({1.0: volume, 2.0: scripted_volume(20, seed=1)})
+    cases = [case(1.0, given=volume[:, :3]), case(2.0)]
+    config = RolloutConfig(steps=2, stop=StopConfig(rule="first_slice"))
+    whole = rollout(model, cases, AIR, stop_rule(rule="first_slice"), config)
+    rounds = list(rollout_stream(model, cases, AIR, stop_rule(rule="first_slice"), config))
+    for result in whole:
+        parts = [r.slices[result.case_id] for r in rounds if result.case_id in r.slices]
+        assert torch.equal(torch.cat(parts, dim=1), result.latents)
+    assert [r.case_id for r in rounds[-1].finished] == ["case1.0"]
+    assert rounds[0].slices["case1.0"].shape[1] == 19
+
+
+def test_a_stream_is_cancelled_between_two_evaluations():
+    model = Scripted({1.0: scripted_volume(60)})
+    stream = rollout_stream(
+        model, [case(1.0)], AIR, stop_rule(), EULER, cancelled=lambda: len(model.calls) > 5
+    )
+    assert next(stream).slices["case1.0"].shape[1] == 16
+    with pytest.raises(Cancelled):
+        next(stream)
+    assert len(model.calls) == 6

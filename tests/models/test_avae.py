@@ -21,13 +21,13 @@ def relative(found, expected):
 
 
 @pytest.fixture(scope="module")
-def recorded(shared_dir):
-    return load_file(shared_dir / "fixtures/vae/tiny/io.safetensors")
+def recorded(parity_dir):
+    return load_file(parity_dir / "vae/tiny/io.safetensors")
 
 
 @pytest.fixture(scope="module", params=["", "ae_bfl.safetensors"])
-def published(request, shared_dir):
-    return load_avae(shared_dir / "fixtures/vae/tiny" / request.param)
+def published(request, parity_dir):
+    return load_avae(parity_dir / "vae/tiny" / request.param)
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +82,8 @@ def test_published_rectangle_and_flat_slices(published, recorded):
 
 
 @torch.no_grad()
-def test_one_channel_weights_do_the_same_to_grey_images(shared_dir, recorded):
-    folder = shared_dir / "fixtures/vae/tiny"
+def test_one_channel_weights_do_the_same_to_grey_images(parity_dir, recorded):
+    folder = parity_dir / "vae/tiny"
     three, one = load_avae(folder), load_avae(folder, channels=1)
     grey = recorded["image"][:, :1]
     assert one.config.in_channels == 1
@@ -96,8 +96,8 @@ def test_one_channel_weights_do_the_same_to_grey_images(shared_dir, recorded):
     )
 
 
-def test_only_the_diffusers_layout_clamps(shared_dir):
-    folder = shared_dir / "fixtures/vae/tiny"
+def test_only_the_diffusers_layout_clamps(parity_dir):
+    folder = parity_dir / "vae/tiny"
     for path, clamped in ((folder, True), (folder / "ae_bfl.safetensors", False)):
         model = load_avae(path)
         with torch.no_grad():

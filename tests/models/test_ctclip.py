@@ -28,13 +28,13 @@ def relative(found, expected):
 
 
 @pytest.fixture(scope="module")
-def recorded(shared_dir):
-    return load_file(shared_dir / "fixtures/ctclip/tiny/io.safetensors")
+def recorded(parity_dir):
+    return load_file(parity_dir / "ctclip/tiny/io.safetensors")
 
 
 @pytest.fixture(scope="module")
-def published(shared_dir):
-    return load_ctclip(shared_dir / "fixtures/ctclip/tiny")
+def published(parity_dir):
+    return load_ctclip(parity_dir / "ctclip/tiny")
 
 
 def fresh(quantize: bool = False) -> CTCLIP:
@@ -83,8 +83,8 @@ def test_published_similarity(published, recorded):
 
 @torch.no_grad()
 @pytest.mark.parametrize("quirk", ["raw_temporal_reshape", "quantize"])
-def test_leaving_a_published_property_out_is_caught(shared_dir, recorded, quirk):
-    model = load_ctclip(shared_dir / "fixtures/ctclip/tiny")
+def test_leaving_a_published_property_out_is_caught(parity_dir, recorded, quirk):
+    model = load_ctclip(parity_dir / "ctclip/tiny")
     if quirk == "quantize":
         model.volume.quantizer = None
     else:
@@ -94,8 +94,8 @@ def test_leaving_a_published_property_out_is_caught(shared_dir, recorded, quirk)
 
 @pytest.mark.parametrize("case", ["pad", "crop_x", "crop_z"])
 @pytest.mark.parametrize(("clip", "name"), [("before", "region"), ("after", "region_train_order")])
-def test_published_preprocessing(shared_dir, case, clip, name):
-    path = shared_dir / "fixtures/ctclip/preprocess.safetensors"
+def test_published_preprocessing(parity_dir, case, clip, name):
+    path = parity_dir / "ctclip/preprocess.safetensors"
     with safe_open(path, "pt") as file:
         facts = json.loads(file.metadata()["cases"])[case]
         raw, expected = file.get_tensor(f"{case}.raw"), file.get_tensor(f"{case}.{name}")
@@ -110,9 +110,9 @@ def test_published_preprocessing(shared_dir, case, clip, name):
         assert float(result.mean(dtype=torch.float64)) == pytest.approx(facts["mean"], abs=1e-9)
 
 
-def test_a_nifti_file_gets_the_published_preprocessing(shared_dir, tmp_path):
+def test_a_nifti_file_gets_the_published_preprocessing(parity_dir, tmp_path):
     """From the file on: to this project's orientation and back to the published order of axes."""
-    with safe_open(shared_dir / "fixtures/ctclip/preprocess.safetensors", "pt") as file:
+    with safe_open(parity_dir / "ctclip/preprocess.safetensors", "pt") as file:
         facts, raw = json.loads(file.metadata()["cases"])["pad"], file.get_tensor("pad.raw").numpy()
         expected = file.get_tensor("pad.region")
     hu = (raw * facts["slope"] + facts["intercept"]).astype(np.int16)

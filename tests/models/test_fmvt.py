@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from ctflow.config.models import FMvTConfig
-from ctflow.models import FMvT
+from ctflow.models import Conditions, FMvT
 from ctflow.models.fmvt_layers import SelfAttention, attention
 from ctflow.models.fmvt_text import TextTokens
 
@@ -34,6 +34,12 @@ def model() -> FMvT:
     return build()
 
 
+def ask(batch, **conditions):
+    """Arguments of a call with further conditions."""
+    x, t, text, previous = batch
+    return x, t, Conditions(text, previous, **conditions)
+
+
 @pytest.fixture
 def batch():
     generator = torch.Generator().manual_seed(1)
@@ -43,15 +49,20 @@ def batch():
 
 
 def test_a_fresh_model_starts_at_zero(batch):
-    assert torch.equal(FMvT(TINY)(*batch), torch.zeros(3, 4, 16, 4, 4))
+    assert torch.equal(FMvT(replace(TINY, preconditioned=False))(*ask(batch)), torch.zeros(3, 4, 16, 4, 4))
 
 
 def test_every_parameter_gets_a_gradient(batch):
     model = build().train()
     some = torch.tensor([True, False, False])
     numbers = {"position": torch.tensor([0.0, 16, math.nan]), "length": torch.tensor([40.0, 50, 60])}
-    drops = {"drop_text": some, "drop_previous": some, "drop_length": some}
-    model(*batch, text_mask=torch.ones(3, 5, dtype=torch.bool), **numbers, **drops).square().mean().backward()
+    numbers |= {
+        "spacing": torch.tensor([[4.0, 3, 3], [2.5, 3, 3], [math.nan] * 3]),
+        "previous_noise": torch.tensor([0.1, 0.2, math.nan]),
+    }
+    known = torch.arange(16) < torch.tensor([[0], [4], [2]])
+    x, t, told = ask(batch, text_mask=torch.ones(3, 5, dtype=torch.bool), known=known, **numbers)
+    model(x, t, told.dropped(some, some, some)).square().mean().backward()
     assert not [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
 
 
@@ -107,10 +118,10 @@ def test_single_token_queries_are_frozen():
 def test_text_encoded_once_is_the_same_text(model, batch):
     x, t, text, previous = batch
     mask = torch.tensor([[1, 1, 0, 0, 0], [1, 1, 1, 1, 1], [1, 0, 0, 0, 0]]).bool()
-    direct = model(x, t, text, previous, text_mask=mask)
+    direct = model(x, t, Conditions(text, previous, text_mask=mask))
     encoded = model.encode_text(text, mask)
-    torch.testing.assert_close(model(x, t, encoded, previous), direct, rtol=1e-5, atol=1e-6)
-    row = model(x[1:2], t[1:2], encoded.select(torch.tensor([1])), previous[1:2])
+    torch.testing.assert_close(model(x, t, Conditions(encoded, previous)), direct, rtol=1e-5, atol=1e-6)
+    row = model(x[1:2], t[1:2], Conditions(encoded.select(torch.tensor([1])), previous[1:2]))
     torch.testing.assert_close(row, direct[1:2], rtol=1e-4, atol=1e-5)
 
 
@@ -118,66 +129,69 @@ def test_text_encoded_once_is_the_same_text(model, batch):
 def test_masked_tokens_do_not_matter(model, batch):
     x, t, text, previous = batch
     mask = torch.tensor([1, 1, 1, 0, 0]).bool().expand(3, 5)
-    short = model(x, t, text[:, :3], previous)
-    torch.testing.assert_close(model(x, t, text, previous, text_mask=mask), short, rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(model(x, t, text, previous), short, atol=1e-3)
+    short = model(x, t, Conditions(text[:, :3], previous))
+    torch.testing.assert_close(
+        model(x, t, Conditions(text, previous, text_mask=mask)), short, rtol=1e-4, atol=1e-5
+    )
+    assert not torch.allclose(model(x, t, Conditions(text, previous)), short, atol=1e-3)
 
 
 @torch.no_grad()
 def test_no_text(model, batch):
     x, t, text, previous = batch
-    without = model(x, t, None, previous)
+    without = model(x, t, Conditions(None, previous))
     drop = torch.tensor([True, False, True])
-    dropped = model(x, t, text, previous, drop_text=drop)
+    dropped = model(x, t, Conditions(text, previous).dropped(text=drop))
     torch.testing.assert_close(dropped[drop], without[drop], rtol=1e-4, atol=1e-5)
     assert not torch.allclose(dropped[1], without[1], atol=1e-3)
     mask = torch.ones(3, 5, dtype=torch.bool)
     mask[0] = False
-    empty = model(x, t, text, previous, text_mask=mask)
+    empty = model(x, t, Conditions(text, previous, text_mask=mask))
     torch.testing.assert_close(empty[0], without[0], rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
 def test_no_previous_block(model, batch):
     x, t, text, previous = batch
-    without = model(x, t, text, None)
+    without = model(x, t, Conditions(text, None))
     drop = torch.tensor([False, True, False])
-    dropped = model(x, t, text, previous, drop_previous=drop)
+    dropped = model(x, t, Conditions(text, previous).dropped(previous=drop))
     torch.testing.assert_close(dropped[1], without[1], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(dropped[::2], model(*batch)[::2], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(dropped[::2], model(*ask(batch))[::2], rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
 def test_position_and_length_are_inputs_and_may_be_unknown(model, batch):
     unknown = torch.full((3,), math.nan)
     position, length = torch.tensor([0.0, 16, 32]), torch.tensor([60.0, 70, 80])
-    plain = model(*batch)
-    torch.testing.assert_close(model(*batch, position=unknown, length=unknown), plain)
-    both = model(*batch, position=position, length=length)
+    plain = model(*ask(batch))
+    torch.testing.assert_close(model(*ask(batch, position=unknown, length=unknown)), plain)
+    both = model(*ask(batch, position=position, length=length))
     for other in (
         plain,
-        model(*batch, position=position),
-        model(*batch, position=position + 2, length=length),
+        model(*ask(batch, position=position)),
+        model(*ask(batch, position=position + 2, length=length)),
     ):
         assert not torch.allclose(both, other, atol=1e-3)
-    dropped = model(*batch, position=position, length=length, drop_length=torch.ones(3, dtype=torch.bool))
-    torch.testing.assert_close(dropped, model(*batch, position=position))
+    x, t, told = ask(batch, position=position, length=length)
+    dropped = model(x, t, told.dropped(length=torch.ones(3, dtype=torch.bool)))
+    torch.testing.assert_close(dropped, model(*ask(batch, position=position)))
 
 
 @torch.no_grad()
 def test_other_latent_sizes(model):
     x = torch.randn(1, 4, 8, 6, 10)
-    assert model(x, 0.5, None, x).shape == x.shape
+    assert model(x, 0.5, Conditions(None, x)).shape == x.shape
     own = build(replace(TINY, input_size=[8, 6, 10]))
     state = {k: v for k, v in model.state_dict().items() if not k.startswith("pos_embed")}
     own.load_state_dict(state, strict=False)
-    torch.testing.assert_close(own(x, 0.5, None, x), model(x, 0.5, None, x))
+    torch.testing.assert_close(own(x, 0.5, Conditions(None, x)), model(x, 0.5, Conditions(None, x)))
 
 
 def test_activation_checkpointing_changes_nothing(batch):
     plain, saving = build().train(), build(replace(TINY, activation_checkpointing=True)).train()
     for model in (plain, saving):
-        model(*batch).square().mean().backward()
+        model(*ask(batch)).square().mean().backward()
     for (name, a), (_, b) in zip(plain.named_parameters(), saving.named_parameters(), strict=True):
         if a.grad is not None:
             torch.testing.assert_close(b.grad, a.grad, msg=name)
@@ -186,25 +200,30 @@ def test_activation_checkpointing_changes_nothing(batch):
 def test_errors_echo_the_shapes(model, batch):
     x, t, text, previous = batch
     with pytest.raises(ValueError, match=r"\[B, 4, T, h, w\], found \[3, 3, 16, 4, 4\]"):
-        model(x[:, :3], t, text, previous)
+        model(x[:, :3], t, Conditions(text, previous))
     with pytest.raises(ValueError, match=r"\[16, 4, 3\] is not divisible by the patch \[2, 2, 2\]"):
-        model(x[..., :3], t, text, previous)
+        model(x[..., :3], t, Conditions(text, previous))
     with pytest.raises(ValueError, match=r"\[3, 4, 16, 4, 4\], found \[2, 4, 16, 4, 4\]"):
-        model(x, t, text, previous[:2])
+        model(x, t, Conditions(text, previous[:2]))
     with pytest.raises(ValueError, match=r"\[B, L, 12\], found \[3, 5, 11\]"):
-        model(x, t, text[..., :11], previous)
+        model(x, t, Conditions(text[..., :11], previous))
     with pytest.raises(ValueError, match=r"\[3, 5\], found \[3, 4\]"):
-        model(x, t, text, previous, text_mask=torch.ones(3, 4))
+        model(x, t, Conditions(text, previous, text_mask=torch.ones(3, 4)))
     with pytest.raises(ValueError, match=r"text has 2 rows for a batch of 3"):
-        model(x, t, text[:2], previous)
-    with pytest.raises(ValueError, match=r"t must be a scalar or \[B\] = \[3\], found \[2\]"):
-        model(x, t[:2], text, previous)
+        model(x, t, Conditions(text[:2], previous))
+    with pytest.raises(
+        ValueError, match=r"t must be a scalar, \[B\] = \[3\] or \[B, T\] = \[3, 16\], found \[2\]"
+    ):
+        model(x, t[:2], Conditions(text, previous))
     with pytest.raises(ValueError, match=r"length must be \[B\] = \[3\], found \[1\]"):
-        model(x, t, text, previous, length=torch.ones(1))
-    with pytest.raises(ValueError, match="belong to encode_text"):
-        model(x, t, model.encode_text(text), previous, drop_text=torch.ones(3, dtype=torch.bool))
+        model(x, t, Conditions(text, previous, length=torch.ones(1)))
+    with pytest.raises(ValueError, match="belongs to encode_text"):
+        model(x, t, Conditions(model.encode_text(text), previous, torch.ones(3, 5)))
+    with pytest.raises(ValueError, match="knows no clean slices"):
+        known = torch.zeros(3, 16, dtype=torch.bool)
+        build(replace(TINY, slice_times=False))(x, t, Conditions(text, previous, known=known))
     with pytest.raises(ValueError, match="knows no null previous block"):
-        build(replace(TINY, learned_nulls=False))(x, t, text, None)
+        build(replace(TINY, learned_nulls=False))(x, t, Conditions(text, None))
 
 
 @pytest.mark.parametrize(
@@ -219,3 +238,50 @@ def test_errors_echo_the_shapes(model, batch):
 def test_impossible_configurations(change, message):
     with pytest.raises(ValueError, match=message):
         replace(TINY, **change)
+
+
+@torch.no_grad()
+def test_a_slice_has_a_time_of_its_own(model, batch):
+    x, t, text, previous = batch
+    one = model(x, t, Conditions(text, previous))
+    torch.testing.assert_close(model(x, t[:, None].expand(3, 16), Conditions(text, previous)), one)
+    known = torch.arange(16) < torch.tensor([[0], [4], [16]])
+    flagged = model(x, t, Conditions(text, previous, known=known))
+    torch.testing.assert_close(flagged[0], one[0], rtol=1e-4, atol=1e-5)
+    # The times of known slices are 0, whatever is passed for them.
+    times = t[:, None].expand(3, 16).masked_fill(known, 0.7)
+    torch.testing.assert_close(model(x, times, Conditions(text, previous, known=known)), flagged)
+    unflagged = model(x, t[:, None].masked_fill(known, 0.0), Conditions(text, previous))
+    assert not torch.allclose(unflagged[1], flagged[1], atol=1e-3)
+
+
+@torch.no_grad()
+def test_preconditioning_gives_the_best_line_for_free():
+    """With the network's part at zero, the velocity is the least-squares line of noise - data in z."""
+    model = FMvT(TINY)
+    generator = torch.Generator().manual_seed(2)
+    data, noise = torch.randn(2, 64, 4, 16, 4, 4, generator=generator)
+    for t in (0.0, 0.1, 0.5, 0.9, 1.0):
+        z, velocity = (1 - t) * data + t * noise, noise - data
+        found = model(z, t, Conditions(None, torch.zeros_like(z)))
+        line, least = ((z * v).mean() / z.square().mean() for v in (found, velocity))
+        torch.testing.assert_close(found, line * z, rtol=1e-4, atol=1e-5)
+        assert abs(float(line - least)) < 0.02
+
+
+@torch.no_grad()
+def test_spacing_and_noise_of_the_previous_block_are_inputs(model, batch):
+    place = {"position": torch.full((3,), 16.0), "length": torch.full((3,), 60.0)}
+    spacing = torch.tensor([4.0, 3.0, 3.0]).expand(3, 3)
+    plain = model(*ask(batch, spacing=spacing, **place))
+    changes = (
+        {"spacing": spacing * torch.tensor([0.5, 1, 1])},
+        {"spacing": spacing * torch.tensor([1, 0.8, 0.8])},
+        {"spacing": spacing, "previous_noise": torch.full((3,), 0.2)},
+    )
+    for change in changes:
+        assert not torch.allclose(model(*ask(batch, **change, **place)), plain, atol=1e-3)
+    unknown = model(*ask(batch, spacing=torch.full((3, 3), math.nan), **place))
+    torch.testing.assert_close(model(*ask(batch, **place)), unknown)
+    with pytest.raises(ValueError, match=r"spacing must be \[B, 3\] = \[3, 3\], found \[3\]"):
+        model(*ask(batch, spacing=torch.ones(3)))

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from einops import rearrange
+from parity import STDIT_B
 from safetensors.torch import load_file
 from torch import nn
 
 from ctflow.config.models import FMvTConfig
 from ctflow.errors import WeightsError
-from ctflow.models import FMvT
+from ctflow.models import Conditions, FMvT
 from ctflow.models.fmvt_published import (
     fmvt_config_from_published,
     fmvt_config_to_published,
@@ -39,9 +40,9 @@ def load(folder: Path, **changes) -> FMvT:
     return model.eval()
 
 
-@pytest.fixture(scope="module", params=["A", "B"])
-def folder(request, shared_dir: Path) -> Path:
-    return shared_dir / "fixtures/stdit" / request.param
+@pytest.fixture(scope="module", params=["A", STDIT_B])
+def folder(request, parity_dir: Path) -> Path:
+    return parity_dir / "stdit" / request.param
 
 
 @pytest.fixture(scope="module")
@@ -57,16 +58,21 @@ def model(folder: Path) -> FMvT:
 @torch.no_grad()
 def test_outputs(model, io):
     x, t, text, previous = io["x"], io["t"], io["encoder_hidden_states"], io["cond_image"]
-    assert relative(model(x, t, text, previous), io["out"]) < TOLERANCE
-    assert relative(model(x, io["t_scalar"], text, previous), io["out_t_scalar"]) < TOLERANCE
-    assert relative(model(x, 0.0, text, previous), io["out_t0"]) < TOLERANCE
-    assert relative(model(x, torch.ones(2), text, previous), io["out_t1"]) < TOLERANCE
-    assert relative(model(x, t, None, previous), io["out_no_text"]) < TOLERANCE
-    dropped = model(x, t, text, previous, drop_text=torch.tensor([True, False]))
+    assert relative(model(x, t, Conditions(text, previous)), io["out"]) < TOLERANCE
+    assert (
+        relative(model(x, io["t_scalar"], Conditions(text, previous))[:1], io["out_t_scalar"][:1]) < TOLERANCE
+    )
+    assert relative(model(x, 0.0, Conditions(text, previous))[:1], io["out_t0"][:1]) < TOLERANCE
+    assert relative(model(x, torch.ones(2), Conditions(text, previous))[:1], io["out_t1"][:1]) < TOLERANCE
+    assert relative(model(x, t, Conditions(None, previous))[:1], io["out_no_text"][:1]) < TOLERANCE
+    dropped = model(x, t, Conditions(text, previous).dropped(text=torch.tensor([True, False])))
     assert relative(dropped[0], io["out_no_text"][0]) < TOLERANCE
     assert relative(dropped[1], io["out"][1]) < TOLERANCE
     if "mask" in io:
-        assert relative(model(x, t, text, previous, text_mask=io["mask"]), io["out_mask"]) < TOLERANCE
+        assert (
+            relative(model(x, t, Conditions(text, previous, text_mask=io["mask"])), io["out_mask"])
+            < TOLERANCE
+        )
 
 
 @torch.no_grad()
@@ -83,12 +89,14 @@ def test_intermediate_activations(model, io):
     for name, module in watched.items():
         module.register_forward_hook(lambda _, __, out, name=name: seen.__setitem__(name, out))
     tokens = model.y_embedder(io["encoder_hidden_states"][:1]).tokens
-    model(io["x"][:1], io["t"][:1], io["encoder_hidden_states"][:1], io["cond_image"][:1])
+    model(io["x"][:1], io["t"][:1], Conditions(io["encoder_hidden_states"][:1], io["cond_image"][:1]))
     for module in watched.values():
         module._forward_hooks.clear()
     assert relative(tokens[:, None], io["act.y_emb"]) < TOLERANCE
     layouts = {"block0_attn": "b t s c -> (b t) s c", "block0_attn_temp": "b t s c -> (b s) t c"}
     for name, found in seen.items():
+        if name == "t_block":
+            found = found[:, 0]  # one time for all slices
         if found.ndim == 4:
             found = rearrange(found, layouts.get(name, "b t s c -> b (t s) c"))
         expected = io[f"act.{name}"]
@@ -120,13 +128,13 @@ def test_a_wrong_property_is_caught(folder, io, change):
     wrong = load(folder, **change)
     if "space_scale" in change:
         wrong.pos_embed.copy_(FMvT(wrong.config).pos_embed)
-    out = wrong(io["x"], io["t"], io["encoder_hidden_states"], io["cond_image"])
+    out = wrong(io["x"], io["t"], Conditions(io["encoder_hidden_states"], io["cond_image"]))
     assert relative(out, io["out"]) > 100 * TOLERANCE
 
 
 @torch.no_grad()
 def test_a_wrong_direction_of_time_is_caught(model, io):
-    out = model(io["x"], 1 - io["t"], io["encoder_hidden_states"], io["cond_image"])
+    out = model(io["x"], 1 - io["t"], Conditions(io["encoder_hidden_states"], io["cond_image"]))
     assert relative(out, io["out"]) > 100 * TOLERANCE
 
 
@@ -135,7 +143,7 @@ def test_a_wrong_gelu_is_caught(folder, io):
     wrong = load(folder)
     for block in wrong.blocks:
         block.mlp.act = nn.GELU()
-    out = wrong(io["x"], io["t"], io["encoder_hidden_states"], io["cond_image"])
+    out = wrong(io["x"], io["t"], Conditions(io["encoder_hidden_states"], io["cond_image"]))
     assert relative(out, io["out"]) > 10 * TOLERANCE
 
 
@@ -184,7 +192,7 @@ def test_parameter_counts(size):
 
 
 @pytest.mark.parametrize(("size", "side"), [("S", 32), ("B", 32), ("L", 32), ("L", 64)])
-def test_key_listings(shared_dir: Path, size, side):
+def test_key_listings(parity_dir: Path, size, side):
     with torch.device("meta"):
         model = FMvT(published_preset(size, side))
     parameters = dict(model.named_parameters())
@@ -199,9 +207,5 @@ def test_key_listings(shared_dir: Path, size, side):
         )
         for key, value in model.state_dict().items()
     }
-    listing = (
-        (shared_dir / f"fixtures/layouts/state_dict_{size}_{side}.txt")
-        .read_text(encoding="utf-8")
-        .splitlines()
-    )
+    listing = (parity_dir / f"layouts/state_dict_{size}_{side}.txt").read_text(encoding="utf-8").splitlines()
     assert found == set(listing)

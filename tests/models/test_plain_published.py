@@ -6,10 +6,11 @@ import json
 
 import pytest
 import torch
+from parity import STDIT_B
 from plain_published import SingleFile, bert_states, transformer, unit, volume_latent
 from safetensors.torch import load_file, save_file
 
-from ctflow.models import AVAE, CTCLIP, FMvT
+from ctflow.models import AVAE, CTCLIP, Conditions, FMvT
 from ctflow.models.avae_published import avae_config_from_diffusers, to_single_file
 from ctflow.models.ctclip_published import ctclip_config_from_published, ctclip_state_to_published
 from ctflow.models.fmvt_published import fmvt_config_from_published, fmvt_state_to_published
@@ -32,9 +33,9 @@ def randomised(module, seed):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["A", "B"])
-def test_the_plain_transformer_reproduces_the_fixtures(shared_dir, name):
-    folder = shared_dir / "fixtures/stdit" / name
+@pytest.mark.parametrize("name", ["A", STDIT_B])
+def test_the_plain_transformer_reproduces_the_fixtures(parity_dir, name):
+    folder = parity_dir / "stdit" / name
     io, config = load_file(folder / "io.safetensors"), json.loads((folder / "config.json").read_text("utf-8"))
     state = load_file(folder / "diffusion_pytorch_model.safetensors")
     out = transformer(config, state, io["x"], io["t"], io["encoder_hidden_states"], io["cond_image"])
@@ -42,12 +43,12 @@ def test_the_plain_transformer_reproduces_the_fixtures(shared_dir, name):
 
 
 @torch.no_grad()
-def test_the_plain_encoders_reproduce_the_fixtures(shared_dir):
-    folder = shared_dir / "fixtures/vae/tiny"
+def test_the_plain_encoders_reproduce_the_fixtures(parity_dir):
+    folder = parity_dir / "vae/tiny"
     plain, io = SingleFile(load_file(folder / "ae_bfl.safetensors"), 8), load_file(folder / "io.safetensors")
     assert relative(plain.encode(io["image"])[0], io["mean"]) < 1e-5
     assert relative(plain.decode(io["latent"]), io["decoded"]) < 1e-5
-    folder = shared_dir / "fixtures/ctclip/tiny"
+    folder = parity_dir / "ctclip/tiny"
     config, io = json.loads((folder / "config.json").read_text("utf-8")), load_file(folder / "io.safetensors")
     state = torch.load(folder / "ctclip.pt", weights_only=True)
     states = bert_states(config["bert"], state, io["input_ids"], io["attention_mask"])
@@ -82,20 +83,23 @@ def test_transformer_at_other_shapes(tmp_path, shape):
     x, previous = torch.randn(2, 3, channels, *config["input_size"])
     t, text = torch.rand(3), torch.randn(3, length, config["caption_channels"])
     for moment in (t, 0.0, 1, torch.tensor(0.3)):
-        found = model(x, moment, text, previous)
+        found = model(x, moment, Conditions(text, previous))
         assert relative(found, transformer(config, state, x, moment, text, previous)) < 1e-6
-    assert relative(model(x, t, None, previous), transformer(config, state, x, t, None, previous)) < 1e-6
+    assert (
+        relative(model(x, t, Conditions(None, previous)), transformer(config, state, x, t, None, previous))
+        < 1e-6
+    )
     more = torch.randn(3, length + 2, config["caption_channels"])
     mask = (torch.rand(3, length + 2) > 0.5).long()
     mask[:, 1] = 1
     expected = transformer(config, state, x, t, more, previous, mask)
-    assert relative(model(x, t, more, previous, text_mask=mask), expected) < 1e-6
+    assert relative(model(x, t, Conditions(more, previous, text_mask=mask)), expected) < 1e-6
     larger = config | {"input_size": [2 * config["input_size"][0], 12, 16]}
     places = FMvT(fmvt_config_from_published(larger)).state_dict()
     moved = state | {f"model.{key}": places[key] for key in ("pos_embed", "pos_embed_temporal")}
     x, previous = torch.randn(2, 3, channels, *larger["input_size"])
     expected = transformer(larger, moved, x, t, text, previous)
-    assert relative(model(x, t, text, previous), expected) < 1e-6
+    assert relative(model(x, t, Conditions(text, previous)), expected) < 1e-6
 
 
 @torch.no_grad()

@@ -261,8 +261,8 @@ def test_the_decoder_alone_is_trained_and_latents_stay_valid(
 
 
 def test_rollouts_are_shown_and_measured(tiny: TinyData, tmp_path: Path, curves_of: ReadCurves) -> None:
-    monitor = ["rollout_every=1", "cases=2", "max_blocks=2", "steps=2"]
-    more = [f"flow.monitor.{setting}" for setting in monitor]
+    monitor = ["rollout_every=1", "cases=2", "max_blocks=2"]
+    more = ["flow.rollout.steps=2", *(f"flow.monitor.{setting}" for setting in monitor)]
     main(tiny.arguments("flow", tmp_path, "name=shown", "loop.max_steps=2", "loop.val_every=2", *more))
     curves = curves_of(tmp_path / "flow" / "shown")
     assert {"val/fid_rand2d", "val/fvd_rand3d_f16", "val/length_error", "val/checkerboard_2"} <= curves.keys()
@@ -300,9 +300,42 @@ def test_time_limit_ends_a_run_with_a_checkpoint(tiny: TinyData, tmp_path: Path)
     assert (folder / "last.ckpt").is_file() and (folder / "export" / "config.yaml").is_file()
 
 
+_OPEN = [f"flow.network.{key}=null" for key in ("input_size", "latent_channels", "text_dim")]
+
+
+def test_the_fmvt_takes_what_is_left_open_from_the_shards(tiny: TinyData, tmp_path: Path) -> None:
+    main(tiny.arguments("flow", tmp_path, *_OPEN, "name=open", "loop.max_steps=1"))
+    network = load_fmvt(tmp_path / "flow" / "open" / "export" / "fmvt").config
+    assert (list(network.input_size), network.latent_channels, network.text_dim) == ([16, 8, 8], 4, 8)
+    saved = load_config(TrainConfig, tmp_path / "flow" / "open" / "config.yaml").flow.network
+    assert saved.input_size == [16, 8, 8]
+
+
+def test_few_cases_and_no_validation(
+    tiny: TinyData, tmp_path: Path, curves_of: ReadCurves, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Fewer cases than a batch are seen several times; a set without a validation split is trained on."""
+    more = ["data.batch_size=15", "data.valid=", "data.in_memory=true", "loop.max_steps=1", "name=few"]
+    main(tiny.arguments("clip", tmp_path, *more))
+    assert "holds 6 samples, one optimizer step takes 15" in caplog.text
+    assert load_config(TrainConfig, tmp_path / "clip" / "few" / "config.yaml").data.repeat == 3
+    assert not any(name.startswith("val/") for name in curves_of(tmp_path / "clip" / "few"))
+
+
+def test_a_set_larger_than_memory_is_read_from_disk(
+    tiny: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("ctflow.training.fitting.free_memory", lambda: 10_000)
+    main(tiny.arguments("autoencoder", tmp_path, "data.in_memory=true", "loop.max_steps=1", "name=large"))
+    assert "read from disk" in caplog.text
+    assert not load_config(TrainConfig, tmp_path / "autoencoder" / "large" / "config.yaml").data.in_memory
+
+
 def test_unfit_shards_are_refused(tiny: TinyData, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="input_size"):
         main(tiny.arguments("flow", tmp_path, "flow.network.input_size=[16,4,4]"))
+    with pytest.raises(ConfigError, match="patch_size"):
+        main(tiny.arguments("flow", tmp_path, *_OPEN, "flow.network.patch_size=[2,3,3]"))
     with pytest.raises(ConfigError, match="rollout_every"):
         main(tiny.arguments("flow", tmp_path, "loop.strategy=fsdp", "flow.monitor.rollout_every=1"))
     with pytest.raises(ConfigError, match="fingerprint"):
@@ -333,6 +366,6 @@ def test_trains_on_a_gpu(tiny: TinyData, tmp_path: Path, task: str, compiled: st
         pytest.skip("no CUDA device")
     more = ["name=gpu", f"loop.max_steps={STEPS}", "loop.accelerator=gpu", f"loop.compile={compiled}"]
     more += ["loop.precision=auto"]
-    more += ["flow.monitor.rollout_every=1", "flow.monitor.steps=2", "flow.monitor.max_blocks=2"]
+    more += ["flow.monitor.rollout_every=1", "flow.rollout.steps=2", "flow.monitor.max_blocks=2"]
     main(tiny.arguments(task, tmp_path, *more))
     assert (tmp_path / task / "gpu" / "export" / "config.yaml").is_file()

@@ -16,6 +16,7 @@ from ctflow.evaluation.analyses.base import AnalysisResult, Context
 from ctflow.evaluation.cases import RealCase
 from ctflow.evaluation.features import CaseFeatures
 from ctflow.evaluation.settings import SETTINGS
+from ctflow.shipped import shipped_path
 
 COLUMNS = ("pair", "label", "slices", "report_a", "side_a", "report_b", "side_b")
 EXPECTED = ("left", "right", "present", "absent")
@@ -48,7 +49,7 @@ class ReportPair:
 def contrast(context: Context) -> AnalysisResult:
     """Per finding: how often each half of a pair, and the pair as a whole, shows what its report says."""
     config = context.config
-    pairs = read_pairs(Path(config.analysis.pairs))
+    pairs = read_pairs(shipped_path(config.analysis.pairs))
     reader, extractor = context.reader(), context.extractor()
     outcomes: list[tuple[ReportPair, bool, bool]] = []
     for seed in range(config.analysis.pair_seeds):

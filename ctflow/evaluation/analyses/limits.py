@@ -37,7 +37,7 @@ def floors(context: Context) -> AnalysisResult:
     """
     config = context.config
     reader, extractor = context.reader(), context.extractor()
-    sets = choose_cases(reader.cases(), config.cases, floors=True)
+    sets = choose_cases(reader.cases(), config.cases, floors=True, choice=config.evaluated)
     findings = any(case.truth_path for case in sets.evaluated)
     collected = context.collector(reader, extractor, findings=findings).collect(sets, [])
     comparer = Comparer(config, extractor.plan, extractor.backbones, sets, collected)

@@ -25,7 +25,7 @@ def memorisation(context: Context) -> AnalysisResult:
     """Distance of every generated volume to its nearest training volume, against held-out real volumes'."""
     config, setting = context.config, SETTINGS["full-body"]
     reader, extractor = context.reader(), context.extractor()
-    sets = choose_cases(reader.cases(), config.cases, floors=False)
+    sets = choose_cases(reader.cases(), config.cases, floors=False, choice=config.evaluated)
     held_out = context.collector(reader, extractor).collect(sets, [setting.name])
     train_reader = context.reader(config.analysis.train_slices)
     trained = train_reader.cases()

@@ -124,9 +124,10 @@ def _halves(context: Context) -> tuple[CaseReader, CaseSets]:
     config = context.config
     if config.analysis.split == "slices":
         scans = HalvedReader(Path(config.slices))
-        return scans, halved(scans.cases()[: config.cases])
+        sets = choose_cases(scans.cases(), config.cases, floors=False, choice=config.evaluated)
+        return scans, halved(sets.evaluated)
     reader = context.reader()
-    return reader, choose_cases(reader.cases(), config.cases, floors=True)
+    return reader, choose_cases(reader.cases(), config.cases, floors=True, choice=config.evaluated)
 
 
 def _damaged(name: str, level: float, case: RealCase, index: int, reader: CaseReader) -> Group:

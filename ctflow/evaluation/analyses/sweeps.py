@@ -25,7 +25,7 @@ def length(context: Context) -> AnalysisResult:
     """For every requested length: distance to all real slices, monitors, and the length that came out."""
     config, setting = context.config, SETTINGS["full-body"]
     reader, extractor = context.reader(), context.extractor()
-    sets = choose_cases(reader.cases(), config.analysis.reports, floors=False)
+    sets = choose_cases(reader.cases(), config.analysis.reports, floors=False, choice=config.evaluated)
     real = context.collector(reader, extractor).real(sets.evaluated)
     half = len(real) // 2
     records: list[dict[str, Any]] = []
@@ -82,7 +82,7 @@ def steps(context: Context) -> AnalysisResult:
     """Distance, seam ratio and time for every solver and number of steps of ``config.analysis``."""
     config, setting = context.config, SETTINGS["full-body"]
     reader, extractor = context.reader(), context.extractor()
-    sets = choose_cases(reader.cases(), config.cases, floors=False)
+    sets = choose_cases(reader.cases(), config.cases, floors=False, choice=config.evaluated)
     records: list[dict[str, Any]] = []
     for solver in config.analysis.solvers:
         for number in config.analysis.steps:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from ctflow.config import load_config
 from ctflow.config.data import EncodeConfig
@@ -14,6 +18,9 @@ from ctflow.config.prep import IngestConfig
 from ctflow.config.training import TrainConfig
 from ctflow.default_data import TARGETS, complete, ensure_training_data, make_phantom_slices, run_preparation
 from ctflow.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tests.training.conftest import TinyData
 
 
 class Recorder:
@@ -66,14 +73,49 @@ def test_latents_are_encoded_with_the_newest_networks(
             export.touch()
     ensure_training_data(_config(tmp_path, "flow"))
     modules = [module for module, _ in recorder.commands]
-    assert modules == ["data_prep.phantom", "data_prep.ct_rate", "data_prep.encode", "data_prep.encode"]
+    assert modules == ["data_prep.phantom", "data_prep.ct_rate", "data_prep.encode"]
     encode = load_config(EncodeConfig, None, recorder.commands[2][1])
     assert (
         encode.avae == f"{tmp_path}/autoencoder/new/export" and encode.clip == f"{tmp_path}/clip/new/export"
     )
-    assert (encode.source, encode.output) == (
-        f"{tmp_path}/shards/slices/train",
-        f"{tmp_path}/shards/latents/train",
+    assert (encode.source, encode.output) == (f"{tmp_path}/shards/slices", f"{tmp_path}/shards/latents")
+
+
+def test_scans_without_a_validation_split_are_not_mixed_with_phantoms(
+    tiny: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    recorder = Recorder(tmp_path)
+    monkeypatch.setattr(subprocess, "run", recorder)
+    shutil.copytree(tiny.slices / "train", tmp_path / "shards" / "slices" / "train")
+    config = _config(tmp_path, "autoencoder")
+    assert ensure_training_data(config).data.valid == ""
+    assert not recorder.commands
+    assert "without validation" in caplog.text
+    named = _config(tmp_path, "autoencoder", "data.valid=typo")
+    assert ensure_training_data(named).data.valid == "typo"
+
+
+def test_a_missing_split_is_encoded_with_the_networks_of_the_other(
+    tiny: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = Recorder(tmp_path)
+    monkeypatch.setattr(subprocess, "run", recorder)
+    shutil.copytree(tiny.slices, tmp_path / "shards" / "slices")
+    shutil.copytree(tiny.latents / "train", tmp_path / "shards" / "latents" / "train")
+    for task, folder in (("autoencoder", tiny.avae), ("clip", tiny.clip)):
+        shutil.copytree(folder, tmp_path / task / "theirs" / "export")
+        later = tmp_path / task / "later" / "export"
+        shutil.copytree(folder, later)
+        os.utime(later / "config.yaml", (2e9, 2e9))
+        weights = load_file(later / "model.safetensors")
+        save_file({k: v + 1 for k, v in weights.items()}, later / "model.safetensors")
+    ensure_training_data(_config(tmp_path, "flow"))
+    ((module, arguments),) = recorder.commands
+    assert module == "data_prep.encode"
+    encode = load_config(EncodeConfig, None, arguments)
+    assert (encode.avae, encode.clip) == (
+        f"{tmp_path}/autoencoder/theirs/export",
+        f"{tmp_path}/clip/theirs/export",
     )
 
 

@@ -1,0 +1,128 @@
+"""The one system that generates: reports in, latents block by block, slices in Hounsfield units out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ctflow.config.generation import RolloutConfig
+from ctflow.generation.cases import BlockProgress, CaseRollout, NoiseSource, RolloutCase
+from ctflow.generation.memo import BlockMemo
+from ctflow.generation.rollout import rollout, rollout_stream
+from ctflow.generation.stop import StopRule
+from ctflow.models import AVAE, FMvT
+
+
+@dataclass(frozen=True)
+class SliceUpdate:
+    """Slices of a growing volume, decoded as soon as they are final.
+
+    Attributes:
+        case_id: The volume.
+        first: Index of the first of them, from the inferior end.
+        hu: Float32 HU ``[n, rows, columns]``; n may be 0 where all new slices are held back or trimmed.
+        blocks: Blocks of this volume solved so far.
+        result: The finished rollout where these are the volume's last slices; else None.
+    """
+
+    case_id: str
+    first: int
+    hu: NDArray[np.float32]
+    blocks: int
+    result: CaseRollout | None
+
+
+class VolumeGenerator:
+    """An FMvT and an A-VAE as one system: start block, stop rule, rollout and decoding.
+
+    ``CTFlow``, evaluation and validation during training all generate through this class.
+
+    Args:
+        fmvt: Generator of the blocks, in evaluation mode.
+        avae: Encoder and decoder of the slices; its whitening is that of the FMvT's latents.
+        image_size: Rows and columns of a slice in pixels.
+        precision: ``fp32``, or ``bf16`` autocast of the FMvT.
+    """
+
+    def __init__(self, fmvt: FMvT, avae: AVAE, image_size: int, precision: str = "fp32") -> None:
+        self.fmvt, self.avae, self.image_size, self.precision = fmvt, avae, image_size, precision
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return self.avae.last_layer.device
+
+    @property
+    def start(self) -> Tensor:
+        """The whitened latent ``[C, h, w]`` of an air slice: what stands before slice 0."""
+        return self.avae.air_latent(self.image_size)
+
+    def stop_rule(self, config: RolloutConfig) -> StopRule:
+        """How the end of a volume is recognised in this A-VAE's latents."""
+        size = self.image_size
+        return StopRule(config.stop, self.avae.white_latent(size), self.avae.white_spread(size))
+
+    def latents(
+        self,
+        cases: Sequence[RolloutCase],
+        config: RolloutConfig,
+        noise: NoiseSource,
+        progress: Callable[[BlockProgress], None] | None = None,
+        memo: BlockMemo | None = None,
+    ) -> list[CaseRollout]:
+        """Whole volumes as latents, all cases at once; see ``ctflow.generation.rollout``."""
+        with self._autocast():
+            rule = self.stop_rule(config)
+            return rollout(self.fmvt, cases, self.start, rule, config, noise, progress, memo)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> NDArray[np.float32]:
+        """Whitened latents ``[C, S, h, w]`` to float32 HU ``[S, rows, columns]`` on the CPU."""
+        if not latents.shape[1]:
+            return np.zeros((0, self.image_size, self.image_size), np.float32)
+        return self.avae.decode_to_hu(latents.transpose(0, 1).to(self.device)).float().cpu().numpy()
+
+    def stream(
+        self,
+        cases: Sequence[RolloutCase],
+        config: RolloutConfig,
+        noise: NoiseSource,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> Iterator[SliceUpdate]:
+        """Generate volumes and decode each block's slices as soon as they are final.
+
+        Args:
+            cases: What to generate, with different ids.
+            config: Solver, guidance, overlap, limit and stop rule.
+            noise: Source of the noise.
+            cancelled: Asked before each evaluation of the network; True ends the stream with ``Cancelled``.
+
+        Yields:
+            After each round of blocks one update for every volume that grew or ended. A volume's updates
+            joined are the whole volume.
+        """
+        told = {case.case_id: 0 for case in cases}
+        blocks = dict(told)
+        with self._autocast():
+            rule, start = self.stop_rule(config), self.start
+            rounds = rollout_stream(self.fmvt, cases, start, rule, config, noise, cancelled)
+        while True:
+            with self._autocast():  # anew each round: none is left open while a reader works
+                round_ = next(rounds, None)
+            if round_ is None:
+                return
+            finished = {result.case_id: result for result in round_.finished}
+            for case_id, latents in round_.slices.items():
+                blocks[case_id] += 1
+                hu = self.decode(latents)
+                yield SliceUpdate(case_id, told[case_id], hu, blocks[case_id], finished.get(case_id))
+                told[case_id] += len(hu)
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")

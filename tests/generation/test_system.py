@@ -1,0 +1,85 @@
+"""The one system that generates: streamed slices are those of the whole volume, for every caller."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from ctflow.checkpoint import load_system
+from ctflow.config.commands import SamplingChoice
+from ctflow.errors import CTFlowError
+from ctflow.generation import Cancelled, RolloutCase, VolumeGenerator, seeded_noise
+from ctflow.pipeline import CTFlow, GenerationRequest
+
+FEW = SamplingChoice(steps=2, max_slices=40)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_checkpoint) -> CTFlow:
+    return CTFlow.from_pretrained(tiny_checkpoint, "cpu")
+
+
+def test_streamed_slices_are_the_decoded_latents(tiny_checkpoint):
+    system = load_system(tiny_checkpoint)
+    config = FEW.applied_to(system.config.rollout)
+    generator = VolumeGenerator(system.fmvt, system.avae, system.config.image_size)
+    text = system.text_encoder.encode(["Nodule in the left lung.", "No effusion."])
+    cases = [RolloutCase(name, text.tokens[i], text.mask[i], 20 + 15 * i) for i, name in enumerate("ab")]
+    whole = generator.latents(cases, config, seeded_noise(3))
+    updates = list(generator.stream(cases, config, seeded_noise(3)))
+    for case, result in zip(cases, whole, strict=True):
+        own = [u for u in updates if u.case_id == case.case_id]
+        assert [u.first for u in own] == np.cumsum([0, *(len(u.hu) for u in own[:-1])]).tolist()
+        assert [u.result is not None for u in own] == [False] * (len(own) - 1) + [True]
+        assert [u.blocks for u in own] == list(range(1, len(own) + 1))
+        joined = np.concatenate([u.hu for u in own])
+        np.testing.assert_allclose(joined, generator.decode(result.latents), atol=0.05)
+
+
+def test_a_volume_is_the_same_streamed_alone_and_in_a_batch(model):
+    requests = [GenerationRequest("Small nodule.", f"case{i}", seed=i, slices=18 + i) for i in range(2)]
+    seen: list[int] = []
+    both = model.generate_many(requests, FEW, progress=lambda update: seen.append(len(update.hu)))
+    alone = model.generate("Small nodule.", seed=1, slices=19, sampling=FEW)
+    assert sum(seen) == sum(len(result.volume.hu) for result in both)
+    # ``generate`` has a case id of its own: equal noise needs an equal one.
+    (again,) = model.generate_many([requests[1]], FEW)
+    np.testing.assert_allclose(again.volume.hu, both[1].volume.hu, atol=0.5)
+    assert alone.hu.shape == again.volume.hu.shape
+
+
+def test_generation_can_be_cancelled_between_two_evaluations(model):
+    calls: list[None] = []
+
+    def cancelled() -> bool:
+        calls.append(None)
+        return len(calls) > 3
+
+    with pytest.raises(Cancelled):
+        model.generate_many([GenerationRequest("Small nodule.", slices=40)], FEW, cancelled=cancelled)
+    assert len(calls) == 4
+
+
+def test_spacing_is_what_the_model_was_told_or_an_error(model):
+    own = model.system.config
+    assert model.spacing(GenerationRequest("a"))[0] == own.z_spacing_mm
+    with pytest.raises(CTFlowError, match="z_spacing of 9 mm"):
+        model.spacing(GenerationRequest("a", z_spacing=9.0))
+    with pytest.raises(CTFlowError, match=r"z_spacing of -1\.0 mm"):
+        GenerationRequest("a", z_spacing=-1.0)
+    own.z_spacing_range, own.pixel_spacing_range, own.height_mm = [1.0, 5.0], [2.0, 4.0], 300.0
+    try:
+        assert model.spacing(GenerationRequest("a", slices=150))[0] == 2.0
+        assert model.spacing(GenerationRequest("a", slices=900))[0] == 1.0
+        assert model.spacing(GenerationRequest("a", slices=150, z_spacing=4.0))[0] == 4.0
+        assert model.spacing(GenerationRequest("a", pixel_spacing=3.0))[1:] == (3.0, 3.0)
+        assert model.typical_slices(GenerationRequest("a", z_spacing=2.5)) == 120
+        sampling = SamplingChoice(steps=1, max_slices=4)
+        volume = model.generate("a nodule", slices=150, sampling=sampling)
+        assert volume.spacing[0] == 2.0
+        torch.manual_seed(0)
+        other = model.generate("a nodule", slices=150, z_spacing=4.0, sampling=sampling)
+        assert not np.allclose(other.hu[:4], volume.hu[:4])
+    finally:
+        own.z_spacing_range, own.pixel_spacing_range = [], []
