@@ -16,6 +16,7 @@ ANALYSIS_NAMES = (
     "steps",
     "memorisation",
     "contrast",
+    "pairs",
     "severity",
     "reading",
     "seams",

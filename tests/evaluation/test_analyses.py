@@ -14,11 +14,13 @@ from page_text import without_payloads
 from ctflow.anatomy import LABELS, Found, true_places
 from ctflow.config.commands import SamplingChoice
 from ctflow.config.evaluation import ANALYSIS_NAMES, AnalysisConfig, EvalConfig
+from ctflow.data import Acquisition, SliceRecord, SliceShardWriter
 from ctflow.errors import CTFlowError
 from ctflow.evaluation.analyses import ANALYSES, Context, run_analysis
 from ctflow.evaluation.analyses.contrast import ReportPair, read_pairs, shows
 from ctflow.evaluation.analyses.limits import spread
 from ctflow.evaluation.analyses.memorisation import nearest_distances
+from ctflow.evaluation.analyses.pairs import difference, wilson
 from ctflow.evaluation.analyses.reading import as_seen, named_findings, systematic
 from ctflow.evaluation.analyses.severity import HalvedReader, halved, rises
 from ctflow.evaluation.cases import RealCase
@@ -67,6 +69,37 @@ def with_analysis(context: Context, **values) -> Context:
 
 def test_registry_and_configuration_agree():
     assert tuple(ANALYSES) == ANALYSIS_NAMES
+
+
+def test_pairs_tell_whether_the_report_is_read(tiny_system, context, tmp_path):
+    texts = ("There is a large right pleural effusion.", "There is a large left pleural effusion.")
+    volume = soft_volume(20, 3)
+    with SliceShardWriter(tmp_path / "pairs") as writer:
+        for scan, text in zip("ab", texts, strict=True):
+            spacing, acquisition = (4.0, 9.0, 9.0), Acquisition(scan=f"p_{scan}")
+            writer.append(
+                SliceRecord(f"p_{scan}", "p", volume, spacing, text, split="valid", acquisition=acquisition)
+            )
+    context = replace(context, config=replace(context.config, slices=str(tmp_path / "pairs")))
+    result = ANALYSES["pairs"](context)
+    assert [r["finding"] for r in result.records] == ["all", "Pleural effusion, side"]
+    assert result.records[0]["pairs"] == 1 and result.records[0]["read"] in (0.0, 1.0)
+    # Equal volumes under swapped reports: what one loses the other wins.
+    assert result.records[0]["partner's loss over own"] == pytest.approx(1, abs=1e-4)
+    with pytest.raises(CTFlowError, match="no contrast pair"):
+        ANALYSES["pairs"](with_analysis(replace(context, config=replace(context.config, slices=str(
+            write_shards(tmp_path / "alone", [20])
+        ))), name="pairs"))  # fmt: skip
+
+
+def test_what_two_reports_differ_in():
+    assert difference("Cardiomegaly.", "Heart size is normal.") == "Cardiomegaly, presence"
+    right, left = (f"There is a small {side} pleural effusion." for side in ("right", "left"))
+    assert difference(right, left) == "Pleural effusion, side"
+    assert difference(right, right.replace("small", "large")) == "Pleural effusion, size"
+    assert difference(right, right) == "not told"
+    low, high = wilson(9, 10)
+    assert (round(low, 3), round(high, 3)) == (0.596, 0.982)  # Newcombe 1998, by hand
 
 
 def test_reconstruction_counts_its_slices_and_writes_everything(context):

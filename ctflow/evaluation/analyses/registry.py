@@ -11,6 +11,7 @@ from ctflow.evaluation.analyses.base import AnalysisResult, Context
 from ctflow.evaluation.analyses.contrast import contrast
 from ctflow.evaluation.analyses.limits import floors, reconstruction
 from ctflow.evaluation.analyses.memorisation import memorisation
+from ctflow.evaluation.analyses.pairs import pairs
 from ctflow.evaluation.analyses.reading import reading
 from ctflow.evaluation.analyses.severity import severity
 from ctflow.evaluation.analyses.single import capacity, seams
@@ -28,6 +29,7 @@ ANALYSES: dict[str, Callable[[Context], AnalysisResult]] = {
     "steps": steps,
     "memorisation": memorisation,
     "contrast": contrast,
+    "pairs": pairs,
     "severity": severity,
     "reading": reading,
     "seams": seams,
