@@ -10,9 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from ctflow.config.evaluation import BackboneFiles
-from ctflow.metrics import i3d, inception
 from ctflow.metrics.clip_score import TextVolumeScorer, clip_scores
 from ctflow.metrics.random_backbone import RandomBackbone
+from ctflow.metrics.trained_backbones import (
+    I3D_FEATURES,
+    INCEPTION_FEATURES,
+    I3DBackbone,
+    InceptionBackbone,
+)
 from ctflow.models import TextEncoder
 from ctflow.models.ctclip_preprocess import volume_input
 from ctflow.types import HUVolume
@@ -114,18 +119,18 @@ def build_backbones(files: BackboneFiles, scorer: TextVolumeScorer | None, devic
     slices = [_random("rand2d", "fid_rand2d", "kid_rand2d", flat)]
     clips = [_random("rand3d", "fvd_rand3d", "", deep)]
     if files.inception:
-        network = inception.InceptionBackbone(Path(files.inception), files.inception_sha256).to(device).eval()
+        network = InceptionBackbone(Path(files.inception), files.inception_sha256).to(device).eval()
 
         def both(images: Tensor) -> dict[str, Tensor]:
             features, logits = network(images)
             return {FEATURES: features, LOGITS: logits}
 
-        width = inception.FEATURES
+        width = INCEPTION_FEATURES
         slices.append(Backbone(INCEPTION, "fid", "kid", False, width, network.sha256, network, both))
     if files.i3d:
-        video = i3d.I3DBackbone(Path(files.i3d), files.i3d_sha256).to(device).eval()
+        video = I3DBackbone(Path(files.i3d), files.i3d_sha256).to(device).eval()
         extract = _single(video)
-        clips.append(Backbone("i3d", "fvd", "", False, i3d.FEATURES, video.sha256, video, extract))
+        clips.append(Backbone("i3d", "fvd", "", False, I3D_FEATURES, video.sha256, video, extract))
     return Backbones(tuple(slices), tuple(clips), scorer)
 
 

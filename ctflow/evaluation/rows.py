@@ -15,9 +15,9 @@ from ctflow.evaluation.results import DOES_NOT_EXIST, MODEL, NOT_EXTRAPOLATED, R
 from ctflow.evaluation.settings import Setting
 from ctflow.metrics import bias
 from ctflow.metrics.clip_score import clip_scores, shuffled_scores
-from ctflow.metrics.inception import SPLITS, inception_score
 from ctflow.metrics.random_backbone import projected_features
 from ctflow.metrics.statistics import CaseStatistic, FrechetStatistic, KernelStatistic, PerCaseMean
+from ctflow.metrics.trained_backbones import SPLITS, inception_score
 from ctflow.types import BLOCK_LENGTH
 
 MIN_SAMPLES = 17

@@ -15,9 +15,9 @@ from page_text import without_payloads
 from ctflow import eval as command
 from ctflow.config.commands import SamplingChoice
 from ctflow.config.evaluation import EvalConfig
-from ctflow.data.nifti import write_nifti
+from ctflow.data.nifti import read_nifti, write_nifti
 from ctflow.errors import CTFlowError
-from ctflow.evaluation import collect
+from ctflow.evaluation import collect, external
 from ctflow.evaluation.cases import CaseReader, choose_cases
 from ctflow.evaluation.compare import Comparer
 from ctflow.evaluation.external import VolumeFolder, read_reports
@@ -229,6 +229,18 @@ def test_volumes_of_another_system(tmp_path):
     assert values["model", "clip"]["empty"] == "n/a"  # no reports given
     page = without_payloads(next(output.glob("*/report.html")).read_text(encoding="utf-8"))
     assert "data:image/png;base64" in page and "http" not in page.replace("http-equiv", "")
+
+
+def test_a_volume_of_another_system_is_read_once_and_never_again(tmp_path, monkeypatch):
+    write_volumes(tmp_path / "made", ["a", "b"], 50)
+    write_volumes(tmp_path / "real", ["a", "b"], 70)
+    read = []
+    monkeypatch.setattr(external, "read_nifti", lambda path: read.append(path.name) or read_nifti(path))
+    arguments = ["--volumes", str(tmp_path / "made"), "--reference", str(tmp_path / "real")]
+    for output in ("one", "two"):
+        keys = [f"output={tmp_path / output}", f"cache={tmp_path / 'cache'}", "clip_lengths=[16]"]
+        assert command.main([*arguments, *keys]) == 0
+    assert sorted(read) == ["a.nii.gz", "a.nii.gz", "b.nii.gz", "b.nii.gz"]
 
 
 def test_external_input_that_means_nothing_is_refused(tmp_path):

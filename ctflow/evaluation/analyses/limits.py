@@ -14,9 +14,9 @@ from ctflow.evaluation.cases import choose_cases
 from ctflow.evaluation.compare import FLOORS, Comparer
 from ctflow.evaluation.features import at_side
 from ctflow.evaluation.settings import REAL
-from ctflow.metrics.files import checked_file
 from ctflow.metrics.images import SCORE_WINDOW
 from ctflow.metrics.reconstruction import Lpips, ReconstructionMetric, lpips_input
+from ctflow.metrics.trained_backbones import checked_file
 from ctflow.pictures import LUNG, SOFT_TISSUE
 from ctflow.types import HUVolume
 

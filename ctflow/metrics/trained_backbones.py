@@ -1,4 +1,7 @@
-"""Inception features and the Inception score, with torch-fidelity's weights from a local file."""
+"""Trained backbones from local files: torch-fidelity's Inception-v3 and its score, and the I3D of FVD.
+
+Nothing is downloaded; a file is what its hash says.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,38 @@ import torch
 from torch import Tensor, nn
 
 from ctflow.errors import MetricError, WeightsError
-from ctflow.metrics.files import checked_file
+from ctflow.files import file_sha256
 from ctflow.metrics.images import three_channels
 
-FEATURES = 2048
+INCEPTION_FEATURES = 2048
+I3D_FEATURES = 400
 SPLITS = 10
+
+
+def checked_file(path: Path, sha256: str, what: str, required: bool = False) -> str:
+    """The file's SHA-256, after comparing it with the expected one.
+
+    Args:
+        path: The file.
+        sha256: Expected hash in hex; empty: any, unless ``required``.
+        what: What the file is, for the error.
+        required: Whether an expected hash must be given (files that hold code).
+
+    Raises:
+        WeightsError: No file there, no hash where one is required, or another hash.
+    """
+    if not path.is_file():
+        raise WeightsError(f"no file at {path}", what, "give the path of a local copy; nothing is downloaded")
+    found = file_sha256(path)
+    if required and not sha256:
+        raise WeightsError(
+            f"{path} ({what}) holds code and no sha256 was given",
+            "the hash of the file you trust, beside its path",
+            f"this file's is {found}",
+        )
+    if sha256 and sha256.lower() != found:
+        raise WeightsError(f"{path} has sha256 {found}", f"{what} with sha256 {sha256.lower()}")
+    return found
 
 
 class InceptionBackbone(nn.Module):
@@ -75,3 +105,32 @@ def inception_score(logits: Tensor, splits: int = SPLITS, seed: int = 0) -> tupl
         marginal = log_p.exp().mean(0, keepdim=True).log()
         scores.append((log_p.exp() * (log_p - marginal)).sum(1).mean().exp())
     return float(torch.stack(scores).mean()), float(torch.stack(scores).std(unbiased=False))
+
+
+class I3DBackbone(nn.Module):
+    """The I3D detector (400 logits), called ``(uint8 [B,3,T,H,W], rescale=True, resize=True,
+    return_features=True)``.
+
+    Args:
+        script: The torchscript file.
+        sha256: Hash it must have; required, because a torchscript file is a program.
+
+    Raises:
+        WeightsError: No such file, no or another hash, or no torchscript.
+    """
+
+    def __init__(self, script: Path, sha256: str) -> None:
+        super().__init__()
+        self.sha256 = checked_file(script, sha256, "the I3D torchscript", required=True)
+        try:
+            self.network = torch.jit.load(str(script), map_location="cpu").eval()
+        except RuntimeError as error:
+            raise WeightsError(f"{script} is no torchscript file ({str(error)[:200]})") from error
+
+    @torch.no_grad()
+    def forward(self, clips: Tensor) -> Tensor:
+        """8-bit clips ``[N, 1, T, H, W]`` to features ``[N, 400]``, float32."""
+        features = self.network(
+            three_channels(clips).contiguous(), rescale=True, resize=True, return_features=True
+        )
+        return features.flatten(1).float()
