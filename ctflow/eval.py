@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 from ctflow.config import Flag, parse_command, run_command
-from ctflow.config.evaluation import ANALYSES, SETTINGS, EvalConfig
+from ctflow.config.evaluation import ANALYSIS_NAMES, SETTING_NAMES, EvalConfig
 
 log = logging.getLogger("ctflow")
 
@@ -18,11 +18,11 @@ table.md, CSV, JSON. Several processes: torchrun --nproc-per-node N -m ctflow.ev
 
 FLAGS = [
     Flag("--checkpoint", "checkpoint", {"help": "folder, run:NAME or latest; default: the embedded one"}),
-    Flag("--setting", "setting", {"choices": [*SETTINGS, "all"], "help": "what is given, what is generated"}),
+    Flag("--setting", "setting", {"choices": [*SETTING_NAMES, "all"], "help": "what is given and generated"}),
     Flag("--volumes", "external.volumes", {"help": "folder of NIfTI volumes in HU to score instead"}),
     Flag("--reference", "external.reference", {"help": "folder of real NIfTI volumes in HU"}),
     Flag("--reports", "external.reports", {"help": "CSV of reports for --volumes"}),
-    Flag("--analysis", "analysis.name", {"choices": ANALYSES, "help": "another question than the table"}),
+    Flag("--analysis", "analysis.name", {"choices": ANALYSIS_NAMES, "help": "instead of the table"}),
     Flag("--readings", "analysis.readings", {"help": "the filled CSV of a reading pack"}),
 ]
 
@@ -35,12 +35,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     config = parse_command(EvalConfig, "ctflow eval", DESCRIPTION, FLAGS, argv).config
     # These take seconds to import: after the arguments are checked.
-    from ctflow.evaluation.ranks import joined_ranks
+    from ctflow.default_data import ensure_cases
+    from ctflow.evaluation.processes import joined_ranks
     from ctflow.evaluation.run import run
 
     output = Path(config.output) / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    checkpoint = _checkpoint_of(config)
     with joined_ranks() as ranks:
-        run(config, output, ranks, _checkpoint_of(config))
+        # Contrast pairs are generated from texts of their own and need no real cases.
+        if checkpoint is not None and not config.external.volumes and config.analysis.name != "contrast":
+            if ranks.first:
+                ensure_cases(config, checkpoint)
+            ranks.wait()
+        run(config, output, ranks, checkpoint)
     return 0
 
 

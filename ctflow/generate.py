@@ -130,8 +130,8 @@ def _generate(config: GenerateConfig, rows: list[dict[str, Any]], paths: dict[st
 
 def _write(path: Path, result: GeneratedVolume, seconds: float) -> None:
     from ctflow.asked import asked_and_found
-    from ctflow.data.montage import montage, save_png
     from ctflow.data.nifti import write_nifti
+    from ctflow.pictures import montage, save_png
 
     write_nifti(path, result.volume, f"ctflow {result.provenance['ctflow']} synthetic CT in HU")
     save_png(_beside(path, ".png"), montage(result.volume))

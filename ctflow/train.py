@@ -26,10 +26,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         CTFlowError: See ``ctflow.training.runner.run_training``.
     """
     config = parse_command(TrainConfig, "ctflow train", DESCRIPTION, [], argv).config
-    from ctflow.training.runner import run_training  # takes seconds: after the arguments are checked
+    # These take seconds to import: after the arguments are checked.
+    from ctflow.default_data import ensure_training_data
+    from ctflow.training.runner import run_training
 
     try:
-        run_training(config)
+        run_training(config, ensure_training_data)
     except Stopped as stopped:
         log.warning("%s", stopped)
         return stopped.status

@@ -19,10 +19,10 @@ from ctflow.config import Flag, parse_command, run_command
 from ctflow.config.data import CheckConfig
 from ctflow.data import LatentShards, SliceShards, read_manifest
 from ctflow.data.manifest import MANIFEST
-from ctflow.data.montage import LUNG, SOFT_TISSUE, axial, coronal, save_png, stack
 from ctflow.data.reader import ShardSet
 from ctflow.data.verify import verify_folder
 from ctflow.errors import ShardError
+from ctflow.pictures import LUNG, SOFT_TISSUE, axial, coronal, save_png, stack
 from ctflow.types import HUVolume
 
 log = logging.getLogger("data_prep.check")

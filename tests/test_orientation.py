@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import logging
 
 import numpy as np
 import pytest
 
 from ctflow.data.nifti import write_nifti
-from ctflow.evaluation.external import list_volumes
+from ctflow.evaluation.external import VolumeFolder
 from ctflow.orientation import orientation_doubt
 from ctflow.types import HUVolume
 from data_prep.phantom.render import make_phantom
@@ -58,15 +57,10 @@ def test_too_little_is_no_ground_for_an_opinion(chest):
     assert orientation_doubt(np.full((60, 64, 64), -1000.0), chest.spacing) is None, "air"
 
 
-def test_volumes_of_other_systems_are_looked_at(chest, tmp_path, caplog):
+def test_volumes_of_other_systems_are_looked_at(chest, tmp_path):
     write_nifti(tmp_path / "upright.nii.gz", chest)
-    with caplog.at_level(logging.WARNING):
-        list_volumes(tmp_path)
-    assert not caplog.records
     write_nifti(tmp_path / "turned.nii.gz", HUVolume(chest.hu[:, ::-1, ::-1].copy(), chest.spacing))
-    with caplog.at_level(logging.WARNING):
-        list_volumes(tmp_path)
-    assert (
-        "orientation_doubt: 1 of 2 volumes" in caplog.text
-        and "turned.nii.gz: the spine lies in front" in caplog.text
-    )
+    folder = VolumeFolder(tmp_path)
+    doubts = {c.case_id: next(folder.batch(c).make(lambda note: None)).doubts for c in folder.cases}
+    assert doubts["upright"] == ()
+    assert doubts["turned"][0].startswith("orientation_doubt: the spine lies in front")

@@ -1,4 +1,4 @@
-"""How well findings and anatomy agree with the truth over many phantoms, as numbers and as a table."""
+"""How well findings and anatomy agree with the truth over many phantoms."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ctflow.anatomy.comparison import ANYWHERE, Comparison, LabelCheck
-from ctflow.anatomy.findings import LABELS, SIDED
+from ctflow.anatomy.findings import LABELS
 from ctflow.anatomy.types import SIDES
 
 NODULE_BINS_MM = ((0.0, 6.0), (6.0, 8.0), (8.0, 12.0), (12.0, 20.0), (20.0, 100.0))
@@ -175,62 +175,3 @@ def _nodule_rows(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def to_markdown(result: dict[str, Any]) -> str:
-    """The aggregate as three Markdown tables: anatomy, findings, nodules by diameter."""
-    anatomy = result["anatomy"]
-    lines = [
-        f"{result['volumes']} volumes.",
-        "",
-        "| anatomy | found | error, mean | error, median of absolute | error, 95 % of absolute |",
-        "|---|---|---|---|---|",
-    ]
-    for name, share, error, unit in (
-        ("two lungs; aerated volume of each", "two_lungs", "lung_error_percent", "%"),
-        ("spine; centre", "spine", "spine_error_mm", "mm"),
-        ("heart; width", "heart", "heart_error_mm", "mm"),
-        ("trachea; carina", "trachea", "trachea_error_mm", "mm"),
-    ):
-        e = anatomy[error]
-        lines.append(
-            f"| {name} | {_percent(anatomy[share])} | {_number(e['bias'])} {unit} | "
-            f"{_number(e['median_absolute'])} {unit} | {_number(e['p95_absolute'])} {unit} |"
-        )
-    lines += [
-        "",
-        "| finding | volumes with it | recall | false positives | side right | size error, mean "
-        "| median of absolute |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for label, row in result["findings"].items():
-        e = row["size_error_percent"]
-        size = f"{_number(e['bias'])} % | {_number(e['median_absolute'])} %" if e["n"] else "– | –"
-        side = _percent(row["side_accuracy"]) if label in SIDED else "–"
-        lines.append(
-            f"| {label} | {row['n']} | {_percent(row['recall'])} | {_percent(row['false_positive_rate'])} "
-            f"| {side} | {size} |"
-        )
-    lines += [
-        "",
-        "| nodule diameter | true | recall | diameter error, mean | median of absolute "
-        "| false positives per volume |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in result["nodules"]:
-        e = row["diameter_error_mm"]
-        lines.append(
-            f"| {row['from_mm']:.0f}–{row['to_mm']:.0f} mm | {row['n']} | {_percent(row['recall'])} | "
-            f"{_number(e['bias'])} mm | {_number(e['median_absolute'])} mm "
-            f"| {row['false_positives_per_volume'] or 0:.2f} |"
-        )
-    lines += ["", f"Nodules given the right side: {_percent(result['nodule_side_accuracy'])}."]
-    return "\n".join(lines) + "\n"
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.1f} %"
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1f}"

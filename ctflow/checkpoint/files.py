@@ -13,6 +13,7 @@ from torch import Size, Tensor, nn
 
 from ctflow.config import load_config
 from ctflow.errors import WeightsError
+from ctflow.files import replaced
 
 CONFIG_FILE = "config.yaml"
 WEIGHTS_FILE = "model.safetensors"
@@ -112,16 +113,14 @@ def write_safetensors(path: Path, state: Mapping[str, Tensor], half: bool = Fals
     for name, value in state.items():
         value = value.detach().cpu().contiguous()
         tensors[name] = value.half() if half and value.is_floating_point() else value.clone()
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(b"")
-    mode = temporary.stat().st_mode  # as the umask says; the library makes files that only the owner reads
-    try:
-        save_file(tensors, temporary, metadata={"format": "pt"})
-    except SafetensorError as error:  # a full disk, for one
-        temporary.unlink(missing_ok=True)
-        raise WeightsError(f"{path} cannot be written: {error}", "room on the disk") from None
-    temporary.chmod(mode)
-    temporary.replace(path)
+    with replaced(path) as temporary:
+        temporary.write_bytes(b"")
+        mode = temporary.stat().st_mode  # as the umask says; the library leaves files to the owner alone
+        try:
+            save_file(tensors, temporary, metadata={"format": "pt"})
+        except SafetensorError as error:  # a full disk, for one
+            raise WeightsError(f"{path} cannot be written: {error}", "room on the disk") from None
+        temporary.chmod(mode)
 
 
 def load_exactly(module: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:

@@ -25,6 +25,7 @@ from ctflow.config.encoders import AVAEConfig, CTCLIPConfig
 from ctflow.config.models import FMvTConfig
 from ctflow.config.system import SystemConfig
 from ctflow.errors import WeightsError
+from ctflow.files import file_sha256
 from ctflow.models.avae import AVAE
 from ctflow.models.fmvt import FMvT
 from ctflow.models.text import TextEncoder
@@ -111,8 +112,7 @@ def folder_fingerprint(folder: Path | str) -> str:
         paths = [p for p in (source.weights, source.config, *beside) if p is not None and p.is_file()]
     for path in sorted(paths):
         digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+        digest.update(bytes.fromhex(file_sha256(path)))
     return digest.hexdigest()
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from ctflow.config.commands import DEVICES, PRECISIONS, SamplingChoice
 from ctflow.config.data import CaseChoice
 
-SETTINGS = ("full-body", "gt-head", "next-block")
-ANALYSES = (
+SETTING_NAMES = ("full-body", "gt-head", "next-block")
+ANALYSIS_NAMES = (
     "floors",
     "reconstruction",
     "length",
@@ -92,8 +92,8 @@ class AnalysisConfig:
     read_reports: int = 50
 
     def __post_init__(self) -> None:
-        if self.name and self.name not in ANALYSES:
-            raise ValueError(f"an analysis is one of {', '.join(ANALYSES)}, found {self.name!r}")
+        if self.name and self.name not in ANALYSIS_NAMES:
+            raise ValueError(f"an analysis is one of {', '.join(ANALYSIS_NAMES)}, found {self.name!r}")
         if self.split not in SPLITS:
             raise ValueError(f"split is one of {', '.join(SPLITS)}, found {self.split!r}")
         counts = (self.reconstructed_slices, self.seeds, self.reports, self.pair_seeds, self.read_reports)
@@ -175,8 +175,8 @@ class EvalConfig:
     cache: str = "runs/eval/cache"
 
     def __post_init__(self) -> None:
-        if self.setting not in (*SETTINGS, "all"):
-            raise ValueError(f"setting is {', '.join(SETTINGS)} or all, found {self.setting!r}")
+        if self.setting not in (*SETTING_NAMES, "all"):
+            raise ValueError(f"setting is {', '.join(SETTING_NAMES)} or all, found {self.setting!r}")
         if self.protocol not in PROTOCOLS:
             raise ValueError(f"protocol is {' or '.join(PROTOCOLS)}, found {self.protocol!r}")
         if min(self.cases, self.batch_size, self.clip_stride) < 1:
@@ -198,4 +198,4 @@ class EvalConfig:
     @property
     def settings(self) -> tuple[str, ...]:
         """The settings that are run."""
-        return SETTINGS if self.setting == "all" else (self.setting,)
+        return SETTING_NAMES if self.setting == "all" else (self.setting,)

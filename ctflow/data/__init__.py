@@ -2,7 +2,7 @@
 
 from ctflow.data.batches import BlockBatch, SliceBatch, VolumeBatch
 from ctflow.data.datamodule import LatentDataModule
-from ctflow.data.manifest import file_sha256, read_manifest, shards_to_encode
+from ctflow.data.manifest import read_manifest, shards_to_encode
 from ctflow.data.reader import LatentShards, SliceShards, padded_slices
 from ctflow.data.records import CaseEntry, LatentHeader, LatentRecord, ShardEntry, SliceRecord
 from ctflow.data.writer import LatentShardWriter, SliceShardWriter
@@ -21,7 +21,6 @@ __all__ = [
     "SliceShardWriter",
     "SliceShards",
     "VolumeBatch",
-    "file_sha256",
     "padded_slices",
     "read_manifest",
     "shards_to_encode",

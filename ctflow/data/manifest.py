@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ctflow.data.records import CaseEntry, ShardEntry
 from ctflow.errors import ShardError
+from ctflow.files import write_text
 from ctflow.locks import short_lock
 from ctflow.types import Acquisition
 
@@ -55,24 +54,13 @@ def add_to_manifest(folder: Path, entry: ShardEntry) -> None:
     with short_lock(folder / _LOCK):
         entries = {e.file: e for e in read_manifest(folder)} | {entry.file: entry}
         lines = [json.dumps(asdict(entries[name]), ensure_ascii=False) for name in sorted(entries)]
-        temporary = folder / f".{MANIFEST}.{os.getpid()}.partial"
-        with temporary.open("w", encoding="utf-8") as stream:
-            stream.write("\n".join(lines) + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(folder / MANIFEST)
+        write_text(folder / MANIFEST, "\n".join(lines) + "\n")
 
 
 def shards_to_encode(slices: Path | str, latents: Path | str) -> list[str]:
     """Slice shards without latents, by file name; empty where a set is encoded as a whole."""
     done = {entry.file for entry in read_manifest(latents)}
     return [entry.file for entry in read_manifest(slices) if entry.file not in done]
-
-
-def file_sha256(path: Path | str) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    with Path(path).open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _entry(line: dict[str, Any]) -> ShardEntry:

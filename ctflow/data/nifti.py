@@ -10,6 +10,7 @@ import numpy as np
 from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 
 from ctflow.errors import ScanError
+from ctflow.files import replaced
 from ctflow.hounsfield import sample_of, scale_of, why_not_hu
 from ctflow.types import HUVolume
 
@@ -46,11 +47,8 @@ def write_nifti(path: Path | str, volume: HUVolume, metadata: str = "") -> None:
     image.set_qform(affine, code=1)
     image.header.set_slope_inter(1.0, 0.0)
     image.header["descrip"] = metadata.encode()[:_DESCRIPTION_BYTES]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    ending = ".nii.gz" if path.name.endswith(".gz") else ".nii"
-    temporary = path.with_name(f".{path.name}.partial{ending}")
-    nib.save(image, temporary)
-    temporary.replace(path)
+    with replaced(path) as temporary:
+        nib.save(image, temporary)
 
 
 def read_nifti(path: Path | str) -> HUVolume:
@@ -63,28 +61,58 @@ def read_nifti(path: Path | str) -> HUVolume:
             values of another scale (in [0, 1], [-1, 1], 0…255, HU + 1024).
     """
     path = Path(path)
+    image = _open(path)
     try:
-        image: Any = nib.load(path)
         hu = np.asarray(image.dataobj, dtype=np.float32)
-    except (OSError, ValueError, EOFError, nib.filebasedimages.ImageFileError) as error:
-        raise ScanError(f"{path} cannot be read: {error}", "a NIfTI file in HU") from error
-    except (
-        Exception
-    ) as error:  # damaged gzip streams raise zlib.error, which has no common base with the above
+    except Exception as error:  # damaged gzip streams raise zlib.error, short ones OSError or EOFError
         raise ScanError(f"{path} is damaged: {error}", "a whole NIfTI file in HU") from error
-    while hu.ndim > 3 and hu.shape[-1] == 1:
-        hu = hu[..., 0]
-    if hu.ndim != 3 or 0 in hu.shape:
-        raise ScanError(f"{path} has the shape {hu.shape}", "three axes", "extract one volume first")
-    _check_axes(path, image.affine)
-    turn = ornt_transform(io_orientation(image.affine), axcodes2ornt(AXES))
-    spacing = np.linalg.norm(image.affine[:3, :3], axis=0)
-    order = np.argsort(turn[:, 0])
+    hu = hu.reshape(hu.shape[:3])
     if not np.isfinite(hu).all():
         raise ScanError(f"{path} has values that are not finite", "HU in every voxel")
     _check_scale(path, hu)
-    z, y, x = (float(spacing[axis]) for axis in order)
-    return HUVolume(np.ascontiguousarray(apply_orientation(hu, turn)), (z, y, x))
+    return HUVolume(np.ascontiguousarray(apply_orientation(hu, _turn(image))), _geometry(image)[1])
+
+
+def read_geometry(path: Path | str) -> tuple[tuple[int, int, int], tuple[float, float, float]]:
+    """Shape and spacing that ``read_nifti`` would give, from the header alone.
+
+    Raises:
+        ScanError: Not a three-dimensional NIfTI file, or oblique axes.
+    """
+    return _geometry(_open(Path(path)))
+
+
+def _open(path: Path) -> Any:
+    """The image with its header read, and three axes; its pixels are read later.
+
+    Raises:
+        ScanError: Not a three-dimensional NIfTI file, or oblique axes.
+    """
+    try:
+        image: Any = nib.load(path)
+    except (OSError, ValueError, EOFError, nib.filebasedimages.ImageFileError) as error:
+        raise ScanError(f"{path} cannot be read: {error}", "a NIfTI file in HU") from error
+    except Exception as error:  # zlib.error of a damaged stream has no common base with the above
+        raise ScanError(f"{path} is damaged: {error}", "a whole NIfTI file in HU") from error
+    shape = image.shape
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) != 3 or 0 in shape:
+        raise ScanError(f"{path} has the shape {image.shape}", "three axes", "extract one volume first")
+    _check_axes(path, image.affine)
+    return image
+
+
+def _geometry(image: Any) -> tuple[tuple[int, int, int], tuple[float, float, float]]:
+    z, y, x = np.argsort(_turn(image)[:, 0])
+    spacing = np.linalg.norm(image.affine[:3, :3], axis=0)
+    shape = image.shape
+    return (shape[z], shape[y], shape[x]), (float(spacing[z]), float(spacing[y]), float(spacing[x]))
+
+
+def _turn(image: Any) -> np.ndarray:
+    """What brings the file's axes to S,P,R."""
+    return ornt_transform(io_orientation(image.affine), axcodes2ornt(AXES))
 
 
 def _check_scale(path: Path, hu: np.ndarray) -> None:

@@ -100,11 +100,6 @@ def open_shard(path: Path, kind: str) -> h5py.File:
     return file
 
 
-def read_provenance(file: h5py.File) -> dict[str, Any]:
-    """How the shard was made."""
-    return _read_json(file, "header")["provenance"]
-
-
 def read_latent_header(file: h5py.File) -> LatentHeader:
     """What all cases of a latent shard share."""
     text = _read_json(file, "header")

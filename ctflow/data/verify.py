@@ -7,10 +7,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ctflow.data import schema
-from ctflow.data.manifest import file_sha256, read_manifest
+from ctflow.data.manifest import read_manifest
 from ctflow.data.reader import LatentShards
 from ctflow.data.records import ShardEntry
 from ctflow.errors import ShardError
+from ctflow.files import file_sha256
 
 
 def verify_folder(folder: Path | str) -> list[str]:

@@ -8,9 +8,10 @@ from typing import Any, Self
 
 from ctflow.data import schema
 from ctflow.data.guarded import GuardedStream
-from ctflow.data.manifest import add_to_manifest, file_sha256, read_manifest
+from ctflow.data.manifest import add_to_manifest, read_manifest
 from ctflow.data.records import CaseEntry, LatentHeader, LatentRecord, ShardEntry, SliceRecord
 from ctflow.errors import ShardError
+from ctflow.files import file_sha256
 from ctflow.locks import LockHeld, LongLock
 
 PARTIAL = ".partial"

@@ -10,14 +10,22 @@ import torch
 from torch import Tensor, nn
 
 from ctflow.config.evaluation import BackboneFiles
-from ctflow.metrics import i3d, inception
 from ctflow.metrics.clip_score import TextVolumeScorer, clip_scores
 from ctflow.metrics.random_backbone import RandomBackbone
+from ctflow.metrics.trained_backbones import (
+    I3D_FEATURES,
+    INCEPTION_FEATURES,
+    I3DBackbone,
+    InceptionBackbone,
+)
 from ctflow.models import TextEncoder
 from ctflow.models.ctclip_preprocess import volume_input
 from ctflow.types import HUVolume
 
-RANDOM = "random"
+INCEPTION = "inception"
+FEATURES, LOGITS = "features", "logits"
+"""Names of a network's outputs."""
+
 Extract = Callable[[Tensor], dict[str, Tensor]]
 
 
@@ -69,7 +77,7 @@ class Backbones:
     @property
     def has_inception(self) -> bool:
         """Whether the Inception score can be computed."""
-        return any(b.name == "inception" for b in self.slices)
+        return any(b.name == INCEPTION for b in self.slices)
 
 
 class ClipScorer:
@@ -111,18 +119,18 @@ def build_backbones(files: BackboneFiles, scorer: TextVolumeScorer | None, devic
     slices = [_random("rand2d", "fid_rand2d", "kid_rand2d", flat)]
     clips = [_random("rand3d", "fvd_rand3d", "", deep)]
     if files.inception:
-        network = inception.InceptionBackbone(Path(files.inception), files.inception_sha256).to(device).eval()
+        network = InceptionBackbone(Path(files.inception), files.inception_sha256).to(device).eval()
 
         def both(images: Tensor) -> dict[str, Tensor]:
             features, logits = network(images)
-            return {"features": features, "logits": logits}
+            return {FEATURES: features, LOGITS: logits}
 
-        width = inception.FEATURES
-        slices.append(Backbone("inception", "fid", "kid", False, width, network.sha256, network, both))
+        width = INCEPTION_FEATURES
+        slices.append(Backbone(INCEPTION, "fid", "kid", False, width, network.sha256, network, both))
     if files.i3d:
-        video = i3d.I3DBackbone(Path(files.i3d), files.i3d_sha256).to(device).eval()
+        video = I3DBackbone(Path(files.i3d), files.i3d_sha256).to(device).eval()
         extract = _single(video)
-        clips.append(Backbone("i3d", "fvd", "", False, i3d.FEATURES, video.sha256, video, extract))
+        clips.append(Backbone("i3d", "fvd", "", False, I3D_FEATURES, video.sha256, video, extract))
     return Backbones(tuple(slices), tuple(clips), scorer)
 
 
@@ -131,4 +139,4 @@ def _random(name: str, metric: str, kernel: str, module: RandomBackbone) -> Back
 
 
 def _single(module: nn.Module) -> Extract:
-    return lambda images: {"features": module(images)}
+    return lambda images: {FEATURES: module(images)}

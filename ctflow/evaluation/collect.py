@@ -1,51 +1,93 @@
-"""Features of every volume an evaluation needs: from the cache, else made, shared out over the ranks."""
+"""Features of every volume an evaluation needs: from the cache, else made, shared out over the ranks.
+
+All statistics derive from the files of the cache, and an interrupted evaluation resumes there.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import torch
 from tqdm import tqdm
 
+from ctflow.checkpoint import folder_fingerprint, load_text_encoder
 from ctflow.config.evaluation import EvalConfig
-from ctflow.evaluation.cache import CaseFeatures, FeatureCache
+from ctflow.evaluation.backbones import ClipScorer, build_backbones
 from ctflow.evaluation.cases import CaseReader, CaseSets, RealCase
-from ctflow.evaluation.features import FeatureExtractor, real_volume
-from ctflow.evaluation.ranks import Ranks
-from ctflow.evaluation.settings import REGISTRY, ScoredVolume, Setting
-from ctflow.evaluation.system import EvalSystem, generate_batch, usable_in
+from ctflow.evaluation.features import (
+    CaseFeatures,
+    FeatureExtractor,
+    FeaturePlan,
+    packed,
+    real_volume,
+    unpacked,
+)
+from ctflow.evaluation.processes import Ranks
+from ctflow.evaluation.settings import SETTINGS, ScoredVolume, Setting
+from ctflow.evaluation.system import EvalSystem, generate_batch, scorer_name, usable_in
+from ctflow.files import replaced
 from ctflow.generation import BlockMemo
 from ctflow.types import HUVolume
 
 log = logging.getLogger(__name__)
 
+FORMAT = 6
 REAL_SET, RECONSTRUCTED = "real", "reconstruction"
 
 
 @dataclass(frozen=True)
-class Unit:
-    """Volumes that are made together.
+class Wanted:
+    """Features of one volume.
 
     Attributes:
-        kind: A setting's name, ``real`` or ``reconstruction``.
-        cases: One case, or a batch for a setting; the same on any number of ranks.
-        measured: Whether the volumes' findings are read.
+        kind: A setting's name, ``real``, ``reconstruction`` …
+        case: Whose volume.
+        depends: What the features depend on, beside kind, case, plan and backbones.
+        findings: Whether findings are read from the volume.
     """
 
     kind: str
-    cases: tuple[RealCase, ...]
-    measured: bool = False
+    case: RealCase
+    depends: tuple[str, ...] = ()
+    findings: bool = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Everything they depend on, in words."""
+        case = self.case
+        own = (self.kind, case.case_id, case.digest, f"{case.shape}{case.spacing}", *self.depends)
+        return (*own, "findings") if self.findings else own
 
 
-Group = tuple[Unit, ...]
-"""Units that one rank makes, one after the other."""
+@dataclass(frozen=True)
+class Batch:
+    """Volumes that are made together.
+
+    Attributes:
+        wanted: One entry for each volume; the same on any number of ranks.
+        make: Yields the volumes in that order, one in memory at a time; it is given a function that notes its
+            progress.
+    """
+
+    wanted: tuple[Wanted, ...]
+    make: Callable[[Callable[[str], None]], Iterator[ScoredVolume]]
 
 
-@dataclass
+Group = tuple[Batch, ...]
+"""Batches that one rank makes, one after the other."""
+
+
+@dataclass(frozen=True)
 class Collected:
     """Features by kind and case id."""
 
@@ -57,8 +99,112 @@ class Collected:
         return [found[case.case_id] for case in cases if case.case_id in found]
 
 
+class FeatureCache:
+    """A folder of one ``.npz`` file per volume, named by what its features depend on.
+
+    Args:
+        folder: Made when the first file is written.
+        extractor: Makes the features of a volume; all files depend on its plan and backbones.
+        ranks: This process among others.
+
+    Attributes:
+        reused: Volumes of this process that were found in the cache.
+    """
+
+    def __init__(self, folder: Path, extractor: FeatureExtractor, ranks: Ranks) -> None:
+        self.folder, self.extractor, self.ranks = folder, extractor, ranks
+        identity = {"plan": asdict(extractor.plan), "backbones": extractor.backbones.hashes}
+        self._identity = json.dumps({"format": FORMAT, **identity}, sort_keys=True)
+        self.reused = 0
+
+    def collect(self, groups: Sequence[Group], shared: tqdm | None = None) -> Collected:
+        """All features of all groups; each rank makes what is missing of its groups, then all are read.
+
+        Args:
+            groups: What is wanted.
+            shared: Progress over several calls; None: this call shows its own.
+        """
+        mine = [batch for group in self.ranks.share(groups) for batch in group]
+        todo = [batch for batch in mine if not all(self.load(wanted) for wanted in batch.wanted)]
+        total, missing = (sum(len(batch.wanted) for batch in batches) for batches in (mine, todo))
+        self.reused += total - missing
+        if total > missing:
+            log.info("%d of %d volumes are in %s already", total - missing, total, self.folder)
+        with self._progress(total, total - missing, shared) as bar:
+            for batch in todo:
+                bar.set_description(batch.wanted[0].kind)
+                started = time.monotonic()
+                for wanted, volume in zip(batch.wanted, batch.make(bar.set_postfix_str), strict=True):
+                    seconds = time.monotonic() - started
+                    features = self.extractor.extract(volume, wanted.findings)
+                    self.store(replace(features, seconds=seconds), wanted)
+                    bar.update()
+                    started = time.monotonic()
+        self.ranks.wait()
+        found: dict[str, dict[str, CaseFeatures]] = {}
+        for wanted in (wanted for group in groups for batch in group for wanted in batch.wanted):
+            loaded = self.load(wanted)
+            assert loaded is not None, f"{wanted.kind} features of {wanted.case.case_id} vanished"
+            found.setdefault(wanted.kind, {})[wanted.case.case_id] = loaded
+        return Collected(found)
+
+    @contextmanager
+    def _progress(self, total: int, done: int, shared: tqdm | None) -> Iterator[tqdm]:
+        if shared is not None:
+            shared.update(done)
+            yield shared
+            return
+        with tqdm(total=total, initial=done, unit="volume", disable=not self.ranks.first) as bar:
+            yield bar
+
+    def path(self, names: Sequence[str]) -> Path:
+        """File of the features that depend on these."""
+        text = json.dumps([self._identity, *names])
+        return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.npz"
+
+    def load(self, wanted: Wanted) -> CaseFeatures | None:
+        """What is stored of a volume, or None; a torn or damaged file counts as absent and is made again.
+
+        Where no findings are asked for, features with findings serve as well.
+        """
+        try:
+            with np.load(self.path(wanted.names), allow_pickle=False) as file:
+                arrays = {key: file[key] for key in file.files}
+            return unpacked(json.loads(arrays.pop("header").tobytes()), arrays)
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+            return None if wanted.findings else self.load(replace(wanted, findings=True))
+
+    def store(self, features: CaseFeatures, wanted: Wanted) -> None:
+        """Write under a temporary name and rename, so that a kill leaves no half file."""
+        header, arrays = packed(features)
+        stored: dict[str, Any] = {"header": np.frombuffer(json.dumps(header).encode(), np.uint8), **arrays}
+        with replaced(self.path(wanted.names)) as temporary, temporary.open("wb") as file:
+            np.savez(file, **stored)
+
+
+def extractor_of(config: EvalConfig, system: EvalSystem) -> FeatureExtractor:
+    """What is kept of every volume, the same for the table and for analyses, so that they share files."""
+    if config.backbones.clip:
+        scorer = scorer_at(config.backbones.clip, system.device)
+    else:
+        scorer = ClipScorer(system.text, scorer_name(system.text), system.text_fingerprint)
+    backbones = build_backbones(config.backbones, scorer, system.device)
+    return FeatureExtractor(FeaturePlan.of(config, system.config.image_size), backbones, system.device)
+
+
+def scorer_at(folder: Path | str, device: torch.device) -> ClipScorer:
+    """The text and image pair of a folder, for the agreement of reports and volumes.
+
+    Raises:
+        WeightsError: No such folder, or another layout.
+    """
+    encoder = load_text_encoder(folder)
+    encoder.clip.to(device)
+    return ClipScorer(encoder, scorer_name(encoder), folder_fingerprint(folder))
+
+
 class Collector:
-    """Makes features and keeps them on disk.
+    """Features of real, reconstructed and generated volumes of one model.
 
     Args:
         config: The evaluation.
@@ -66,11 +212,10 @@ class Collector:
         reader: Real volumes; None where everything is generated from reports.
         extractor: What is kept of a volume.
         ranks: This process among others.
-        measured: Whether findings are read from what their table needs: whole generated volumes, the real
+        findings: Whether findings are read from what their table needs: whole generated volumes, the real
             ones they are compared with, and reconstructions.
 
     Attributes:
-        reused: Volumes of this process whose features were found in the cache.
         bar: Progress over several calls; None: every call shows its own.
     """
 
@@ -81,67 +226,26 @@ class Collector:
         reader: CaseReader | None,
         extractor: FeatureExtractor,
         ranks: Ranks,
-        measured: bool = False,
+        findings: bool = False,
     ) -> None:
-        self.config, self.system, self.reader = config, system, reader
+        self.config, self.system, self.reader, self.findings = config, system, reader, findings
         self.bar: tqdm | None = None
-        self.extractor, self.ranks, self.measured = extractor, ranks, measured
         self.rollout = config.sampling.applied_to(system.config.rollout)
         self._avae = f"{system.avae.fingerprint()} {system.config.image_size}"
         self.memo = BlockMemo(4 * config.batch_size, first=2)  # settings share their first two blocks
-        self.reused = 0
-        self.cache = FeatureCache(
-            folder=Path(config.cache),
-            identity={"plan": asdict(extractor.plan), "backbones": extractor.backbones.hashes},
-        )
+        self.cache = FeatureCache(Path(config.cache), extractor, ranks)
 
     def collect(self, sets: CaseSets, settings: Sequence[str]) -> Collected:
         """All features of an evaluation; what is cached already is not made again."""
-        return self._collect(self.groups(sets, settings))
+        return self.cache.collect(self.groups(sets, settings))
 
     def real(self, cases: Sequence[RealCase]) -> list[CaseFeatures]:
         """Features of real volumes."""
-        return self._collect([(Unit(REAL_SET, (case,)),) for case in cases]).of(REAL_SET, cases)
+        return self.cache.collect([(self._real(case),) for case in cases]).of(REAL_SET, cases)
 
     def generated(self, setting: Setting, cases: Sequence[RealCase]) -> list[CaseFeatures]:
         """Features of volumes generated in one setting, without the real ones."""
-        return self._collect(self._batches([setting], cases)).of(setting.name, cases)
-
-    def _collect(self, groups: Sequence[Group]) -> Collected:
-        mine = [unit for group in self.ranks.share(groups) for unit in group]
-        todo = [unit for unit in mine if not all(self._load(unit, case) for case in unit.cases)]
-        total, done = sum(len(u.cases) for u in mine), sum(len(u.cases) for u in mine if u not in todo)
-        self.reused += done
-        if done:
-            log.info("%d of %d volumes are in %s already", done, total, self.cache.folder)
-        with self._progress(total, done) as bar:
-            for unit in todo:
-                bar.set_description(unit.kind)
-                started = time.monotonic()
-                for volume, case in self._make(unit, bar.set_postfix_str):
-                    seconds = time.monotonic() - started
-                    features = self.extractor.extract(volume, unit.measured)
-                    features.info["seconds"] = seconds
-                    self.cache.store(features, *self._names(unit, case))
-                    bar.update()
-                    started = time.monotonic()
-        self.ranks.wait()
-        everything: dict[str, dict[str, CaseFeatures]] = {}
-        for unit in (unit for group in groups for unit in group):
-            for case in unit.cases:
-                loaded = self._load(unit, case)
-                assert loaded is not None, f"{unit.kind} features of {case.case_id} vanished from the cache"
-                everything.setdefault(unit.kind, {})[case.case_id] = loaded
-        return Collected(everything)
-
-    @contextmanager
-    def _progress(self, total: int, done: int) -> Iterator[tqdm]:
-        if self.bar is not None:
-            self.bar.update(done)
-            yield self.bar
-            return
-        with tqdm(total=total, initial=done, unit="case", disable=not self.ranks.first) as bar:
-            yield bar
+        return self.cache.collect(self._generated([setting], cases), self.bar).of(setting.name, cases)
 
     def _real_volume(self, case: RealCase) -> HUVolume:
         assert self.reader is not None, f"a real volume of {case.case_id} is wanted, and there are none"
@@ -149,66 +253,51 @@ class Collector:
 
     def groups(self, sets: CaseSets, settings: Sequence[str]) -> list[Group]:
         """Everything that is needed: real volumes, reconstructions of the others, generated batches."""
-        units = [Unit(REAL_SET, (case,), self.measured) for case in sets.evaluated]
-        units += [Unit(REAL_SET, (case,)) for case in sets.others]
-        units += [Unit(RECONSTRUCTED, (case,), self.measured) for case in sets.others]
-        return [(unit,) for unit in units] + self._batches(
-            [REGISTRY[name] for name in settings], sets.evaluated
+        batches = [self._real(case, self.findings) for case in sets.evaluated]
+        batches += [self._real(case) for case in sets.others]
+        batches += [self._reconstructed(case) for case in sets.others]
+        settings_run = [SETTINGS[name] for name in settings]
+        return [(batch,) for batch in batches] + self._generated(settings_run, sets.evaluated)
+
+    def _real(self, case: RealCase, findings: bool = False) -> Batch:
+        return Batch(
+            (Wanted(REAL_SET, case, (), findings),),
+            lambda note: iter([real_volume(case.case_id, self._real_volume(case))]),
         )
 
-    def _batches(self, settings: Sequence[Setting], cases: Sequence[RealCase]) -> list[Group]:
+    def _reconstructed(self, case: RealCase) -> Batch:
+        return Batch(
+            (Wanted(RECONSTRUCTED, case, (self._avae,), self.findings),),
+            lambda note: iter([self.system.reconstruct(case, self._real_volume(case))]),
+        )
+
+    def _generated(self, settings: Sequence[Setting], cases: Sequence[RealCase]) -> list[Group]:
         """Batches of cases, each in all settings one after the other: they begin with the same blocks."""
-        groups = []
-        for start in range(0, len(cases), self.config.batch_size):
-            batch = cases[start : start + self.config.batch_size]
-            units = []
-            for setting in settings:
-                measured = self.measured and not setting.given and not setting.spliced
-                usable = tuple(case for case in batch if usable_in(setting, case))
-                units += [Unit(setting.name, usable, measured)] if usable else []
-            groups.append(tuple(units))
-        return groups
+        size = self.config.batch_size
+        parts = [cases[start : start + size] for start in range(0, len(cases), size)]
+        groups = [[self._batch(setting, part) for setting in settings] for part in parts]
+        return [tuple(batch for batch in group if batch.wanted) for group in groups]
 
-    def _make(self, unit: Unit, note: Callable[[str], None]) -> Iterator[tuple[ScoredVolume, RealCase]]:
-        if unit.kind in REGISTRY:
-            yield from zip(self._generate(REGISTRY[unit.kind], unit.cases, note), unit.cases, strict=True)
-            return
-        for case in unit.cases:
-            volume = self._real_volume(case)
-            if unit.kind == REAL_SET:
-                yield real_volume(case.case_id, volume), case
-            else:
-                yield self.system.reconstruct(case, volume), case
-
-    def _generate(
-        self, setting: Setting, cases: Sequence[RealCase], note: Callable[[str], None]
-    ) -> Iterator[ScoredVolume]:
-        return generate_batch(
-            self.system,
-            setting,
-            cases,
-            self._real_volume,
-            self.rollout,
-            self.config.seed,
-            self.config.precision,
-            progress=lambda state: note(f"block {state.block + 1}"),
-            memo=self.memo,
+    def _batch(self, setting: Setting, cases: Sequence[RealCase]) -> Batch:
+        usable = [case for case in cases if usable_in(setting, case)]
+        sampling = f"{asdict(self.rollout)} {self.config.precision} {self.config.seed}"
+        findings = self.findings and not setting.given and not setting.spliced
+        wanted = tuple(
+            Wanted(setting.name, case, (self.system.fingerprint, case.report, sampling), findings)
+            for case in usable
         )
 
-    def _names(self, unit: Unit, case: RealCase) -> tuple[str, ...]:
-        """What a volume's features depend on, beside the plan and the backbones."""
-        own: tuple[str, ...] = (unit.kind, case.case_id, case.digest, f"{case.shape}{case.spacing}")
-        own += ("measured",) if unit.measured else ()
-        if unit.kind == REAL_SET:
-            return own
-        if unit.kind == RECONSTRUCTED:
-            return (*own, self._avae)
-        sampling = f"{asdict(self.rollout)} {self.config.precision} {self.config.seed}"
-        return (*own, self.system.fingerprint, case.report, sampling)
+        def make(note: Callable[[str], None]) -> Iterator[ScoredVolume]:
+            return generate_batch(
+                self.system,
+                setting,
+                usable,
+                self._real_volume,
+                self.rollout,
+                self.config.seed,
+                self.config.precision,
+                progress=lambda state: note(f"block {state.block + 1}"),
+                memo=self.memo,
+            )
 
-    def _load(self, unit: Unit, case: RealCase) -> CaseFeatures | None:
-        """What is stored of a volume; where no measurement is asked for, a measured one serves as well."""
-        loaded = self.cache.load(*self._names(unit, case))
-        if loaded is None and not unit.measured:
-            loaded = self.cache.load(*self._names(replace(unit, measured=True), case))
-        return loaded
+        return Batch(wanted, make)

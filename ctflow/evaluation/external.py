@@ -5,28 +5,26 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
-from tqdm import tqdm
 
 from ctflow.config.evaluation import EvalConfig
-from ctflow.data.manifest import file_sha256
-from ctflow.data.nifti import read_nifti
+from ctflow.data.nifti import read_geometry, read_nifti
 from ctflow.errors import EvaluationError
 from ctflow.evaluation.backbones import Backbones, build_backbones
-from ctflow.evaluation.cache import CaseFeatures, FeatureCache
 from ctflow.evaluation.cases import CaseSets, RealCase
-from ctflow.evaluation.evaluation import Evaluation, device_of
-from ctflow.evaluation.features import FeatureExtractor, FeaturePlan, real_volume
+from ctflow.evaluation.collect import Batch, FeatureCache, Wanted
+from ctflow.evaluation.compare import pictures, source_rows
+from ctflow.evaluation.features import CaseFeatures, FeatureExtractor, FeaturePlan
 from ctflow.evaluation.monitoring import readings
+from ctflow.evaluation.processes import Ranks, device_of
 from ctflow.evaluation.provenance import provenance
-from ctflow.evaluation.ranks import Ranks
-from ctflow.evaluation.scores import Compared
-from ctflow.evaluation.scoring import pictures, source_rows
-from ctflow.evaluation.settings import Setting
-from ctflow.evaluation.table import MODEL, NOT_AVAILABLE, OTHER_REAL, RECONSTRUCTION, Row
+from ctflow.evaluation.results import MODEL, NOT_AVAILABLE, OTHER_REAL, RECONSTRUCTION, Results, Row
+from ctflow.evaluation.rows import Compared
+from ctflow.evaluation.settings import ScoredVolume, Setting
+from ctflow.files import file_sha256
 from ctflow.hounsfield import sample_of, why_not_hu
 from ctflow.metrics.clip_score import TextVolumeScorer
 from ctflow.orientation import orientation_doubt
@@ -39,7 +37,61 @@ ENDINGS = (".nii.gz", ".nii")
 HALF = "floor: half of the reference against the other half"
 
 
-def evaluate_external(config: EvalConfig, scorer: TextVolumeScorer | None, ranks: Ranks) -> Evaluation:
+class VolumeFolder:
+    """The NIfTI volumes below a folder, by name; their pixels are read when a volume is made.
+
+    Args:
+        folder: Searched with all folders below it.
+
+    Attributes:
+        cases: One for every volume, without a patient: names do not tell which are of one.
+
+    Raises:
+        EvaluationError: No volume there, one name twice, or planes of different sizes.
+        ScanError: A file that is no NIfTI volume.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        found = sorted(
+            p for p in folder.rglob("*") if p.name.endswith(ENDINGS) and not p.name.startswith(".")
+        )
+        if not found:
+            raise EvaluationError(f"no NIfTI volumes in {folder}", "files ending in .nii.gz or .nii, in HU")
+        self._paths: dict[str, Path] = {}
+        for path in found:
+            name = path.name.removesuffix(".gz").removesuffix(".nii")
+            if name in self._paths:
+                raise EvaluationError(f"case {name!r} twice in {folder}: {path}", "every name once")
+            self._paths[name] = path
+        self.cases = tuple(self._case(name) for name in self._paths)
+        planes = {case.shape[1:]: case.case_id for case in self.cases}
+        if len(planes) > 1 or any(rows != columns for rows, columns in planes):
+            sizes = ", ".join(f"{rows}×{columns} ({name})" for (rows, columns), name in planes.items())
+            raise EvaluationError(
+                f"planes of {sizes} in {folder}", "square slices of one size", "resample the volumes first"
+            )
+
+    def batch(self, case: RealCase) -> Batch:
+        """Features of one volume, on their way."""
+        return Batch((Wanted(EXTERNAL.name, case),), lambda note: iter([self._volume(case)]))
+
+    def _case(self, name: str) -> RealCase:
+        shape, spacing = read_geometry(self._paths[name])
+        return RealCase(name, "", "", shape, spacing, digest=file_sha256(self._paths[name]))
+
+    def _volume(self, case: RealCase) -> ScoredVolume:
+        volume = read_nifti(self._paths[case.case_id])
+        doubts = []
+        if doubt := why_not_hu(sample_of(volume.hu)):
+            doubts.append(f"not_hu: {doubt}")
+        elif doubt := orientation_doubt(volume.hu, volume.spacing):
+            doubts.append(f"orientation_doubt: {doubt}")
+        return ScoredVolume(
+            case.case_id, EXTERNAL, volume.hu, volume.spacing, len(volume.hu), doubts=tuple(doubts)
+        )
+
+
+def evaluate_external(config: EvalConfig, scorer: TextVolumeScorer | None, ranks: Ranks) -> Results:
     """Score a folder of volumes against a folder of real ones.
 
     Args:
@@ -53,95 +105,56 @@ def evaluate_external(config: EvalConfig, scorer: TextVolumeScorer | None, ranks
     """
     started = time.monotonic()
     external = config.external
-    scored, reference = (list_volumes(Path(folder)) for folder in (external.volumes, external.reference))
-    if shared := {c.digest for c in scored} & {c.digest for c in reference}:
+    scored, reference = (VolumeFolder(Path(folder)) for folder in (external.volumes, external.reference))
+    if shared := {c.digest for c in scored.cases} & {c.digest for c in reference.cases}:
         raise EvaluationError(
             f"{len(shared)} files are in both {external.volumes} and {external.reference}",
             "generated volumes on one side, real ones on the other",
             "a set scored against itself would look perfect",
         )
     reports = read_reports(Path(external.reports)) if external.reports else {}
-    side = scored[0].shape[1]
-    plan = FeaturePlan(
-        resolutions=tuple(config.resolution) or (side,),
-        native=side,
-        clip_lengths=tuple(config.clip_lengths),
-        clip_stride=config.clip_stride,
-    )
+    plan = FeaturePlan.of(config, scored.cases[0].shape[1])
     device = device_of(config.device)
     backbones = build_backbones(config.backbones, scorer if reports else None, device)
-    extractor = FeatureExtractor(plan, backbones, device)
-    cache = FeatureCache(Path(config.cache), {"plan": asdict(plan), "backbones": backbones.hashes})
-    features = _collect([*scored, *reference], extractor, cache, ranks)
-    fake, real = features[: len(scored)], features[len(scored) :]
-    fake, real = _paired(fake, real)
-    compared = Compared(EXTERNAL, MODEL, fake, real, plan, config.seed, config.protocol)
-    result = Evaluation([], [], {})
-    result.rows = source_rows(compared, backbones, reports) + _half_floor(compared, backbones)
-    first, resolution = backbones.slices[0], plan.resolutions[0]
+    cache = FeatureCache(Path(config.cache), FeatureExtractor(plan, backbones, device), ranks)
+    fake, real = (
+        cache.collect([(folder.batch(case),) for case in folder.cases]).of(EXTERNAL.name, folder.cases)
+        for folder in (scored, reference)
+    )
+    for folder, features in ((external.volumes, fake), (external.reference, real)):
+        _tell_doubts(folder, features)
+    compared = Compared(EXTERNAL, MODEL, *_paired(fake, real), plan, config.seed, config.protocol)
+    result = Results(rows=source_rows(compared, backbones, reports) + _half_floor(compared, backbones))
     half = len(real) // 2
+    reference_half, others = compared.real[:half], compared.real[half:]
     # Of the real volumes, those that are not the reference come first: sets are cut to one size.
-    for source, cases in ((MODEL, fake), ("real", [*real[half:], *real[:half]])):
-        result.readings += readings(EXTERNAL, source, cases, real[:half], real[half:], first, resolution)
-    result.pictures[EXTERNAL.name] = pictures(compared, first.name, resolution)
+    for source, cases in ((MODEL, compared.fake), ("real", [*others, *reference_half])):
+        result.readings += readings(
+            EXTERNAL, source, cases, reference_half, others, backbones.slices[0], plan.resolutions[0]
+        )
+    result.pictures[EXTERNAL.name] = pictures(compared, backbones)
     model = {
         "volumes": external.volumes,
         "reference": external.reference,
         "reports": external.reports or "none",
     }
-    sets = CaseSets(tuple(scored), tuple(reference))
+    sets = CaseSets(scored.cases, reference.cases)
     result.provenance = provenance(config, plan, backbones, sets, model, time.monotonic() - started)
     result.provenance["reference_cases"] = result.provenance.pop("floor_cases")
     return result
 
 
-def list_volumes(folder: Path) -> list[RealCase]:
-    """All NIfTI volumes below a folder, by name.
-
-    Raises:
-        EvaluationError: None there, one name twice, or planes of different sizes.
-        ScanError: A file that is no NIfTI volume, or holds values of another scale than HU.
-    """
-    paths = sorted(p for p in folder.rglob("*") if p.name.endswith(ENDINGS) and not p.name.startswith("."))
-    if not paths:
-        raise EvaluationError(f"no NIfTI volumes in {folder}", "files ending in .nii.gz or .nii, in HU")
-    cases: dict[str, RealCase] = {}
-    doubts: list[str] = []
-    turned: list[str] = []
-    for path in paths:
-        name = path.name.removesuffix(".gz").removesuffix(".nii")
-        if name in cases:
-            raise EvaluationError(f"case {name!r} twice in {folder}: {path}", "every name once")
-        volume = read_nifti(path)
-        if doubt := why_not_hu(sample_of(volume.hu)):
-            doubts.append(f"{path.name}: {doubt}")
-        elif doubt := orientation_doubt(volume.hu, volume.spacing):
-            turned.append(f"{path.name}: {doubt}")
-        cases[name] = RealCase(
-            case_id=name,
-            patient_id=str(path),
-            report="",
-            shape=(len(volume.hu), volume.hu.shape[1], volume.hu.shape[2]),
-            spacing=volume.spacing,
-            digest=file_sha256(path),
-        )
-    if doubts:
+def _tell_doubts(folder: str, features: Sequence[CaseFeatures]) -> None:
+    """One warning for each kind of doubt: how many volumes, and an example."""
+    kinds: dict[str, list[str]] = {}
+    for one in features:
+        for doubt in one.facts.doubts:
+            kinds.setdefault(doubt.partition(":")[0], []).append(f"{one.case_id}: {doubt.partition(': ')[2]}")
+    for kind, told in kinds.items():
         log.warning(
-            "%d of %d volumes in %s do not look like a CT in HU and are scored as they are (%s)",
-            *(len(doubts), len(paths), folder, doubts[0]),
+            "%s: %d of %d volumes in %s, e.g. %s. They are scored as they are: scores compare arrays",
+            *(kind, len(told), len(features), folder, told[0]),
         )
-    if turned:
-        log.warning(
-            "orientation_doubt: %d of %d volumes in %s look turned, e.g. %s. Scores compare arrays",
-            *(len(turned), len(paths), folder, turned[0]),
-        )
-    planes = {case.shape[1:]: case.case_id for case in cases.values()}
-    if len(planes) > 1 or any(rows != columns for rows, columns in planes):
-        found = ", ".join(f"{rows}×{columns} ({name})" for (rows, columns), name in planes.items())
-        raise EvaluationError(
-            f"planes of {found} in {folder}", "square slices of one size", "resample the volumes first"
-        )
-    return list(cases.values())
 
 
 def read_reports(path: Path) -> dict[str, str]:
@@ -163,25 +176,6 @@ def read_reports(path: Path) -> dict[str, str]:
     if ids.duplicated().any():
         raise EvaluationError(f"{path} names {ids[ids.duplicated()].iloc[0]!r} twice", "every case once")
     return dict(zip(ids, texts, strict=True))
-
-
-def _collect(
-    cases: Sequence[RealCase], extractor: FeatureExtractor, cache: FeatureCache, ranks: Ranks
-) -> list[CaseFeatures]:
-    todo = [case for case in ranks.share(cases) if cache.load("file", case.digest) is None]
-    for case in tqdm(todo, "volumes", unit="case", disable=not ranks.first):
-        # ``patient_id`` holds the path: without patients' names no two files can be told to be of one
-        # patient.
-        volume = real_volume(case.case_id, read_nifti(case.patient_id))
-        volume = replace(volume, setting=EXTERNAL)
-        cache.store(extractor.extract(volume), "file", case.digest)
-    ranks.wait()
-    features = []
-    for case in cases:
-        loaded = cache.load("file", case.digest)
-        assert loaded is not None, f"features of {case.case_id} vanished from the cache"
-        features.append(CaseFeatures(case.case_id, loaded.arrays, loaded.info))
-    return features
 
 
 def _paired(

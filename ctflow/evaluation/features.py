@@ -1,16 +1,12 @@
 """What is kept of a volume: pooled features of slices and clips, its latent, the monitors' raw numbers, a
-picture.
-
-Keys of the arrays: ``positions`` and ``slice/<backbone>/<side>[/logits]`` per scored slice;
-``starts/<frames>`` and ``clip/<backbone>/<frames>/<side>`` per clip; ``latent``; ``ratios``, ``statistics``,
-``checkerboard`` of the monitors; ``montage``.
+picture, findings.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,19 +14,171 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from ctflow.anatomy import findings, measure
-from ctflow.data.montage import montage
-from ctflow.evaluation.backbones import Backbones
-from ctflow.evaluation.cache import CaseFeatures
+from ctflow.anatomy import Found, findings, measure
+from ctflow.config.evaluation import EvalConfig
+from ctflow.evaluation.backbones import FEATURES, Backbone, Backbones
 from ctflow.evaluation.settings import REAL, ScoredVolume, Setting
 from ctflow.metrics.images import clip_at, slices_at
-from ctflow.metrics.monitors import boundary_ratios, checkerboard, slice_statistics, white_slices
+from ctflow.metrics.monitors import MonitorRecord
+from ctflow.pictures import montage
 from ctflow.types import BLOCK_LENGTH, HUVolume
 
 SLICES_PER_PASS = {"cpu": 8, "cuda": 64}
 """Small passes stay in a CPU's cache."""
 CLIP_SLICES_PER_PASS = 64
 TILE = 96
+SLICE = 1
+"""A slice is a clip of one."""
+
+Mask = NDArray[np.bool_]
+
+
+class Key(NamedTuple):
+    """Which features.
+
+    Attributes:
+        backbone: Name of the network.
+        side: Pixels of the slices it saw.
+        output: ``features``, or another output of the network (``logits``).
+    """
+
+    backbone: str
+    side: int
+    output: str = FEATURES
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Features of a volume's slices, or of its clips of one length.
+
+    Attributes:
+        starts: ``[n]``, first slice of each sample.
+        values: ``[n, d]`` by what they are; without any sample there are none.
+    """
+
+    starts: NDArray[np.int32]
+    values: dict[Key, NDArray[np.float32]]
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def keep(self, rows: Mask) -> Samples:
+        """Only the samples where ``rows`` is true."""
+        return Samples(self.starts[rows], {key: value[rows] for key, value in self.values.items()})
+
+
+@dataclass(frozen=True)
+class VolumeFacts:
+    """What is known of a scored volume without looking at it; see ``ScoredVolume``.
+
+    Attributes:
+        slices: Its length, given slices included.
+        side: Rows and columns.
+        requested: Slices that were asked for.
+        stopped: Whether the stop rule ended it.
+        overlap: Slices that each generated block repeats of the one before.
+        end_slices: Scored slices whose latent is the end slice's; None for volumes of no rollout.
+        doubts: What looks wrong with a volume that was read from a file.
+    """
+
+    slices: int
+    side: int
+    requested: int
+    stopped: bool = False
+    overlap: int = 0
+    end_slices: int | None = None
+    doubts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class CaseFeatures:
+    """What is kept of one volume in one setting.
+
+    Attributes:
+        case_id: The case.
+        facts: Lengths and sizes.
+        slices: Features of the scored slices.
+        clips: Number of slices to the features of such clips.
+        monitors: Raw numbers of the monitors.
+        latent: ``[d]`` for the agreement with reports; None without a scorer or a scored slice.
+        picture: Montage, 8-bit grey ``[H, W]``; None without a scored slice.
+        findings: What was read from a whole volume; None where nothing was read.
+        seconds: Wall time of making the volume.
+    """
+
+    case_id: str
+    facts: VolumeFacts
+    slices: Samples
+    clips: dict[int, Samples]
+    monitors: MonitorRecord
+    latent: NDArray[np.float32] | None = None
+    picture: NDArray[np.uint8] | None = None
+    findings: dict[str, list[Found]] | None = None
+    seconds: float = 0.0
+
+    def samples(self, frames: int = SLICE) -> Samples:
+        """The slices, or the clips of ``frames`` slices."""
+        return self.slices if frames == SLICE else self.clips[frames]
+
+    def keep(self, rule: Callable[[NDArray[np.int32], int], Mask]) -> CaseFeatures:
+        """The same with fewer samples.
+
+        Args:
+            rule: First slices ``[n]`` and the length of their samples, to which of them stay.
+        """
+        clips = {n: clips.keep(rule(clips.starts, n)) for n, clips in self.clips.items()}
+        return replace(self, slices=self.slices.keep(rule(self.slices.starts, SLICE)), clips=clips)
+
+    def restricted(self, setting: Setting) -> CaseFeatures:
+        """As a setting sees them: without the slices and clips that it could not score."""
+        return self.keep(setting.may_score)
+
+
+def packed(features: CaseFeatures) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """Features as a JSON header and arrays, as they are stored."""
+    header: dict[str, Any] = {
+        "case_id": features.case_id,
+        "facts": asdict(features.facts),
+        "samples": [],
+        "findings": features.findings
+        and {label: [asdict(item) for item in items] for label, items in features.findings.items()},
+        "seconds": features.seconds,
+    }
+    arrays: dict[str, NDArray[Any]] = {k: v.cpu().numpy() for k, v in vars(features.monitors).items()}
+    for frames in (SLICE, *features.clips):
+        samples = features.samples(frames)
+        header["samples"].append({"frames": frames, "keys": [list(key) for key in samples.values]})
+        arrays[f"starts_{frames}"] = samples.starts
+        arrays |= {f"values_{frames}_{i}": value for i, value in enumerate(samples.values.values())}
+    optional = {"latent": features.latent, "picture": features.picture}
+    return header, arrays | {name: value for name, value in optional.items() if value is not None}
+
+
+def unpacked(header: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> CaseFeatures:
+    """The inverse of ``packed``.
+
+    Raises:
+        KeyError: Something is missing.
+    """
+    samples = {}
+    for entry in header["samples"]:
+        frames, keys = entry["frames"], [Key(*key) for key in entry["keys"]]
+        values = {key: arrays[f"values_{frames}_{i}"] for i, key in enumerate(keys)}
+        samples[frames] = Samples(arrays[f"starts_{frames}"], values)
+    found = header["findings"]
+    return CaseFeatures(
+        case_id=header["case_id"],
+        facts=VolumeFacts(**header["facts"] | {"doubts": tuple(header["facts"]["doubts"])}),
+        slices=samples.pop(SLICE),
+        clips=samples,
+        monitors=MonitorRecord(
+            **{name: torch.from_numpy(arrays[name]) for name in MonitorRecord.__dataclass_fields__}
+        ),
+        latent=arrays.get("latent"),
+        picture=arrays.get("picture"),
+        findings=None if found is None else {k: [Found(**item) for item in v] for k, v in found.items()},
+        seconds=header["seconds"],
+    )
 
 
 @dataclass(frozen=True)
@@ -49,8 +197,14 @@ class FeaturePlan:
     clip_lengths: tuple[int, ...]
     clip_stride: int
 
+    @classmethod
+    def of(cls, config: EvalConfig, native: int) -> FeaturePlan:
+        """As configured, for volumes of this side."""
+        resolutions = tuple(config.resolution) or (native,)
+        return cls(resolutions, native, tuple(config.clip_lengths), config.clip_stride)
+
     def stride(self, frames: int) -> int:
-        """Slices between the starts of two clips of this length."""
+        """Slices between the starts of clips of this length."""
         return self.clip_stride if frames <= BLOCK_LENGTH else max(frames // 2, 1)
 
 
@@ -67,85 +221,65 @@ class FeatureExtractor:
         self.plan, self.backbones, self.device = plan, backbones, device
 
     @torch.no_grad()
-    def extract(self, volume: ScoredVolume, measured: bool = False) -> CaseFeatures:
+    def extract(self, volume: ScoredVolume, with_findings: bool = False) -> CaseFeatures:
         """Everything that is kept of one volume.
 
         Args:
             volume: What may be scored of it.
-            measured: Whether its findings are read too; only whole volumes are read.
+            with_findings: Whether its findings are read too; only whole volumes are read.
         """
-        arrays = self._slices(volume) | self._clips(volume) | self._monitors(volume)
-        info: dict[str, Any] = {
-            "slices": len(volume.hu),
-            "requested": volume.requested,
-            "stopped": volume.stopped,
-            "side": volume.hu.shape[1],
-            "overlap": volume.overlap,
-            "end_slices": volume.end_slices,
-        }
-        if len(volume.positions) and self.backbones.scorer is not None:
-            arrays["latent"] = self.backbones.scorer.encode_volume(volume.scored()).numpy().astype(np.float32)
-        whole = volume.setting.given == 0 and not volume.setting.spliced
-        if len(volume.positions) and whole and measured:
-            info["findings"] = measured_findings(volume.scored())
-        if len(volume.positions):
-            arrays["montage"] = montage(volume.scored(), tile=TILE)
-        return CaseFeatures(volume.case_id, arrays, info)
+        facts = VolumeFacts(
+            slices=len(volume.hu),
+            side=volume.hu.shape[1],
+            requested=volume.requested,
+            stopped=volume.stopped,
+            overlap=volume.overlap,
+            end_slices=volume.end_slices,
+            doubts=volume.doubts,
+        )
+        some = len(volume.positions) > 0
+        whole = not volume.setting.given and not volume.setting.spliced
+        scorer = self.backbones.scorer
+        return CaseFeatures(
+            case_id=volume.case_id,
+            facts=facts,
+            slices=self._slices(volume),
+            clips={frames: self._clips(volume, frames) for frames in self.plan.clip_lengths},
+            monitors=MonitorRecord.of(at_side(torch.from_numpy(volume.hu), self.plan.native)),
+            latent=scorer.encode_volume(volume.scored()).numpy() if some and scorer is not None else None,
+            picture=montage(volume.scored(), tile=TILE) if some else None,
+            findings=findings(measure(volume.scored())) if some and whole and with_findings else None,
+        )
 
-    def _slices(self, volume: ScoredVolume) -> dict[str, NDArray[Any]]:
-        arrays: dict[str, NDArray[Any]] = {"positions": volume.positions.astype(np.int32)}
-        if not len(volume.positions):
-            return arrays
+    def _slices(self, volume: ScoredVolume) -> Samples:
         hu = torch.from_numpy(volume.hu[volume.positions]).unsqueeze(1)
+        batches = hu.split(SLICES_PER_PASS[self.device.type]) if len(hu) else ()
+        images = [lambda side, b=batch: slices_at(b.to(self.device), side) for batch in batches]
+        return Samples(volume.positions.astype(np.int32), self._values(self.backbones.slices, images))
+
+    def _clips(self, volume: ScoredVolume, frames: int) -> Samples:
+        starts = volume.window_starts(frames, self.plan.stride(frames))
+        size = max(1, CLIP_SLICES_PER_PASS // frames)
+
+        def clips(first: int, side: int) -> Tensor:
+            hu = np.stack([volume.hu[s : s + frames] for s in starts[first : first + size]])
+            return clip_at(torch.from_numpy(hu).unsqueeze(1).to(self.device), side)
+
+        images = [lambda side, first=i: clips(first, side) for i in range(0, len(starts), size)]
+        return Samples(np.array(starts, np.int32), self._values(self.backbones.clips, images))
+
+    def _values(
+        self, backbones: Sequence[Backbone], batches: Sequence[Callable[[int], Tensor]]
+    ) -> dict[Key, NDArray[np.float32]]:
+        """Features by every backbone at every resolution, of batches that are made at the side they need."""
+        parts: dict[Key, list[Tensor]] = {}
         for side in self.plan.resolutions:
-            parts: dict[str, list[Tensor]] = {}
-            for batch in hu.split(SLICES_PER_PASS[self.device.type]):
-                images = slices_at(batch.to(self.device), side)
-                for backbone in self.backbones.slices:
-                    for name, value in backbone.extract(images).items():
-                        suffix = "" if name == "features" else f"/{name}"
-                        parts.setdefault(f"slice/{backbone.name}/{side}{suffix}", []).append(value.cpu())
-            arrays |= {key: torch.cat(values).numpy() for key, values in parts.items()}
-        return arrays
-
-    def _clips(self, volume: ScoredVolume) -> dict[str, NDArray[Any]]:
-        arrays: dict[str, NDArray[Any]] = {}
-        for frames in self.plan.clip_lengths:
-            starts = volume.window_starts(frames, self.plan.stride(frames))
-            arrays[f"starts/{frames}"] = np.array(starts, np.int32)
-            for side in self.plan.resolutions if starts else ():
-                parts: dict[str, list[Tensor]] = {}
-                for batch in _batches(starts, max(1, CLIP_SLICES_PER_PASS // frames)):
-                    hu = torch.from_numpy(np.stack([volume.hu[s : s + frames] for s in batch])).unsqueeze(1)
-                    clips = clip_at(hu.to(self.device), side)
-                    for backbone in self.backbones.clips:
-                        value = backbone.extract(clips)["features"].cpu()
-                        parts.setdefault(f"clip/{backbone.name}/{frames}/{side}", []).append(value)
-                arrays |= {key: torch.cat(values).numpy() for key, values in parts.items()}
-        return arrays
-
-    def _monitors(self, volume: ScoredVolume) -> dict[str, NDArray[Any]]:
-        if not len(volume.positions):
-            empty = np.zeros(0)
-            return {
-                "ratios": empty,
-                "statistics": np.zeros((0, 3)),
-                "checkerboard": empty,
-                "white": np.zeros(0, bool),
-            }
-        hu = at_side(torch.from_numpy(volume.hu), self.plan.native)
-        return {
-            "ratios": boundary_ratios(hu).numpy(),
-            "statistics": slice_statistics(hu).numpy(),
-            "checkerboard": np.array(list(checkerboard(hu).values())),
-            "white": white_slices(hu).numpy(),
-        }
-
-
-def measured_findings(volume: HUVolume) -> dict[str, list[list[Any]]]:
-    """What is found in a volume: label to a list of (side or None, size, unit), ready for JSON."""
-    found = findings(measure(volume))
-    return {label: [[item.side, item.size, item.unit] for item in items] for label, items in found.items()}
+            for batch in batches:
+                images = batch(side)
+                for backbone in backbones:
+                    for output, value in backbone.extract(images).items():
+                        parts.setdefault(Key(backbone.name, side, output), []).append(value.cpu())
+        return {key: torch.cat(values).numpy() for key, values in parts.items()}
 
 
 def real_volume(case_id: str, volume: HUVolume) -> ScoredVolume:
@@ -158,35 +292,3 @@ def at_side(hu: Tensor, side: int) -> Tensor:
     if tuple(hu.shape[1:]) == (side, side) or not len(hu):
         return hu
     return F.interpolate(hu.unsqueeze(1), size=(side, side), mode="bilinear", antialias=True)[:, 0]
-
-
-def restricted(features: CaseFeatures, setting: Setting, from_slice: int = 0) -> CaseFeatures:
-    """Real features as a setting sees them: without the slices and clips that it could not score.
-
-    Args:
-        features: Of a volume in the setting ``REAL`` or in ``setting`` itself.
-        setting: Whose rules hold.
-        from_slice: Slices below it are left out too (comparisons between settings start at block 1).
-    """
-    first = max(setting.given, from_slice)
-    arrays = dict(features.arrays)
-    keep = arrays["positions"] >= first
-    arrays["positions"] = arrays["positions"][keep]
-    for key in arrays:
-        if key.startswith("slice/"):
-            arrays[key] = features.arrays[key][keep]
-    for key in [k for k in arrays if k.startswith("starts/")]:
-        frames = int(key.split("/")[1])
-        starts = arrays[key]
-        fits = starts >= first
-        if setting.spliced:
-            fits &= starts // BLOCK_LENGTH == (starts + frames - 1) // BLOCK_LENGTH
-        arrays[key] = starts[fits]
-        for name in arrays:
-            if name.startswith("clip/") and name.split("/")[2] == str(frames):
-                arrays[name] = features.arrays[name][fits]
-    return CaseFeatures(features.case_id, arrays, features.info)
-
-
-def _batches(items: Sequence[int], size: int) -> list[Sequence[int]]:
-    return [items[i : i + size] for i in range(0, len(items), size)]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from ctflow.anatomy import LABELS, Agreement, Found, check_labels
-from ctflow.evaluation.cache import CaseFeatures
+from ctflow.anatomy import LABELS, Agreement, check_labels
 from ctflow.evaluation.cases import RealCase, read_truth
+from ctflow.evaluation.features import CaseFeatures
 
 ALL = "all (micro-average)"
 
@@ -27,21 +27,15 @@ def findings_table(
     """
     truths = {case.case_id: read_truth(case) for case in cases if case.truth_path}
     checks = [
-        check_labels(found, truths[f.case_id])
-        for f in features
-        if (found := found_of(f)) is not None and f.case_id in truths
+        check_labels(case.findings, truths[case.case_id])
+        for case in features
+        if case.findings is not None and case.case_id in truths
     ]
     if not checks:
         return []
     lines = {label: Agreement.of([case[label] for case in checks]) for label in LABELS}
     lines[ALL] = Agreement.of([case[label] for label in LABELS for case in checks])
     return [{"setting": setting, "source": source, "finding": k, **_columns(v)} for k, v in lines.items()]
-
-
-def found_of(features: CaseFeatures) -> Mapping[str, Sequence[Found]] | None:
-    """What was read from a volume; None where nothing was."""
-    stored = features.info.get("findings")
-    return stored and {label: [Found(*item) for item in items] for label, items in stored.items()}
 
 
 def _columns(agreement: Agreement) -> dict[str, Any]:

@@ -3,36 +3,39 @@
 from __future__ import annotations
 
 import logging
+import time
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
-from ctflow.checkpoint import CLIP_FOLDER, folder_fingerprint, load_system, load_text_encoder
-from ctflow.config import config_to_yaml
+from ctflow.checkpoint import CLIP_FOLDER, folder_fingerprint, load_system
 from ctflow.config.evaluation import EvalConfig
-from ctflow.config.system import SystemConfig
-from ctflow.data.default_shards import complete, make_phantom_slices
+from ctflow.errors import EvaluationError
 from ctflow.evaluation.analyses import run_analysis
-from ctflow.evaluation.backbones import ClipScorer
-from ctflow.evaluation.cases import EvaluationError
-from ctflow.evaluation.evaluation import Evaluation, device_of, evaluate
+from ctflow.evaluation.cases import CaseReader, choose_cases
+from ctflow.evaluation.collect import (
+    REAL_SET,
+    RECONSTRUCTED,
+    Collector,
+    extractor_of,
+    scorer_at,
+)
+from ctflow.evaluation.compare import Comparer
 from ctflow.evaluation.external import evaluate_external
-from ctflow.evaluation.memory import keep_freed_buffers
-from ctflow.evaluation.ranks import Ranks
-from ctflow.evaluation.report_page import write_page
-from ctflow.evaluation.system import EvalSystem, scorer_name
-from ctflow.evaluation.tensorboard import write_scalars
-from ctflow.evaluation.writers import monitors_markdown, table_markdown, write_all
+from ctflow.evaluation.findings import findings_table
+from ctflow.evaluation.processes import Ranks, device_of, keep_freed_buffers
+from ctflow.evaluation.provenance import provenance
+from ctflow.evaluation.report import write_report
+from ctflow.evaluation.results import MODEL, RECONSTRUCTION, Results
+from ctflow.evaluation.settings import SETTINGS
+from ctflow.evaluation.system import EvalSystem
+from ctflow.metrics.clip_score import TextVolumeScorer
 from ctflow.outputs import check_writable
 from ctflow.shipped import shipped_path
 from ctflow.threads import log_threads
 
 log = logging.getLogger("ctflow")
-
-WITHOUT_CASES = ("contrast",)
-"""Analyses that generate from texts of their own and need no real cases."""
-PHANTOM_VOLUMES = 160
-"""For default cases; a tenth of them is held out from training."""
 
 
 def run(config: EvalConfig, output: Path, ranks: Ranks, checkpoint: Path | None) -> None:
@@ -52,19 +55,16 @@ def run(config: EvalConfig, output: Path, ranks: Ranks, checkpoint: Path | None)
         for folder in (config.output, config.cache):
             check_writable(folder)
     if config.external.volumes:
-        result = evaluate_external(config, _scorer(config, checkpoint), ranks)
+        results = evaluate_external(config, _scorer(config, checkpoint), ranks)
     else:
         assert checkpoint is not None
         system = _system(config, checkpoint)
-        if ranks.first and config.analysis.name not in WITHOUT_CASES:
-            _ensure_default_cases(config, system.config)
-        ranks.wait()
         if config.analysis.name:
             run_analysis(config, system, ranks, output)
             return
-        result = evaluate(config, system, ranks)
+        results = evaluate(config, system, ranks)
     if ranks.first:
-        _write(result, config, output)
+        write_report(results, config, output)
 
 
 def _check_files(config: EvalConfig) -> None:
@@ -89,23 +89,52 @@ def _check_files(config: EvalConfig) -> None:
         )
 
 
-def _write(result: Evaluation, config: EvalConfig, output: Path) -> None:
-    write_all(result, output)
-    (output / "config.yaml").write_text(config_to_yaml(config), encoding="utf-8")
-    write_page(result, output / "report.html")
-    write_scalars(result, output)
-    log.info("results\n\n%s\n", table_markdown(result.rows))
-    log.info("monitors\n\n%s\n", monitors_markdown(result.readings))
-    for reading in result.readings:
-        if reading.alarm and reading.source == "model":
-            log.warning(
-                "ALARM %s: %s = %.3g is above %g",
-                reading.setting,
-                reading.monitor,
-                reading.value,
-                reading.threshold,
-            )
-    log.info("written to %s (open %s)", output, output / "report.html")
+def evaluate(config: EvalConfig, system: EvalSystem, ranks: Ranks) -> Results:
+    """Run the settings of ``config`` and score them, with floors.
+
+    Args:
+        config: The evaluation.
+        system: The model.
+        ranks: This process among others; all of them return the same result.
+
+    Raises:
+        EvaluationError: Cases that cannot be evaluated.
+        ShardError: No slice shards at ``config.slices``.
+        WeightsError: A backbone's file that does not hold.
+    """
+    started = time.monotonic()
+    reader = CaseReader(Path(config.slices))
+    sets = choose_cases(reader.cases(), config.cases, config.floors, choice=config.evaluated)
+    # Only full-body makes whole volumes to hold against the ground truth.
+    findings = "full-body" in config.settings and any(case.truth_path for case in sets.evaluated)
+    extractor = extractor_of(config, system)
+    plan, backbones = extractor.plan, extractor.backbones
+    collector = Collector(config, system, reader, extractor, ranks, findings)
+    collected = collector.collect(sets, config.settings)
+    comparer = Comparer(config, plan, backbones, sets, collected)
+    results = Results(between=comparer.between_settings(config.settings))
+    for name in config.settings:
+        setting = SETTINGS[name]
+        results.rows += comparer.rows(setting)
+        results.readings += comparer.readings(setting)
+        results.pictures[name] = comparer.pictures(setting)
+        results.findings += findings_table(MODEL, sets.evaluated, collected.of(name, sets.evaluated), name)
+    if results.findings:
+        for source, kind, cases in (
+            ("phantoms: error of reading", REAL_SET, sets.evaluated),
+            (RECONSTRUCTION, RECONSTRUCTED, sets.others),
+        ):
+            results.findings += findings_table(source, cases, collected.of(kind, cases), "real")
+    model = {
+        "checkpoint": system.name,
+        "checkpoint_sha256": system.fingerprint,
+        "sampling": asdict(collector.rollout),
+        "precision": config.precision,
+        "device": str(system.device),
+        "volumes_found_in_cache": collector.cache.reused,
+    }
+    results.provenance = provenance(config, plan, backbones, sets, model, time.monotonic() - started)
+    return results
 
 
 def _system(config: EvalConfig, checkpoint: Path) -> EvalSystem:
@@ -117,20 +146,9 @@ def _system(config: EvalConfig, checkpoint: Path) -> EvalSystem:
     return EvalSystem.of(load_system(checkpoint), str(checkpoint), fingerprint, device, pair)
 
 
-def _scorer(config: EvalConfig, checkpoint: Path | None) -> ClipScorer | None:
+def _scorer(config: EvalConfig, checkpoint: Path | None) -> TextVolumeScorer | None:
     """The pair that scores another system's volumes against reports."""
     folder = Path(config.backbones.clip) if config.backbones.clip else checkpoint and checkpoint / CLIP_FOLDER
     if not folder or not config.external.reports:
         return None
-    encoder = load_text_encoder(folder)
-    encoder.clip.to(device_of(config.device))
-    return ClipScorer(encoder, scorer_name(encoder), folder_fingerprint(folder))
-
-
-def _ensure_default_cases(config: EvalConfig, system: SystemConfig) -> None:
-    """Make the default slice shards from phantoms if they are missing; other folders are the user's own."""
-    folder = Path(config.slices)
-    if config.slices == EvalConfig().slices and not complete(folder):
-        runs = folder.parents[2]
-        size, spacing = system.image_size, system.z_spacing_mm
-        make_phantom_slices(runs, volumes=PHANTOM_VOLUMES, size=size, z_spacing=spacing)
+    return scorer_at(folder, device_of(config.device))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ctflow.config.evaluation import SETTING_NAMES
 from ctflow.errors import EvaluationError
 from ctflow.types import BLOCK_LENGTH, HUVolume
 
@@ -32,8 +33,20 @@ class Setting:
     stops: bool
     description: str
 
+    def may_score(self, starts: NDArray[np.integer], frames: int = 1) -> NDArray[np.bool_]:
+        """Which samples hold no given slice and no splice.
 
-REGISTRY: dict[str, Setting] = {
+        Args:
+            starts: First slice of each sample ``[n]``.
+            frames: Slices in a sample; 1: single slices.
+        """
+        fits = starts >= self.given
+        if self.spliced:
+            fits &= starts // BLOCK_LENGTH == (starts + frames - 1) // BLOCK_LENGTH
+        return fits
+
+
+SETTINGS: dict[str, Setting] = {
     s.name: s
     for s in (
         Setting(
@@ -63,6 +76,7 @@ REGISTRY: dict[str, Setting] = {
         ),
     )
 }
+assert tuple(SETTINGS) == SETTING_NAMES
 REAL = Setting(
     "real", "", 0, spliced=False, stops=False, description="real cases, for the reference and floors"
 )
@@ -82,6 +96,7 @@ class ScoredVolume:
         overlap: Slices that each generated block repeats of the one before.
         end_slices: Scored slices whose latent is the end slice's; None for volumes of no rollout. What an
             A-VAE makes of that latent need not be white, so that HU alone do not tell.
+        doubts: What looks wrong with a volume that was read from a file, e.g. ``orientation_doubt: …``.
     """
 
     case_id: str
@@ -92,6 +107,7 @@ class ScoredVolume:
     stopped: bool = False
     overlap: int = 0
     end_slices: int | None = None
+    doubts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.hu.ndim != 3:
@@ -129,7 +145,7 @@ class ScoredVolume:
     @property
     def positions(self) -> NDArray[np.int64]:
         """Indices of the slices that are scored, from the inferior end."""
-        return np.arange(min(self.setting.given, len(self.hu)), len(self.hu))
+        return np.flatnonzero(self.setting.may_score(np.arange(len(self.hu))))
 
     def scored(self) -> HUVolume:
         """The scored slices as a volume of their own."""
@@ -142,13 +158,5 @@ class ScoredVolume:
             frames: Slices in a clip.
             stride: Candidates start at multiples of it.
         """
-        starts = range(0, len(self.hu) - frames + 1, stride)
-        return [
-            s
-            for s in starts
-            if s >= self.setting.given and not (self.setting.spliced and _spliced(s, frames))
-        ]
-
-
-def _spliced(start: int, frames: int) -> bool:
-    return start // BLOCK_LENGTH != (start + frames - 1) // BLOCK_LENGTH
+        starts = np.arange(0, len(self.hu) - frames + 1, stride)
+        return starts[self.setting.may_score(starts, frames)].tolist()

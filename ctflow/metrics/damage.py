@@ -8,11 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from ctflow.types import BLOCK_LENGTH
+from ctflow.types import AIR_HU, BLOCK_LENGTH
 
 Volume = NDArray[np.float32]
 Damage = Callable[[Volume, float, np.random.Generator], Volume]
-AIR = -1000.0
 
 
 def blur(hu: Volume, sigma: float, rng: np.random.Generator) -> Volume:
@@ -36,7 +35,7 @@ def shuffle(hu: Volume, share: float, rng: np.random.Generator) -> Volume:
 def seam(hu: Volume, offset: float, rng: np.random.Generator) -> Volume:
     """Every other block is offset inside the body; severity in HU."""
     odd = (np.arange(len(hu)) // BLOCK_LENGTH) % 2 == 1
-    return np.where(odd[:, None, None] & (hu > AIR + 100), hu + offset, hu).astype(np.float32)
+    return np.where(odd[:, None, None] & (hu > AIR_HU + 100), hu + offset, hu).astype(np.float32)
 
 
 def duplication(hu: Volume, times: float, rng: np.random.Generator) -> Volume:

@@ -116,14 +116,6 @@ def frechet_from_features(first: Tensor, second: Tensor) -> Tensor:
     return _assemble(mean_x, mean_y, xc.square().sum(), yc.square().sum(), cross)
 
 
-def frechet_gaussians(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -> Tensor:
-    """Closed-form distance of two known Gaussians: means ``[d]``, covariances ``[d, d]``."""
-    values, vectors = torch.linalg.eigh(cov1.double())
-    root = vectors * values.clamp_min(0).sqrt()
-    cross = torch.linalg.eigvalsh(root.T @ cov2.double() @ root).clamp_min(0).sqrt().sum()
-    return _assemble(mean1.double(), mean2.double(), cov1.double().trace(), cov2.double().trace(), cross)
-
-
 def _assemble(mean1: Tensor, mean2: Tensor, trace1: Tensor, trace2: Tensor, cross: Tensor) -> Tensor:
     return (mean1 - mean2).square().sum() + trace1 + trace2 - 2 * cross
 

@@ -14,7 +14,7 @@ from torchmetrics.functional.image import (
 from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
 from ctflow.errors import MetricError
-from ctflow.metrics.images import SCORE_WINDOW
+from ctflow.metrics.images import SCORE_WINDOW, three_channels
 
 FIVE_SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 THREE_SCALES = tuple(b / sum(FIVE_SCALES[:3]) for b in FIVE_SCALES[:3])
@@ -103,7 +103,7 @@ def lpips_input(hu: Tensor, window: tuple[float, float]) -> Tensor:
     """Slices ``[N, 1, H, W]`` in HU through a display window (centre, width) to three channels in [-1, 1]."""
     centre, width = window
     grey = ((hu.float() - centre) / (width / 2)).clamp(-1, 1)
-    return grey.expand(-1, 3, -1, -1)
+    return three_channels(grey)
 
 
 class Lpips(nn.Module):

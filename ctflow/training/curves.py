@@ -1,4 +1,4 @@
-"""Training curves as a plain CSV: ``step,name,value``, one value a line."""
+"""Training curves as a plain CSV, written and read: ``step,name,value``, one value a line."""
 
 from __future__ import annotations
 
@@ -10,7 +10,18 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
-from ctflow.data.curves import CURVES
+CURVES = "curves.csv"
+"""Name of the file in a run's folder."""
+
+
+def read_curves(path: Path) -> dict[str, list[tuple[int, float]]]:
+    """``{name: [(step, value), …]}``; where a resumed run logged a step again, the later value counts."""
+    curves: dict[str, dict[int, float]] = {}
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            curves.setdefault(row["name"], {})[int(row["step"])] = float(row["value"])
+    return {name: sorted(points.items()) for name, points in curves.items()}
+
 
 HEADER = ["step", "name", "value"]
 

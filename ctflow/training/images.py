@@ -6,41 +6,33 @@ from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
+from numpy.typing import NDArray
 from torch import Tensor
 
-WINDOW = (-1000.0, 1000.0)
-"""HU shown black and white."""
-
-DIFFERENCE_HU = 400.0
-"""HU of difference shown black and white; no difference is middle grey."""
-
-
-def to_grey(hu: Tensor, low: float = WINDOW[0], high: float = WINDOW[1]) -> Tensor:
-    """HU of any shape to greys in [0, 1]."""
-    return ((hu.float() - low) / (high - low)).clamp(0.0, 1.0)
+from ctflow import pictures
+from ctflow.pictures import WHOLE, comparison
+from ctflow.types import HUVolume
 
 
 def reconstruction_grid(images: Tensor, output: Tensor) -> Tensor:
-    """Rows input, reconstruction, difference of slices ``[N, H, W]`` in HU: ``[1, 3H, N·W]`` in [0, 1]."""
-    difference = to_grey(output - images, -DIFFERENCE_HU, DIFFERENCE_HU)
-    rows = [torch.cat(list(row), dim=1) for row in (to_grey(images), to_grey(output), difference)]
-    return torch.cat(rows)[None]
+    """Rows input, reconstruction, difference of slices ``[N, H, W]`` in HU: ``[1, h, w]`` in [0, 1]."""
+    return _grey(comparison(images.float().numpy(), output.float().numpy()))
 
 
 def axial_and_coronal(volume: Tensor, spacing: tuple[float, float, float]) -> Tensor:
-    """Middle axial slice beside the middle coronal one of a volume ``[S, H, W]`` in HU: ``[1, h, w]`` grey.
+    """Middle axial and coronal slice of a volume ``[S, H, W]`` in HU: ``[1, h, w]`` in [0, 1].
 
-    The coronal image is stretched to square pixels and shows the head end up.
+    They stand as in every other picture: the patient's right on the left, head up, square pixels.
     """
-    axial = to_grey(volume[len(volume) // 2])  # [H, W]
-    coronal = to_grey(volume[:, volume.shape[1] // 2]).flip(0)  # [S, W]
-    rows = max(1, round(len(coronal) * spacing[0] / spacing[2]))
-    coronal = torch.nn.functional.interpolate(coronal[None, None], (rows, coronal.shape[1]))[0, 0]
-    height = max(len(axial), len(coronal))
-    padded = [torch.nn.functional.pad(part, (0, 0, 0, height - len(part))) for part in (axial, coronal)]
-    return torch.cat(padded, dim=1)[None]
+    shown = HUVolume(volume.float().numpy(), spacing)
+    return _grey(pictures.axial_and_coronal(shown, WHOLE, volume.shape[2]))
+
+
+def _grey(image: NDArray[np.uint8]) -> Tensor:
+    return torch.from_numpy(image.copy())[None].float() / 255
 
 
 def add_image(trainer: L.Trainer, name: str, image: Tensor, step: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,6 @@ from ctflow.training.callbacks import LearningRate, Limits, PeriodicCheckpoint, 
 from ctflow.training.checkpoint_io import BesideTarget
 from ctflow.training.cluster import check_cluster, first_process
 from ctflow.training.curves import CurveFile
-from ctflow.training.default_data import ensure_default_data, without_missing_validation
 from ctflow.training.fitting import fitted_to_data
 from ctflow.training.precision import resolve_precision
 from ctflow.training.resuming import OptimizerSettings, resumed_step
@@ -40,8 +40,13 @@ NAME_VARIABLE = "CTFLOW_RUN_NAME"
 """Carries the run's name to the processes Lightning starts for further devices."""
 
 
-def run_training(config: TrainConfig) -> Run:
+def run_training(config: TrainConfig, make_data: Callable[[TrainConfig], TrainConfig]) -> Run:
     """Train (unless ``export_only``) and write the sharing folder.
+
+    Args:
+        config: The run.
+        make_data: Makes the data that are missing, before any are opened; returns the configuration that fits
+            them.
 
     Returns:
         The run; its ``export`` folder holds the result.
@@ -57,9 +62,7 @@ def run_training(config: TrainConfig) -> Run:
     os.environ[NAME_VARIABLE] = run.folder.name
     task = TASKS[config.task]
     try:
-        if config.default_data.make:
-            ensure_default_data(config)
-        config = without_missing_validation(config)
+        config = make_data(config)
         if config.export_only:
             assert run.checkpoint is not None
             _export(task.prepare(config, run), run, task, run.checkpoint)

@@ -10,10 +10,10 @@ from datetime import datetime
 from pathlib import Path
 
 from ctflow.config.training import TrainConfig
-from ctflow.data.curves import CURVES
 from ctflow.errors import ConfigError
 from ctflow.locks import LockHeld, LongLock
 from ctflow.training.callbacks import LAST
+from ctflow.training.curves import CURVES
 
 EXPORT = "export"
 """Sub-folder of a run that holds the sharing folder."""

@@ -15,6 +15,7 @@ from ctflow.checkpoint import load_ctclip, load_tokenizer, save_ctclip
 from ctflow.config.training import TrainConfig
 from ctflow.data import LatentDataModule, SliceShards
 from ctflow.errors import ConfigError
+from ctflow.files import write_text
 from ctflow.models.text import clean_text
 from ctflow.models.tokenizer import train_wordpiece
 from ctflow.training.cluster import first_process
@@ -36,10 +37,7 @@ def write_vocabulary(config: TrainConfig, path: Path) -> None:
         tokenizer = load_tokenizer(config.clip.init_from, limit)
     else:
         tokenizer = train_wordpiece(training_reports(config), config.clip.vocabulary_size, limit)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(tokenizer.to_json(), encoding="utf-8")
-    partial.replace(path)
+    write_text(path, tokenizer.to_json())
 
 
 def training_reports(config: TrainConfig) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from dataclasses import dataclass
@@ -37,6 +36,7 @@ from ctflow.config.generation import RolloutConfig, StopConfig
 from ctflow.config.models import FMvTConfig
 from ctflow.config.system import SystemConfig
 from ctflow.errors import WeightsError
+from ctflow.files import file_sha256, replaced
 from ctflow.models.avae import AVAE
 from ctflow.models.avae_published import avae_config_to_diffusers, to_single_file
 from ctflow.models.ctclip import CTCLIP
@@ -201,11 +201,9 @@ def _export_ctclip(
     published: dict[str, Any], state: dict[str, torch.Tensor], source: Path, dest: Path
 ) -> Path:
     file = dest if dest.suffix == ".pt" else dest / "ctclip.pt"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(file.name + ".tmp")
     widened = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
-    torch.save({k: v.clone() for k, v in ctclip_state_to_published(widened).items()}, temporary)
-    temporary.replace(file)
+    with replaced(file) as temporary:
+        torch.save({k: v.clone() for k, v in ctclip_state_to_published(widened).items()}, temporary)
     if file.parent == dest:
         (dest / PUBLISHED_CONFIG).write_text(json.dumps(published, indent=1) + "\n", encoding="utf-8")
         if (source / TOKENIZER_FILE).is_file():
@@ -243,9 +241,3 @@ def _card(kind: Kind, source: Path) -> str:
         f"- licence: {LICENCES[kind]}\n"
         "- converted by `python -m ctflow.weights import`; docs/published-weights.md says what is verified.\n"
     )
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

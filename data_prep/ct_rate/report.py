@@ -17,8 +17,8 @@ from PIL import Image, ImageDraw
 
 from ctflow.data import schema
 from ctflow.data.manifest import read_manifest
-from ctflow.data.montage import LUNG, SOFT_TISSUE, axial, coronal, save_png, stack
 from ctflow.files import write_text
+from ctflow.pictures import LUNG, SOFT_TISSUE, axial, coronal, save_png, stack
 from ctflow.types import HUVolume
 from data_prep.ct_rate.discovery import Source, is_published
 from data_prep.ct_rate.layout import LeftOut

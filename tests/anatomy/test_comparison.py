@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from ctflow.accuracy import accuracy_page
 from ctflow.anatomy import (
     Measurement,
     compare_with_truth,
@@ -15,7 +16,7 @@ from ctflow.anatomy import (
     phantom_ranges,
     save_ranges,
 )
-from ctflow.anatomy.accuracy import aggregate, to_markdown
+from ctflow.anatomy.accuracy import aggregate
 from ctflow.anatomy.types import Body, Heart, Lungs, Nodule, Spine, Trachea
 from ctflow.errors import CTFlowError
 
@@ -111,7 +112,7 @@ def test_aggregate_counts_recall_false_positives_and_sides():
     assert row["false_positive_rate"] == pytest.approx(1 / 5)  # five sides are dry
     assert row["side_accuracy"] == pytest.approx(1 / 2)
     assert row["size_error_percent"]["bias"] == pytest.approx(-20.0)
-    text = to_markdown(result)
+    text = accuracy_page(result).markdown()
     assert "| Pleural effusion | 3 | 33.3 % | 20.0 % | 50.0 % | -20.0 % | 20.0 % |" in text
 
 

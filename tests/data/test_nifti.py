@@ -6,7 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from ctflow.data.nifti import read_nifti, write_nifti
+from ctflow.data.nifti import read_geometry, read_nifti, write_nifti
 from ctflow.errors import ScanError
 from ctflow.types import HUVolume
 
@@ -99,3 +99,11 @@ def test_bad_files_are_refused_by_reason(volume, tmp_path):
     with pytest.raises(ScanError, match="not finite"):
         write_nifti(tmp_path / "a.nii", HUVolume(nan, (1.0, 1.0, 1.0)))
     assert not (tmp_path / "a.nii").exists()
+
+
+@pytest.mark.parametrize("axes", [("R", "A", "S"), ("L", "P", "S"), ("S", "P", "R"), ("I", "R", "A")])
+def test_the_header_alone_tells_shape_and_spacing(tmp_path, axes):
+    turn = nib.orientations.inv_ornt_aff(nib.orientations.axcodes2ornt(axes), (4, 5, 6))
+    path = save(tmp_path / "a.nii.gz", np.zeros((4, 5, 6), np.float32), turn @ np.diag([1.0, 2.0, 3.0, 1.0]))
+    volume = read_nifti(path)
+    assert read_geometry(path) == (volume.hu.shape, volume.spacing)

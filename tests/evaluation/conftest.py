@@ -9,6 +9,7 @@ from tiny_system import REPORTS, SIDE
 
 from ctflow.checkpoint import load_system
 from ctflow.data import SliceRecord, SliceShardWriter
+from ctflow.evaluation.features import CaseFeatures, packed
 from ctflow.evaluation.system import EvalSystem
 
 
@@ -45,6 +46,15 @@ def write_shards(folder: Path, slices: list[int], first_seed: int = 0) -> Path:
                 )
             )
     return folder
+
+
+def assert_same_features(one: CaseFeatures, two: CaseFeatures) -> None:
+    """Everything but the time that making the volume took."""
+    (first, arrays), (second, others) = packed(one), packed(two)
+    assert first | {"seconds": 0} == second | {"seconds": 0}
+    assert arrays.keys() == others.keys()
+    for key, value in arrays.items():
+        np.testing.assert_array_equal(value, others[key], err_msg=key)
 
 
 @pytest.fixture(scope="session")

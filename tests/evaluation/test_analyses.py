@@ -11,30 +11,32 @@ import pytest
 import torch
 from page_text import without_payloads
 
-from ctflow.anatomy import LABELS, true_places
+from ctflow.anatomy import LABELS, Found, true_places
 from ctflow.config.commands import SamplingChoice
-from ctflow.config.evaluation import ANALYSES, AnalysisConfig, EvalConfig
-from ctflow.data import SliceRecord, SliceShardWriter
+from ctflow.config.evaluation import ANALYSIS_NAMES, AnalysisConfig, EvalConfig
+from ctflow.data import Acquisition, SliceRecord, SliceShardWriter
 from ctflow.errors import CTFlowError
-from ctflow.evaluation.analyses import REGISTRY, Context, run_analysis
+from ctflow.evaluation.analyses import ANALYSES, Context, run_analysis
 from ctflow.evaluation.analyses.contrast import ReportPair, read_pairs, shows
-from ctflow.evaluation.analyses.halves import HalvedReader, halved
+from ctflow.evaluation.analyses.limits import spread
 from ctflow.evaluation.analyses.memorisation import nearest_distances
 from ctflow.evaluation.analyses.pairs import difference, wilson
 from ctflow.evaluation.analyses.reading import as_seen, named_findings, systematic
-from ctflow.evaluation.analyses.reconstruction import spread
-from ctflow.evaluation.analyses.severity import rises
-from ctflow.evaluation.cache import CaseFeatures
+from ctflow.evaluation.analyses.severity import HalvedReader, halved, rises
 from ctflow.evaluation.cases import RealCase
-from ctflow.evaluation.evaluation import evaluate
+from ctflow.evaluation.features import CaseFeatures, Key, Samples, VolumeFacts
 from ctflow.evaluation.findings import ALL, findings_table
-from ctflow.evaluation.ranks import Ranks
-from ctflow.evaluation.table import MODEL
+from ctflow.evaluation.processes import Ranks
+from ctflow.evaluation.results import MODEL
+from ctflow.evaluation.run import evaluate
 from ctflow.metrics.damage import DAMAGES
+from ctflow.metrics.monitors import MonitorRecord
 from ctflow.metrics.reconstruction import ReconstructionMetric
-from ctflow.types import Acquisition, HUVolume
+from ctflow.types import HUVolume
 
 from .conftest import soft_volume, write_shards
+
+KEY = Key("rand2d", 32)
 
 
 @pytest.fixture
@@ -50,12 +52,23 @@ def context(tiny_system, tiny_shards, tmp_path) -> Context:
     return Context(config, tiny_system, Ranks(), tmp_path / "out")
 
 
+def features_of(name, values=None, findings=None) -> CaseFeatures:
+    """A volume of which only slice features or findings matter."""
+    values = np.zeros((0, 1)) if values is None else values
+    found = findings and {
+        label: [Found(side, size, "") for side, size in items] for label, items in findings.items()
+    }
+    record = MonitorRecord(*(torch.zeros(0) for _ in range(4)))
+    slices = Samples(np.arange(len(values), dtype=np.int32), {KEY: values})
+    return CaseFeatures(name, VolumeFacts(len(values), 8, 0), slices, {}, record, findings=found)
+
+
 def with_analysis(context: Context, **values) -> Context:
     return replace(context, config=replace(context.config, analysis=AnalysisConfig(**values)))
 
 
 def test_registry_and_configuration_agree():
-    assert tuple(REGISTRY) == ANALYSES
+    assert tuple(ANALYSES) == ANALYSIS_NAMES
 
 
 def test_pairs_tell_whether_the_report_is_read(tiny_system, context, tmp_path):
@@ -68,13 +81,13 @@ def test_pairs_tell_whether_the_report_is_read(tiny_system, context, tmp_path):
                 SliceRecord(f"p_{scan}", "p", volume, spacing, text, split="valid", acquisition=acquisition)
             )
     context = replace(context, config=replace(context.config, slices=str(tmp_path / "pairs")))
-    result = REGISTRY["pairs"](context)
+    result = ANALYSES["pairs"](context)
     assert [r["finding"] for r in result.records] == ["all", "Pleural effusion, side"]
     assert result.records[0]["pairs"] == 1 and result.records[0]["read"] in (0.0, 1.0)
     # Equal volumes under swapped reports: what one loses the other wins.
     assert result.records[0]["partner's loss over own"] == pytest.approx(1, abs=1e-4)
     with pytest.raises(CTFlowError, match="no contrast pair"):
-        REGISTRY["pairs"](with_analysis(replace(context, config=replace(context.config, slices=str(
+        ANALYSES["pairs"](with_analysis(replace(context, config=replace(context.config, slices=str(
             write_shards(tmp_path / "alone", [20])
         ))), name="pairs"))  # fmt: skip
 
@@ -101,7 +114,7 @@ def test_reconstruction_counts_its_slices_and_writes_everything(context):
 
 def test_floors_are_the_tables_and_leave_the_table_only_generated_volumes(context):
     config = replace(context.config, cases=3, setting="next-block")
-    records = REGISTRY["floors"](replace(context, config=config)).records
+    records = ANALYSES["floors"](replace(context, config=config)).records
     files = {p.name for p in Path(config.cache).iterdir()}
     other = replace(context.system, fingerprint="1" * 64, text_fingerprint="0" * 64)  # another FMvT
     rows = [r for r in evaluate(config, other, context.ranks).rows if r.source != MODEL]
@@ -120,7 +133,7 @@ def test_slices_are_spread_over_all_volumes():
 
 def test_steps_compare_solvers_on_equal_cases(context):
     small = replace(context, config=replace(context.config, cases=2))
-    result = REGISTRY["steps"](with_analysis(small, solvers=["euler", "midpoint"], steps=[2]))
+    result = ANALYSES["steps"](with_analysis(small, solvers=["euler", "midpoint"], steps=[2]))
     assert [(r["solver"], r["evaluations per block"]) for r in result.records] == [
         ("euler", 2),
         ("midpoint", 4),
@@ -129,13 +142,13 @@ def test_steps_compare_solvers_on_equal_cases(context):
 
 
 def test_length_asks_for_lengths(context):
-    result = REGISTRY["length"](with_analysis(context, lengths=[20, 40], seeds=1, reports=2))
+    result = ANALYSES["length"](with_analysis(context, lengths=[20, 40], seeds=1, reports=2))
     assert [(r["requested"], r["mean slices"]) for r in result.records] == [(20, 20), (40, 40)]
     assert all(r["length_error"] == 0 for r in result.records)
 
 
 def test_reconstruction_by_window_sees_what_the_window_shows(context):
-    result = REGISTRY["reconstruction"](with_analysis(context, reconstructed_slices=4))
+    result = ANALYSES["reconstruction"](with_analysis(context, reconstructed_slices=4))
     names = {r["metric"] for r in result.records}
     assert {"psnr", "psnr (lung window)", "psnr (soft tissue window)", "ssim (lung window)"} <= names
     original = torch.full((2, 1, 32, 32), 40.0)
@@ -149,31 +162,32 @@ def test_reconstruction_by_window_sees_what_the_window_shows(context):
 
 def test_seams_stand_beside_the_real_scans_own(context):
     context = with_analysis(context, name="seams")
-    result = REGISTRY["seams"](context)
+    result = ANALYSES["seams"](context)
     lines = {r["volume"]: r for r in result.records}
     assert list(lines) == ["real scan", "A-VAE", "gt-head", "next-block"]
     assert lines["gt-head"]["scored slices"] == lines["gt-head"]["slices"] - 16
     assert lines["real scan"]["psnr to the scan"] is None and lines["A-VAE"]["psnr to the scan"] > 0
-    assert {p.name for p in context.output.iterdir()} == {"seams-volumes.png", "seams-profile.png"}
+    assert result.figures.keys() == {"volumes", "profile"}
 
 
 def test_capacity_has_a_line_per_block(context, tiny_shards):
-    result = REGISTRY["capacity"](with_analysis(context, train_slices=str(tiny_shards)))
+    result = ANALYSES["capacity"](with_analysis(context, train_slices=str(tiny_shards)))
     assert [r["first slice"] for r in result.records] == [0, 16]
     assert all(np.isfinite(r["psnr A-VAE"]) for r in result.records)
 
 
 def test_memorisation_sees_a_copy_and_refuses_training_cases(context, tiny_shards, tmp_path):
     train = write_shards(tmp_path / "train", [20, 22, 24, 26], first_seed=500)
-    result = REGISTRY["memorisation"](with_analysis(context, train_slices=str(train)))
+    result = ANALYSES["memorisation"](with_analysis(context, train_slices=str(train)))
     assert [r["volumes"] for r in result.records] == ["generated", "held-out real"]
     with pytest.raises(CTFlowError, match="are training cases"):
-        REGISTRY["memorisation"](with_analysis(context, train_slices=str(tiny_shards)))
+        ANALYSES["memorisation"](with_analysis(context, train_slices=str(tiny_shards)))
     rng = np.random.default_rng(0)
-    pool = [CaseFeatures(str(i), {"f": rng.normal(size=(3, 5))}) for i in range(6)]
-    copy = CaseFeatures("copy", {"f": pool[2].arrays["f"][::-1]})
-    other = CaseFeatures("other", {"f": rng.normal(size=(3, 5))})
-    distances = nearest_distances([copy, other], pool, "f")
+    pool = [features_of(str(i), rng.normal(size=(3, 5))) for i in range(6)]
+    copy = features_of("copy", pool[2].slices.values[KEY][::-1])
+    other = features_of("other", rng.normal(size=(3, 5)))
+    distances = nearest_distances([copy, other, features_of("none")], pool, KEY)
+    assert len(distances) == 2
     assert distances[0] < 1e-9 < distances[1]
 
 
@@ -202,7 +216,7 @@ def test_severity_sweep_rises_above_the_floor(context, monkeypatch):
     some["blur"] = (DAMAGES["blur"][0], (1.0, 4.0))
     # These few bodies are alike from end to end; test_severity_phantoms.py has every damage and metric.
     monkeypatch.setattr("ctflow.evaluation.analyses.severity.DAMAGES", some)
-    records = REGISTRY["severity"](context).records
+    records = ANALYSES["severity"](context).records
     assert records[0]["damage"] == "none" and len(records) == 1 + 2 * len(some)
     for name in some:
         assert rises(records, "fid_rand2d", name), name
@@ -222,7 +236,7 @@ def test_severity_of_a_single_scan_holds_its_odd_slices_against_its_even_ones(co
     pixels[::2], pixels[1::2] = even.hu, odd.hu
     assert np.array_equal(pixels, one.reader().volume(scan).hu)
     assert even.spacing == (8.0, 9.0, 9.0) and sets.evaluated[0].shape == even.hu.shape
-    floor, blurred = REGISTRY["severity"](with_analysis(one, split="slices")).records
+    floor, blurred = ANALYSES["severity"](with_analysis(one, split="slices")).records
     assert blurred["fid_rand2d"] > floor["fid_rand2d"] and blurred["kid_rand2d"] > floor["kid_rand2d"]
 
 
@@ -241,11 +255,11 @@ def test_findings_table_by_hand(tmp_path):
     case = RealCase("a", "p", "x", (10, 8, 8), (1.0, 1.0, 1.0), "d", truth_path=str(tmp_path / "truth.json"))
     assert true_places("Lung nodule", TRUTH) == {"left": 10.0}
     found = {
-        "Pleural effusion": [["right", 120.0, "ml"], ["left", 60.0, "ml"]],
-        "Lung nodule": [["left", 9.0, "mm"]],
-        "Emphysema": [[None, 0.2, "ratio"]],
+        "Pleural effusion": [["right", 120.0], ["left", 60.0]],
+        "Lung nodule": [["left", 9.0]],
+        "Emphysema": [[None, 0.2]],
     }
-    card = findings_table("model", [case], [CaseFeatures("a", {}, {"findings": found})], "full-body")
+    card = findings_table("model", [case], [features_of("a", findings=found)], "full-body")
     lines = {line["finding"]: line for line in card}
     effusion, nodule = lines["Pleural effusion"], lines["Lung nodule"]
     assert (effusion["recall"], effusion["false positives"], effusion["right side"]) == (1.0, 1.0, 0.0)
@@ -259,7 +273,7 @@ def test_findings_table_by_hand(tmp_path):
 def test_findings_table_without_its_truth_file_is_an_error(tmp_path):
     case = RealCase("a", "p", "x", (10, 8, 8), (1.0, 1.0, 1.0), "d", truth_path=str(tmp_path / "gone.json"))
     with pytest.raises(CTFlowError, match="ground truth"):
-        findings_table("model", [case], [CaseFeatures("a", {}, {"findings": {}})], "full-body")
+        findings_table("model", [case], [features_of("a", findings={})], "full-body")
 
 
 def test_contrast_pairs_are_judged_as_pairs():
@@ -267,7 +281,7 @@ def test_contrast_pairs_are_judged_as_pairs():
     sided = ReportPair("2", "Pleural effusion", 32, ("x", "y"), ("left", "right"))
 
     def volume(*sides):
-        return CaseFeatures("a", {}, {"findings": {"Pleural effusion": [[s, 90.0, "ml"] for s in sides]}})
+        return features_of("a", findings={"Pleural effusion": [[s, 90.0] for s in sides]})
 
     assert shows(volume("right"), absent, 0) and not shows(volume("left"), absent, 0)
     assert (
@@ -281,11 +295,9 @@ def test_contrast_pairs_are_judged_as_pairs():
 def test_contrast_runs_from_a_csv(context, tmp_path, monkeypatch):
     spacings = []
 
-    def effusions(volume):
-        spacings.append(volume.spacing)
-        return {"Pleural effusion": [["right", 100.0, "ml"]]}
-
-    monkeypatch.setattr("ctflow.evaluation.features.measured_findings", effusions)
+    effusion = {"Pleural effusion": [Found("right", 100.0, "ml")]}
+    monkeypatch.setattr("ctflow.evaluation.features.measure", lambda volume: spacings.append(volume.spacing))
+    monkeypatch.setattr("ctflow.evaluation.features.findings", lambda measurement: effusion)
     path = tmp_path / "pairs.csv"
     rows = [
         ["pair", "label", "slices", "report_a", "side_a", "report_b", "side_b"],
@@ -295,7 +307,7 @@ def test_contrast_runs_from_a_csv(context, tmp_path, monkeypatch):
         csv.writer(file).writerows(rows)
     asked = with_analysis(context, pairs=str(path), pair_seeds=1)
     nothing = replace(asked, config=replace(asked.config, slices=str(tmp_path / "nothing")))
-    result = REGISTRY["contrast"](nothing)  # it needs no real cases
+    result = ANALYSES["contrast"](nothing)  # it needs no real cases
     record = result.records[0]
     assert (record["first half right"], record["second half right"], record["both right"]) == (1, 0, 0)
     own = context.system.config
@@ -321,7 +333,7 @@ def test_reading_pack_there_and_back(context):
     with form.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     with pytest.raises(CTFlowError, match="no judgement"):
-        REGISTRY["reading"](with_analysis(context, readings=str(form)))
+        ANALYSES["reading"](with_analysis(context, readings=str(form)))
     for row, entry in zip(rows, key, strict=True):
         assert row["item"] == entry["item"]
         row["real_or_synthetic"] = entry["source"]
@@ -331,7 +343,7 @@ def test_reading_pack_there_and_back(context):
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    records = REGISTRY["reading"](with_analysis(context, readings=str(form))).records
+    records = ANALYSES["reading"](with_analysis(context, readings=str(form))).records
     values = {r["measure"]: r for r in records}
     assert values["real or synthetic, accuracy"]["value"] == 0.75
     assert values["anatomy module, all items"]["value"] == 1.0

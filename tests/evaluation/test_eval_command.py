@@ -8,9 +8,9 @@ import pytest
 
 from ctflow import eval as command
 from ctflow.errors import CTFlowError
-from ctflow.evaluation.glossary import meaning
-from ctflow.evaluation.summary import summary
-from ctflow.evaluation.table import Row, number
+from ctflow.evaluation.report.glossary import meaning
+from ctflow.evaluation.report.tables import summary_table
+from ctflow.evaluation.results import Row, number
 
 
 def run(checkpoint, shards, output, *extra) -> dict:
@@ -94,7 +94,8 @@ def test_every_printed_name_is_explained(everything):
 
 def test_summary_has_a_line_per_setting_resolution_and_source(everything):
     rows = [Row(**{k: math.nan if v is None else v for k, v in r.items()}) for r in everything["rows"]]
-    header, lines = summary(rows)
+    table = summary_table(rows)
+    header, lines = list(table.header), table.lines
     assert len(lines) == 3 * 2 * 3 and all(len(line) == len(header) for line in lines)
     assert {line[1] for line in lines} == {"32", "64*"}
     column = header.index("fid_rand2d ↓")

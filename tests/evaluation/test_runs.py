@@ -15,21 +15,18 @@ from page_text import without_payloads
 from ctflow import eval as command
 from ctflow.config.commands import SamplingChoice
 from ctflow.config.evaluation import EvalConfig
-from ctflow.data.nifti import write_nifti
+from ctflow.data.nifti import read_nifti, write_nifti
 from ctflow.errors import CTFlowError
-from ctflow.evaluation import collect
-from ctflow.evaluation.between import between_settings
+from ctflow.evaluation import collect, external
 from ctflow.evaluation.cases import CaseReader, choose_cases
-from ctflow.evaluation.evaluation import backbones_of, plan_of
-from ctflow.evaluation.external import list_volumes, read_reports
-from ctflow.evaluation.features import FeatureExtractor
-from ctflow.evaluation.ranks import Ranks
-from ctflow.evaluation.scoring import Scoring
-from ctflow.evaluation.settings import REGISTRY
+from ctflow.evaluation.compare import Comparer
+from ctflow.evaluation.external import VolumeFolder, read_reports
+from ctflow.evaluation.processes import Ranks
+from ctflow.evaluation.settings import SETTINGS
 from ctflow.metrics import FrechetSliceMetric
 from ctflow.types import HUVolume
 
-from .conftest import soft_volume
+from .conftest import assert_same_features, soft_volume
 
 
 def config_for(shards, folder, **changes) -> EvalConfig:
@@ -46,11 +43,8 @@ def config_for(shards, folder, **changes) -> EvalConfig:
 
 
 def collector_of(config, system, ranks=None):
-    backbones, plan = backbones_of(config, system), plan_of(config, system)
-    reader = CaseReader(config.slices)
-    return collect.Collector(
-        config, system, reader, FeatureExtractor(plan, backbones, system.device), ranks or Ranks()
-    )
+    extractor = collect.extractor_of(config, system)
+    return collect.Collector(config, system, CaseReader(config.slices), extractor, ranks or Ranks())
 
 
 def test_an_interrupted_evaluation_resumes_and_makes_nothing_twice(
@@ -61,17 +55,17 @@ def test_an_interrupted_evaluation_resumes_and_makes_nothing_twice(
     stored = []
     store = collect.FeatureCache.store
 
-    def interrupted(self, features, *names):
+    def interrupted(self, features, wanted):
         if len(stored) == 4:
             raise KeyboardInterrupt
-        store(self, features, *names)
-        stored.append(names)
+        store(self, features, wanted)
+        stored.append(wanted)
 
     monkeypatch.setattr(collect.FeatureCache, "store", interrupted)
     with pytest.raises(KeyboardInterrupt):
         collector_of(config, tiny_system).collect(sets, ["next-block"])
     monkeypatch.setattr(
-        collect.FeatureCache, "store", lambda *args: (store(*args), stored.append(args[2:]))[0]
+        collect.FeatureCache, "store", lambda *args: (store(*args), stored.append(args[2]))[0]
     )
     first = collector_of(config, tiny_system).collect(sets, ["next-block"])
     # The three real cases were stored once; of the generated ones, the interrupted batch was made again.
@@ -81,8 +75,7 @@ def test_an_interrupted_evaluation_resumes_and_makes_nothing_twice(
     assert len(stored) == before
     for kind, cases in first.features.items():
         for case_id, features in cases.items():
-            for key, value in features.arrays.items():
-                np.testing.assert_array_equal(value, again.features[kind][case_id].arrays[key])
+            assert_same_features(features, again.features[kind][case_id])
 
 
 def test_torn_cache_files_are_made_again(tiny_system, tiny_shards, tmp_path):
@@ -101,7 +94,8 @@ def test_the_cache_knows_what_features_depend_on(tiny_system, tiny_shards, tmp_p
     paths = set()
     for changes in ({}, {"seed": 1}, {"sampling": SamplingChoice(steps=2)}, {"resolution": [64]}):
         collector = collector_of(config_for(tiny_shards, tmp_path, **changes), tiny_system)
-        paths.add(collector.cache.path(*collector._names(collect.Unit("full-body", (case,)), case)))
+        ((batch,),) = collector._generated([SETTINGS["full-body"]], [case])
+        paths.add(collector.cache.path(batch.wanted[0].names))
     assert len(paths) == 4
 
 
@@ -156,37 +150,35 @@ def test_work_shared_over_two_ranks_gives_the_same_features(tiny_system, tiny_sh
     sets = choose_cases(CaseReader(tiny_shards).cases(), 3, floors=False)
     one = collector_of(config_for(tiny_shards, tmp_path / "one"), tiny_system).collect(sets, ["full-body"])
     config = config_for(tiny_shards, tmp_path / "two")
-    second = collector_of(config, tiny_system, Ranks(1, 2))
-    for group in Ranks(1, 2).share(second.groups(sets, ["full-body"])):
-        for unit in group:
-            for volume, case in second._make(unit, lambda text: None):
-                second.cache.store(second.extractor.extract(volume), *second._names(unit, case))
-    two = collector_of(config, tiny_system).collect(sets, ["full-body"])
+    second = collector_of(config, tiny_system)
+    groups = Ranks(1, 2).share(second.groups(sets, ["full-body"]))
+    second.cache.collect(groups)
+    first = collector_of(config, tiny_system)
+    two = first.collect(sets, ["full-body"])
+    assert first.cache.reused == sum(len(batch.wanted) for group in groups for batch in group) > 0
     for kind, cases in one.features.items():
         for case_id, features in cases.items():
-            for key, value in features.arrays.items():
-                np.testing.assert_array_equal(value, two.features[kind][case_id].arrays[key])
+            assert_same_features(features, two.features[kind][case_id])
 
 
 def test_all_settings_at_once_give_the_features_of_each_alone(tiny_system, tiny_shards, tmp_path):
     """Settings that begin with the same blocks share them; nothing may change by it."""
     sets = choose_cases(CaseReader(tiny_shards).cases(), 3, floors=False)
     together = collector_of(config_for(tiny_shards, tmp_path / "all"), tiny_system)
-    everything = together.collect(sets, list(REGISTRY))
+    everything = together.collect(sets, list(SETTINGS))
     assert len(together.memo) == 2 * 3 + 2  # blocks 0 and 1 of three cases; block 1 from the real block 0
-    for name in REGISTRY:
+    for name in SETTINGS:
         one = collector_of(config_for(tiny_shards, tmp_path / name), tiny_system).collect(sets, [name])
         for case_id, features in one.features[name].items():
-            for key, value in features.arrays.items():
-                np.testing.assert_array_equal(value, everything.features[name][case_id].arrays[key])
+            assert_same_features(features, everything.features[name][case_id])
 
 
-def test_measured_volumes_serve_where_no_measurement_is_asked_for(tiny_system, tiny_shards, tmp_path):
+def test_features_with_findings_serve_where_none_are_asked_for(tiny_system, tiny_shards, tmp_path):
     config = config_for(tiny_shards, tmp_path)
     sets = choose_cases(CaseReader(tiny_shards).cases(), 2, floors=True)
     plain = collector_of(config, tiny_system)
     measured = collector_of(config, tiny_system)
-    measured.measured = True
+    measured.findings = True
     found = measured.collect(sets, ["full-body"])
     for kind, cases, has in (
         ("full-body", sets.evaluated, True),
@@ -194,7 +186,7 @@ def test_measured_volumes_serve_where_no_measurement_is_asked_for(tiny_system, t
         ("real", sets.others, False),  # nothing is read from them
         ("reconstruction", sets.others, True),
     ):
-        assert all(("findings" in f.info) == has for f in found.of(kind, cases)), kind
+        assert all((f.findings is not None) == has for f in found.of(kind, cases)), kind
     files = {p.name for p in (tmp_path / "cache").iterdir()}
     again = plain.collect(sets, ["full-body"])
     assert {p.name for p in (tmp_path / "cache").iterdir()} == files
@@ -205,14 +197,15 @@ def test_settings_are_compared_over_equal_slices(tiny_system, tiny_shards, tmp_p
     config = config_for(tiny_shards, tmp_path, cases=4, batch_size=4)
     sets = choose_cases(CaseReader(config.slices).cases(), 4, floors=False)
     collector = collector_of(config, tiny_system)
-    collected = collector.collect(sets, list(REGISTRY))
-    scoring = Scoring(config, collector.extractor.plan, collector.extractor.backbones, sets, collected)
-    rows = between_settings(scoring, list(REGISTRY))
+    collected = collector.collect(sets, list(SETTINGS))
+    extractor = collector.cache.extractor
+    comparer = Comparer(config, extractor.plan, extractor.backbones, sets, collected)
+    rows = comparer.between_settings(list(SETTINGS))
     numbers = {r.samples for r in rows if r.metric == "fid_rand2d"}
     assert len(numbers) == 1 and numbers.pop() == sum(c.shape[0] - 16 for c in sets.evaluated)
     ratios = [r for r in rows if "ratio" in r.metric]
     assert ratios and all(r.empty == "n/a" and r.reason for r in ratios)  # too few cases to extrapolate
-    assert between_settings(scoring, ["full-body"]) == []
+    assert comparer.between_settings(["full-body"]) == []
 
 
 def write_volumes(folder, names, first_seed, side=32):
@@ -240,6 +233,18 @@ def test_volumes_of_another_system(tmp_path):
     assert "data:image/png;base64" in page and "http" not in page.replace("http-equiv", "")
 
 
+def test_a_volume_of_another_system_is_read_once_and_never_again(tmp_path, monkeypatch):
+    write_volumes(tmp_path / "made", ["a", "b"], 50)
+    write_volumes(tmp_path / "real", ["a", "b"], 70)
+    read = []
+    monkeypatch.setattr(external, "read_nifti", lambda path: read.append(path.name) or read_nifti(path))
+    arguments = ["--volumes", str(tmp_path / "made"), "--reference", str(tmp_path / "real")]
+    for output in ("one", "two"):
+        keys = [f"output={tmp_path / output}", f"cache={tmp_path / 'cache'}", "clip_lengths=[16]"]
+        assert command.main([*arguments, *keys]) == 0
+    assert sorted(read) == ["a.nii.gz", "a.nii.gz", "b.nii.gz", "b.nii.gz"]
+
+
 def test_external_input_that_means_nothing_is_refused(tmp_path):
     write_volumes(tmp_path / "made", ["a"], 50)
     with pytest.raises(CTFlowError, match="in both"):
@@ -247,14 +252,14 @@ def test_external_input_that_means_nothing_is_refused(tmp_path):
     with pytest.raises(CTFlowError, match="belong together"):
         command.main(["--volumes", str(tmp_path / "made")])
     with pytest.raises(CTFlowError, match="no NIfTI"):
-        list_volumes(tmp_path / "nothing")
+        VolumeFolder(tmp_path / "nothing")
     write_volumes(tmp_path / "made" / "again", ["a"], 51)
     with pytest.raises(CTFlowError, match="twice"):
-        list_volumes(tmp_path / "made")
+        VolumeFolder(tmp_path / "made")
     write_volumes(tmp_path / "mixed", ["a"], 50)
     write_volumes(tmp_path / "mixed", ["b"], 50, side=16)
     with pytest.raises(CTFlowError, match="planes of"):
-        list_volumes(tmp_path / "mixed")
+        VolumeFolder(tmp_path / "mixed")
 
 
 def test_report_tables(tmp_path):

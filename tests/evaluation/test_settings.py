@@ -12,13 +12,14 @@ from ctflow.config.generation import RolloutConfig, StopConfig
 from ctflow.errors import EvaluationError
 from ctflow.evaluation.backbones import build_backbones
 from ctflow.evaluation.cases import CaseReader, case_set_hash, choose_cases
-from ctflow.evaluation.collect import Collector  # noqa: F401
-from ctflow.evaluation.features import FeatureExtractor, FeaturePlan, real_volume, restricted
-from ctflow.evaluation.settings import REGISTRY, ScoredVolume
+from ctflow.evaluation.features import FeatureExtractor, FeaturePlan, Key, real_volume
+from ctflow.evaluation.settings import SETTINGS, ScoredVolume
 from ctflow.evaluation.system import generate_batch, usable_in
 from ctflow.metrics import MetricError
 from ctflow.metrics.images import slices_at
 from ctflow.types import Acquisition, HUVolume
+
+from .conftest import assert_same_features
 
 SPACING = (4.0, 9.0, 9.0)
 PLAN = FeaturePlan(resolutions=(32,), native=32, clip_lengths=(16, 24), clip_stride=8)
@@ -40,15 +41,15 @@ def volume(slices: int, value: float = 0.0) -> np.ndarray:
 def test_a_real_slice_cannot_be_put_into_a_gt_head_score():
     hu = volume(40)
     with pytest.raises(EvaluationError, match="given"):
-        ScoredVolume("a", REGISTRY["gt-head"], hu, SPACING, 40)
-    one_left = ScoredVolume.of_rollout("a", REGISTRY["gt-head"], hu, SPACING, 40).hu.copy()
+        ScoredVolume("a", SETTINGS["gt-head"], hu, SPACING, 40)
+    one_left = ScoredVolume.of_rollout("a", SETTINGS["gt-head"], hu, SPACING, 40).hu.copy()
     one_left[7] = hu[7]
     with pytest.raises(EvaluationError, match="given"):
-        ScoredVolume("a", REGISTRY["gt-head"], one_left, SPACING, 40)
+        ScoredVolume("a", SETTINGS["gt-head"], one_left, SPACING, 40)
 
 
 def test_masked_slices_are_refused_wherever_they_turn_up():
-    masked = ScoredVolume.of_rollout("a", REGISTRY["gt-head"], volume(40), SPACING, 40)
+    masked = ScoredVolume.of_rollout("a", SETTINGS["gt-head"], volume(40), SPACING, 40)
     with pytest.raises(MetricError, match="given slices"):
         slices_at(torch.from_numpy(masked.hu).unsqueeze(1), 32)
 
@@ -58,42 +59,39 @@ def test_the_given_block_changes_no_feature(extractor):
     first, second = volume(44), volume(44)
     second[:16] = volume(16, 600.0)
     one, two = (
-        extractor.extract(ScoredVolume.of_rollout("a", REGISTRY["gt-head"], hu, SPACING, 44))
+        extractor.extract(ScoredVolume.of_rollout("a", SETTINGS["gt-head"], hu, SPACING, 44))
         for hu in (first, second)
     )
-    assert one.arrays.keys() == two.arrays.keys()
-    for key in one.arrays:
-        np.testing.assert_array_equal(one.arrays[key], two.arrays[key], err_msg=key)
-    assert one.arrays["positions"].min() == 16
-    assert one.arrays["starts/16"].min() == 16
+    assert_same_features(one, two)
+    assert one.slices.starts.min() == one.clips[16].starts.min() == 16
 
 
 def test_a_generator_that_returns_the_given_block_gains_nothing(tiny_system, tiny_shards, extractor):
     """The whole way: a slice decoded from real latents is masked in gt-head, absent in next-block."""
     reader = CaseReader(tiny_shards)
-    cases = [c for c in reader.cases() if usable_in(REGISTRY["gt-head"], c)][:2]
+    cases = [c for c in reader.cases() if usable_in(SETTINGS["gt-head"], c)][:2]
     config = RolloutConfig(steps=1, stop=OPEN_END)
-    for name in REGISTRY:
+    for name in SETTINGS:
         for scored, case in zip(
-            generate_batch(tiny_system, REGISTRY[name], cases, reader.volume, config, 0), cases, strict=True
+            generate_batch(tiny_system, SETTINGS[name], cases, reader.volume, config, 0), cases, strict=True
         ):
             truth = tiny_system.decode(tiny_system.encode(reader.volume(case)))
             features = extractor.extract(scored)
-            for position, row in zip(features.arrays["positions"], scored.scored().hu, strict=True):
+            for position, row in zip(features.slices.starts, scored.scored().hu, strict=True):
                 assert not np.allclose(row, truth[position], atol=1.0), (name, position)
 
 
 def test_case_of_one_block_is_left_out_of_gt_head(tiny_shards):
     short = [c for c in CaseReader(tiny_shards).cases() if c.shape[0] <= 16]
     assert len(short) == 1
-    assert not usable_in(REGISTRY["gt-head"], short[0]) and usable_in(REGISTRY["full-body"], short[0])
+    assert not usable_in(SETTINGS["gt-head"], short[0]) and usable_in(SETTINGS["full-body"], short[0])
 
 
 def test_next_block_has_as_many_slices_as_the_real_volume(tiny_system, tiny_shards):
     reader = CaseReader(tiny_shards)
     cases = reader.cases()[:3]
     config = RolloutConfig(steps=1, stop=OPEN_END)
-    made = list(generate_batch(tiny_system, REGISTRY["next-block"], cases, reader.volume, config, 0))
+    made = list(generate_batch(tiny_system, SETTINGS["next-block"], cases, reader.volume, config, 0))
     assert [len(v.hu) for v in made] == [c.shape[0] for c in cases]
 
 
@@ -104,8 +102,8 @@ def test_end_slices_that_are_scored_are_counted(tiny_system, tiny_shards, extrac
 
     def counted(name, stop):
         config = RolloutConfig(steps=1, stop=stop)
-        made = list(generate_batch(tiny_system, REGISTRY[name], cases, reader.volume, config, 0))
-        assert all(extractor.extract(v).info["end_slices"] == v.end_slices for v in made)
+        made = list(generate_batch(tiny_system, SETTINGS[name], cases, reader.volume, config, 0))
+        assert all(extractor.extract(v).facts.end_slices == v.end_slices for v in made)
         return [v.end_slices for v in made]
 
     always = StopConfig(threshold=1e9)
@@ -116,7 +114,7 @@ def test_end_slices_that_are_scored_are_counted(tiny_system, tiny_shards, extrac
 
 def test_windows_hold_no_given_slice_and_no_splice():
     def starts(name, frames, stride=8):
-        return ScoredVolume.of_rollout("a", REGISTRY[name], volume(50), SPACING, 50).window_starts(
+        return ScoredVolume.of_rollout("a", SETTINGS[name], volume(50), SPACING, 50).window_starts(
             frames, stride
         )
 
@@ -129,20 +127,21 @@ def test_windows_hold_no_given_slice_and_no_splice():
 
 def test_real_features_are_restricted_like_the_setting(extractor):
     real = extractor.extract(real_volume("a", HUVolume(volume(50), SPACING)))
-    for name in REGISTRY:
-        scored = extractor.extract(ScoredVolume.of_rollout("a", REGISTRY[name], volume(50), SPACING, 50))
-        seen = restricted(real, REGISTRY[name])
-        for key in ("positions", "starts/16", "starts/24", "slice/rand2d/32", "clip/rand3d/16/32"):
-            np.testing.assert_allclose(
-                seen.arrays[key], scored.arrays[key], rtol=1e-5, atol=1e-6, err_msg=key
-            )
+    for name in SETTINGS:
+        scored = extractor.extract(ScoredVolume.of_rollout("a", SETTINGS[name], volume(50), SPACING, 50))
+        seen = real.restricted(SETTINGS[name])
+        for frames, key in ((1, Key("rand2d", 32)), (16, Key("rand3d", 32)), (24, Key("rand3d", 32))):
+            mine, its = seen.samples(frames), scored.samples(frames)
+            np.testing.assert_array_equal(mine.starts, its.starts)
+            if len(mine):
+                np.testing.assert_allclose(mine.values[key], its.values[key], rtol=1e-5, atol=1e-6)
 
 
 def test_nan_in_a_scored_slice_is_an_error():
     hu = volume(20)
     hu[18, 3, 3] = np.nan
     with pytest.raises(EvaluationError, match="slice 18"):
-        ScoredVolume.of_rollout("a", REGISTRY["gt-head"], hu, SPACING, 20)
+        ScoredVolume.of_rollout("a", SETTINGS["gt-head"], hu, SPACING, 20)
 
 
 def test_floor_cases_are_other_patients(tiny_shards):

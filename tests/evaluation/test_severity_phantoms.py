@@ -5,8 +5,8 @@ import pytest
 
 from ctflow.config.evaluation import AnalysisConfig, EvalConfig
 from ctflow.data import SliceRecord, SliceShardWriter
-from ctflow.evaluation.analyses import REGISTRY, Context
-from ctflow.evaluation.ranks import Ranks
+from ctflow.evaluation.analyses import ANALYSES, Context
+from ctflow.evaluation.processes import Ranks
 from ctflow.metrics.damage import DAMAGES
 from data_prep.phantom import make_phantom, sample_spec
 
@@ -45,7 +45,7 @@ def test_every_damage_stands_above_the_floor_on_phantoms(tiny_system, phantoms, 
         resolution=[SIDE],
         analysis=AnalysisConfig(name="severity"),
     )
-    floor, *damaged = REGISTRY["severity"](Context(config, tiny_system, Ranks(), tmp_path)).records
+    floor, *damaged = ANALYSES["severity"](Context(config, tiny_system, Ranks(), tmp_path)).records
     found = {record["damage"]: record for record in damaged}
     assert found.keys() == DAMAGES.keys()
 

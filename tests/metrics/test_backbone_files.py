@@ -11,9 +11,8 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from ctflow.errors import WeightsError
 from ctflow.metrics import MetricError
 from ctflow.metrics.clip_score import clip_scores, shuffled_scores
-from ctflow.metrics.i3d import I3DBackbone
-from ctflow.metrics.inception import InceptionBackbone, inception_score
 from ctflow.metrics.reconstruction import ReconstructionMetric, lpips_input, multiscale_name
+from ctflow.metrics.trained_backbones import I3DBackbone, InceptionBackbone, inception_score
 
 
 class StandInI3D(nn.Module):

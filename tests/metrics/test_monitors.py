@@ -11,6 +11,7 @@ from ctflow.metrics.monitors import (
     CheckerboardMonitor,
     DriftMonitor,
     EndMonitor,
+    MonitorRecord,
     SeamMonitor,
     VolumeMonitors,
     block_boundaries,
@@ -85,8 +86,8 @@ def test_seams_are_looked_for_where_overlapping_blocks_end():
     assert torch.nonzero(block_boundaries(50)).flatten().tolist() == [15, 31, 47]
     ratios = []
     for overlap in (0, 4):
-        monitor = SeamMonitor(overlap)
-        monitor.update(hu)
+        monitor = SeamMonitor()
+        monitor.update(hu, overlap)
         ratios.append(monitor.compute()["seam_ratio"])
     assert ratios[1] > 1.5 and ratios[1] > 1.3 * ratios[0]
 
@@ -196,6 +197,11 @@ def test_bundle_cuts_end_slices_off_and_agrees_with_its_parts():
     assert found["seam_ratio"] == seam.compute()["seam_ratio"]
     assert (found["premature"], found["length_error"], found["interior_white"]) == (0.5, 20.0, 0.0)
     assert math.isfinite(found["drift_z"])
+    kept = VolumeMonitors()
+    kept.update(MonitorRecord.of(volume), requested=40)
+    kept.update(MonitorRecord.of(torch.zeros(0, 32, 32)), requested=40)
+    kept.update_real(MonitorRecord.of(body(40, seed=6)))
+    assert kept.compute() == found  # what is kept of a volume says as much as the volume
     bundle.reset()
     bundle.update(body(40), requested=40)
     assert bundle.compute()["premature"] == 0.0

@@ -13,10 +13,9 @@ import torch
 from ctflow.checkpoint import folder_fingerprint, save_avae, save_ctclip
 from ctflow.config.encoders import AVAEConfig, BertConfig, CTCLIPConfig, CTViTConfig, VolumeGrid
 from ctflow.data import LatentHeader, LatentRecord, LatentShardWriter, SliceRecord, SliceShardWriter
-from ctflow.data.curves import read_curves
 from ctflow.models import AVAE, CTCLIP
 from ctflow.models.tokenizer import train_wordpiece
-from ctflow.training.curves import CURVES
+from ctflow.training.curves import CURVES, read_curves
 
 SIDE = 16
 WIDTH = 8

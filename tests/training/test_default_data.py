@@ -16,9 +16,8 @@ from ctflow.config.data import EncodeConfig
 from ctflow.config.phantom import PhantomConfig
 from ctflow.config.prep import IngestConfig
 from ctflow.config.training import TrainConfig
+from ctflow.default_data import TARGETS, complete, ensure_training_data, make_phantom_slices, run_preparation
 from ctflow.errors import ConfigError
-from ctflow.training import default_data
-from ctflow.training.default_data import ensure_default_data, without_missing_validation
 
 if TYPE_CHECKING:
     from tests.training.conftest import TinyData
@@ -52,8 +51,8 @@ def test_slices_are_made_once_from_phantoms(tmp_path: Path, monkeypatch: pytest.
     recorder = Recorder(tmp_path)
     monkeypatch.setattr(subprocess, "run", recorder)
     config = _config(tmp_path, "autoencoder", "default_data.volumes=5")
-    ensure_default_data(config)
-    ensure_default_data(config)
+    ensure_training_data(config)
+    ensure_training_data(config)
     assert [module for module, _ in recorder.commands] == ["data_prep.phantom", "data_prep.ct_rate"]
     phantom, ingest = (arguments for _, arguments in recorder.commands)
     assert phantom[:4] == ["--output", f"{tmp_path}/phantoms", "--volumes", "5"]
@@ -72,7 +71,7 @@ def test_latents_are_encoded_with_the_newest_networks(
             export = tmp_path / task / name / "export" / "config.yaml"
             export.parent.mkdir(parents=True)
             export.touch()
-    ensure_default_data(_config(tmp_path, "flow"))
+    ensure_training_data(_config(tmp_path, "flow"))
     modules = [module for module, _ in recorder.commands]
     assert modules == ["data_prep.phantom", "data_prep.ct_rate", "data_prep.encode"]
     encode = load_config(EncodeConfig, None, recorder.commands[2][1])
@@ -89,12 +88,11 @@ def test_scans_without_a_validation_split_are_not_mixed_with_phantoms(
     monkeypatch.setattr(subprocess, "run", recorder)
     shutil.copytree(tiny.slices / "train", tmp_path / "shards" / "slices" / "train")
     config = _config(tmp_path, "autoencoder")
-    ensure_default_data(config)
+    assert ensure_training_data(config).data.valid == ""
     assert not recorder.commands
-    assert without_missing_validation(config).data.valid == ""
     assert "without validation" in caplog.text
     named = _config(tmp_path, "autoencoder", "data.valid=typo")
-    assert without_missing_validation(named).data.valid == "typo"
+    assert ensure_training_data(named).data.valid == "typo"
 
 
 def test_a_missing_split_is_encoded_with_the_networks_of_the_other(
@@ -111,7 +109,7 @@ def test_a_missing_split_is_encoded_with_the_networks_of_the_other(
         os.utime(later / "config.yaml", (2e9, 2e9))
         weights = load_file(later / "model.safetensors")
         save_file({k: v + 1 for k, v in weights.items()}, later / "model.safetensors")
-    ensure_default_data(_config(tmp_path, "flow"))
+    ensure_training_data(_config(tmp_path, "flow"))
     ((module, arguments),) = recorder.commands
     assert module == "data_prep.encode"
     encode = load_config(EncodeConfig, None, arguments)
@@ -124,7 +122,7 @@ def test_a_missing_split_is_encoded_with_the_networks_of_the_other(
 def test_a_users_folder_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recorder = Recorder(tmp_path)
     monkeypatch.setattr(subprocess, "run", recorder)
-    ensure_default_data(_config(tmp_path, "autoencoder", "data.train=mine"))
+    ensure_training_data(_config(tmp_path, "autoencoder", "data.train=mine"))
     assert not recorder.commands
 
 
@@ -132,19 +130,61 @@ def test_only_the_first_process_makes_data(tmp_path: Path, monkeypatch: pytest.M
     recorder = Recorder(tmp_path)
     monkeypatch.setattr(subprocess, "run", recorder)
     monkeypatch.setenv("LOCAL_RANK", "1")
-    ensure_default_data(_config(tmp_path, "autoencoder"))
+    ensure_training_data(_config(tmp_path, "autoencoder"))
     assert not recorder.commands
 
 
 def test_failures_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subprocess, "run", Recorder(tmp_path, status=2))
     with pytest.raises(ConfigError, match="status 2"):
-        ensure_default_data(_config(tmp_path, "autoencoder"))
+        ensure_training_data(_config(tmp_path, "autoencoder"))
     monkeypatch.setattr(subprocess, "run", Recorder(tmp_path))
     monkeypatch.setattr("ctflow.training.parts.EMBEDDED", tmp_path / "nothing")
     with pytest.raises(ConfigError, match="make train-vae"):
-        ensure_default_data(_config(tmp_path, "flow"))
-    assert default_data.TARGETS.keys() == {"autoencoder", "clip"}
+        ensure_training_data(_config(tmp_path, "flow"))
+    assert TARGETS.keys() == {"autoencoder", "clip"}
+
+
+def _record(monkeypatch: pytest.MonkeyPatch, statuses: dict[str, int]) -> list[list[str]]:
+    commands: list[list[str]] = []
+
+    def run(command: list[str], check: bool) -> subprocess.CompletedProcess[bytes]:
+        commands.append(command[2:])
+        return subprocess.CompletedProcess(command, statuses.get(command[2], 0))
+
+    monkeypatch.setattr(subprocess, "run", run)
+    return commands
+
+
+def test_phantoms_become_slice_shards_also_where_scans_were_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands = _record(monkeypatch, {"data_prep.ct_rate": 1})
+    make_phantom_slices(tmp_path, volumes=7, size=64, z_spacing=3.0, seed=5)
+    phantoms, slices = str(tmp_path / "phantoms"), str(tmp_path / "shards" / "slices")
+    numbers = ["--volumes", "7", "--seed", "5", "--size", "64"]
+    assert commands[0] == ["data_prep.phantom", "--output", phantoms, *numbers]
+    assert commands[1][:5] == ["data_prep.ct_rate", "--source", phantoms, "--output", slices]
+    ingest = load_config(IngestConfig, None, [a for a in commands[1] if "=" in a])
+    assert (ingest.resolution, ingest.z_spacing) == (64, 3.0)
+
+
+def test_a_failed_command_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, status in (("data_prep.phantom", 1), ("data_prep.ct_rate", 2)):
+        _record(monkeypatch, {module: status})
+        with pytest.raises(ConfigError, match=f"{module} .*status {status}"):
+            make_phantom_slices(tmp_path, volumes=7, size=64, z_spacing=3.0)
+
+
+def test_a_real_command_that_fails_is_seen() -> None:
+    with pytest.raises(ConfigError, match="status"):
+        run_preparation("ctflow.no_such_command", [])
+
+
+def test_shards_are_complete_with_their_manifest(tmp_path: Path) -> None:
+    assert not complete(tmp_path)
+    (tmp_path / "manifest.jsonl").touch()
+    assert complete(tmp_path)
 
 
 @pytest.mark.slow

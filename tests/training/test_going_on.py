@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from ctflow.data.curves import CURVES
 from ctflow.errors import ConfigError, CTFlowError
 from ctflow.locks import LongLock
 from ctflow.train import main
 from ctflow.training import cluster
 from ctflow.training.callbacks import LAST, SeedEachBatch
+from ctflow.training.curves import CURVES
 from ctflow.training.runs import LOCK
 
 if TYPE_CHECKING:

@@ -14,14 +14,14 @@ from ctflow.config.generation import RolloutConfig
 from ctflow.config.models import FMvTConfig
 from ctflow.config.training import AdversaryConfig, AutoencoderTask, FlowMonitor, FlowTask, TrainConfig
 from ctflow.data import SliceBatch
-from ctflow.data.curves import read_curves
 from ctflow.errors import ConfigError, CTFlowError, WeightsError
 from ctflow.models import AVAE
+from ctflow.pictures import GAP, WHOLE, axial
 from ctflow.training import precision
 from ctflow.training.autoencoder import AutoencoderModule
 from ctflow.training.base import unique_keys
 from ctflow.training.callbacks import check_finite
-from ctflow.training.curves import CurveFile
+from ctflow.training.curves import CurveFile, read_curves
 from ctflow.training.flow import DecileLoss, FlowModule
 from ctflow.training.images import axial_and_coronal, reconstruction_grid
 from ctflow.training.losses import Adversary, PerceptualTerm, adaptive_weight
@@ -31,6 +31,7 @@ from ctflow.training.plain import from_plain, to_plain
 from ctflow.training.randomness import SampleRandom
 from ctflow.training.runs import LAST, locate_run
 from ctflow.training.task_autoencoder import copy_weights
+from ctflow.types import HUVolume
 
 CPU = torch.device("cpu")
 
@@ -152,13 +153,24 @@ def test_curves_keep_the_later_value_of_a_step(tmp_path: Path) -> None:
 def test_images_are_grey_and_upright() -> None:
     hu = torch.full((2, 4, 6), -1000.0)
     grid = reconstruction_grid(hu, hu + 400)
-    assert grid.shape == (1, 12, 12)
+    assert grid.shape == (1, 3 * 4 + 2 * GAP, 2 * 6 + GAP)
     assert grid[0, 0, 0] == 0.0 and grid[0, -1, 0] == 1.0
     volume = torch.full((8, 4, 6), -1000.0)
     volume[-1] = 1000.0  # the head end
     image = axial_and_coronal(volume, (2.0, 1.0, 1.0))
-    assert image.shape == (1, 16, 12)
+    assert image.shape == (1, 16, 2 * 6 + GAP)
     assert image[0, 0, -1] == 1.0 and image[0, -1, -1] == 0.0
+
+
+def test_rollouts_stand_as_the_montage_shows_them() -> None:
+    """The patient's right lies at high columns and is shown on the left, in every picture."""
+    volume = torch.full((8, 6, 6), -1000.0)
+    volume[:, :, -1] = 1000.0
+    rollout = axial_and_coronal(volume, (1.0, 1.0, 1.0))
+    assert rollout[0, 0, 0] == rollout[0, 0, 6 + GAP] == 1.0 and rollout[0, 0, 5] == rollout[0, 0, -1] == 0.0
+    grid = reconstruction_grid(volume, volume)
+    assert grid[0, 0, 0] == 1.0 and grid[0, 0, 5] == 0.0
+    assert axial(HUVolume(volume.numpy(), (1.0, 1.0, 1.0)), 0, WHOLE, 6)[0, 0] == 255
 
 
 def test_configs_survive_the_checkpoint_as_plain_values() -> None:

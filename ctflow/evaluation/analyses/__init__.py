@@ -1,5 +1,5 @@
 """Analyses: other questions than the table, each a function under one name."""
 
-from ctflow.evaluation.analyses.registry import REGISTRY, AnalysisResult, Context, run_analysis
+from ctflow.evaluation.analyses.registry import ANALYSES, AnalysisResult, Context, run_analysis
 
-__all__ = ["REGISTRY", "AnalysisResult", "Context", "run_analysis"]
+__all__ = ["ANALYSES", "AnalysisResult", "Context", "run_analysis"]

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from ctflow.config.evaluation import EvalConfig
-from ctflow.evaluation.backbones import Backbones
-from ctflow.evaluation.cache import CaseFeatures
-from ctflow.evaluation.cases import CaseReader
-from ctflow.evaluation.collect import Collector
-from ctflow.evaluation.evaluation import backbones_of, plan_of
-from ctflow.evaluation.features import FeatureExtractor, FeaturePlan
-from ctflow.evaluation.ranks import Ranks
-from ctflow.evaluation.scores import Compared, slice_rows
-from ctflow.evaluation.settings import Setting
-from ctflow.evaluation.system import EvalSystem
-from ctflow.evaluation.table import MODEL
+from ctflow.config.generation import RolloutConfig
+from ctflow.evaluation.cases import CaseReader, RealCase
+from ctflow.evaluation.collect import Collector, extractor_of
+from ctflow.evaluation.features import CaseFeatures, FeatureExtractor
+from ctflow.evaluation.processes import Ranks
+from ctflow.evaluation.report.write import AnalysisResult
+from ctflow.evaluation.results import MODEL
+from ctflow.evaluation.rows import Compared, slice_rows
+from ctflow.evaluation.settings import SETTINGS, ScoredVolume, Setting
+from ctflow.evaluation.system import EvalSystem, generate_batch
+
+__all__ = ["AnalysisResult", "Context", "slice_distance"]
 
 
 @dataclass(frozen=True)
@@ -39,55 +38,54 @@ class Context:
     ranks: Ranks
     output: Path
 
+    @property
+    def rollout(self) -> RolloutConfig:
+        """How volumes are generated."""
+        return self.config.sampling.applied_to(self.system.config.rollout)
+
     def reader(self, folder: str = "") -> CaseReader:
         """Real cases of a folder of slice shards; the evaluation's own by default."""
         return CaseReader(Path(folder or self.config.slices))
 
-    def tools(self) -> tuple[Backbones, FeaturePlan]:
-        """Backbones, and what is kept of each volume: the same as for the table, so that both share files."""
-        return backbones_of(self.config, self.system), plan_of(self.config, self.system)
+    def extractor(self) -> FeatureExtractor:
+        """What is kept of each volume: the same as for the table, so that both share files."""
+        return extractor_of(self.config, self.system)
 
     def collector(
         self,
         reader: CaseReader | None,
-        backbones: Backbones,
-        plan: FeaturePlan,
+        extractor: FeatureExtractor,
         config: EvalConfig | None = None,
-        measured: bool = False,
+        findings: bool = False,
     ) -> Collector:
         """A collector over the common feature cache; ``config`` where it differs from the context's."""
-        extractor = FeatureExtractor(plan, backbones, self.system.device)
-        return Collector(config or self.config, self.system, reader, extractor, self.ranks, measured)
+        return Collector(config or self.config, self.system, reader, extractor, self.ranks, findings)
 
-
-@dataclass
-class AnalysisResult:
-    """What is written.
-
-    Attributes:
-        title: Heading.
-        text: What the numbers mean, and how they were made.
-        records: A table: dictionaries with equal keys.
-        figures: With captions.
-    """
-
-    title: str
-    text: str
-    records: list[dict[str, Any]]
-    figures: list[tuple[Figure, str]] = field(default_factory=list)
+    def generate(self, setting: str, case: RealCase, reader: CaseReader) -> ScoredVolume:
+        """One volume in one setting, with its pixels."""
+        made = generate_batch(
+            self.system,
+            SETTINGS[setting],
+            [case],
+            reader.volume,
+            self.rollout,
+            self.config.seed,
+            self.config.precision,
+        )
+        return next(made)
 
 
 def slice_distance(
     setting: Setting,
     fake: Sequence[CaseFeatures],
     real: Sequence[CaseFeatures],
-    backbones: Backbones,
-    plan: FeaturePlan,
+    extractor: FeatureExtractor,
     seed: int,
 ) -> dict[str, Any]:
     """The slice distance of the best backbone at hand, as columns of a record."""
+    plan = extractor.plan
     compared = Compared(setting, MODEL, fake, real, plan, seed, "matched")
-    frechet, kernel = slice_rows(compared, backbones.slices[-1], plan.resolutions[0])
+    frechet, kernel = slice_rows(compared, extractor.backbones.slices[-1], plan.resolutions[0])
     return {
         "slices": frechet.samples,
         frechet.metric: frechet.text(),

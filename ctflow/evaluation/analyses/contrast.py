@@ -14,10 +14,9 @@ from ctflow.anatomy import LABELS, SIDED, found_places
 from ctflow.config.system import SystemConfig
 from ctflow.errors import EvaluationError
 from ctflow.evaluation.analyses.base import AnalysisResult, Context
-from ctflow.evaluation.cache import CaseFeatures
 from ctflow.evaluation.cases import RealCase
-from ctflow.evaluation.findings import found_of
-from ctflow.evaluation.settings import REGISTRY
+from ctflow.evaluation.features import CaseFeatures
+from ctflow.evaluation.settings import SETTINGS
 from ctflow.shipped import shipped_path
 
 COLUMNS = ("pair", "label", "slices", "report_a", "side_a", "report_b", "side_b")
@@ -52,7 +51,7 @@ def contrast(context: Context) -> AnalysisResult:
     """Per finding: how often each half of a pair, and the pair as a whole, shows what its report says."""
     config = context.config
     pairs = read_pairs(shipped_path(config.analysis.pairs))
-    backbones, plan = context.tools()
+    extractor = context.extractor()
     outcomes: list[tuple[ReportPair, bool, bool]] = []
     volumes = 2 * len(pairs) * config.analysis.pair_seeds // context.ranks.size
     with tqdm(total=volumes, unit="case", disable=not context.ranks.first) as bar:
@@ -61,10 +60,10 @@ def contrast(context: Context) -> AnalysisResult:
             for half in (0, 1):
                 # Equal case ids give both halves equal noise; the report is part of the cache's key.
                 own = replace(config, seed=config.seed + seed)
-                collector = context.collector(None, backbones, plan, own, measured=True)
+                collector = context.collector(None, extractor, own, findings=True)
                 collector.bar = bar
                 cases = [_case(pair, half, context.system.config) for pair in pairs]
-                halves.append(collector.generated(REGISTRY["full-body"], cases))
+                halves.append(collector.generated(SETTINGS["full-body"], cases))
             for pair, first, second in zip(pairs, *halves, strict=True):
                 outcomes.append((pair, shows(first, pair, 0), shows(second, pair, 1)))
     records = [
@@ -106,7 +105,7 @@ def read_pairs(path: Path) -> list[ReportPair]:
 
 def shows(features: CaseFeatures, pair: ReportPair, half: int) -> bool:
     """Whether a volume shows of the pair's finding what its half of the pair says."""
-    found, wanted = found_places(pair.label, found_of(features) or {}), pair.sides[half]
+    found, wanted = found_places(pair.label, features.findings or {}), pair.sides[half]
     if wanted == "absent":
         # Only the side that the other report names is in question.
         other = pair.sides[1 - half]

@@ -12,10 +12,10 @@ from scipy.stats import mannwhitneyu
 
 from ctflow.errors import EvaluationError
 from ctflow.evaluation.analyses.base import AnalysisResult, Context
-from ctflow.evaluation.cache import CaseFeatures
 from ctflow.evaluation.cases import choose_cases
 from ctflow.evaluation.collect import REAL_SET
-from ctflow.evaluation.settings import REGISTRY
+from ctflow.evaluation.features import CaseFeatures, Key
+from ctflow.evaluation.settings import SETTINGS
 
 LOW = 0.05
 LEAST = 4
@@ -23,11 +23,10 @@ LEAST = 4
 
 def memorisation(context: Context) -> AnalysisResult:
     """Distance of every generated volume to its nearest training volume, against held-out real volumes'."""
-    config, setting = context.config, REGISTRY["full-body"]
-    backbones, plan = context.tools()
-    reader = context.reader()
+    config, setting = context.config, SETTINGS["full-body"]
+    reader, extractor = context.reader(), context.extractor()
     sets = choose_cases(reader.cases(), config.cases, floors=False, choice=config.evaluated)
-    held_out = context.collector(reader, backbones, plan).collect(sets, [setting.name])
+    held_out = context.collector(reader, extractor).collect(sets, [setting.name])
     train_reader = context.reader(config.analysis.train_slices)
     trained = train_reader.cases()
     known = {case.digest for case in trained}
@@ -35,8 +34,8 @@ def memorisation(context: Context) -> AnalysisResult:
         raise EvaluationError(
             f"{len(twice)} evaluated cases are training cases, e.g. {twice[0]}", "held-out cases", ""
         )
-    train = context.collector(train_reader, backbones, plan).real(trained)
-    key = f"slice/{backbones.slices[-1].name}/{plan.resolutions[0]}"
+    train = context.collector(train_reader, extractor).real(trained)
+    key = Key(extractor.backbones.slices[-1].name, extractor.plan.resolutions[0])
     groups = {
         "generated": held_out.of(setting.name, sets.evaluated),
         "held-out real": held_out.of(REAL_SET, sets.evaluated),
@@ -64,21 +63,20 @@ def memorisation(context: Context) -> AnalysisResult:
         f"deviations. Generated nearer than held-out real: p = {test.pvalue:.3g} (Mann-Whitney, one-sided). "
         "A share well above 5 % would say that training volumes are repeated."
     )
-    return AnalysisResult(
-        "Memorisation", text, records, [(_plot(nearest), "Distance to the nearest training volume")]
-    )
+    figures = {"nearest": (_plot(nearest), "Distance to the nearest training volume")}
+    return AnalysisResult("Memorisation", text, records, figures)
 
 
 def nearest_distances(
-    cases: Sequence[CaseFeatures], train: Sequence[CaseFeatures], key: str
+    cases: Sequence[CaseFeatures], train: Sequence[CaseFeatures], key: Key
 ) -> NDArray[np.float64]:
     """RMS distance of each case's mean features to the nearest training case's, in training deviations."""
-    pool = np.stack([case.arrays[key].mean(0) for case in train]).astype(np.float64)
+    pool = np.stack([case.slices.values[key].mean(0) for case in train]).astype(np.float64)
     spread = pool.std(0) + 1e-6
     found = [
-        np.sqrt((((pool - case.arrays[key].mean(0)) / spread) ** 2).mean(1)).min()
+        np.sqrt((((pool - case.slices.values[key].mean(0)) / spread) ** 2).mean(1)).min()
         for case in cases
-        if len(case.arrays.get(key, ()))
+        if len(case.slices)
     ]
     return np.array(found)
 

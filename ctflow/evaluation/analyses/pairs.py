@@ -69,7 +69,8 @@ def pairs(context: Context) -> AnalysisResult:
         "partner's (0.5: the report is not read), with its 95 % interval (Wilson). The figure shows the loss "
         "by time."
     )
-    return AnalysisResult("Is the report read?", text, _records(measured), [(_plot(total), "Loss by time")])
+    figures = {"losses": (_plot(total), "Loss by time")}
+    return AnalysisResult("Is the report read?", text, _records(measured), figures)
 
 
 @torch.no_grad()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections import Counter
@@ -19,15 +18,14 @@ from tqdm import tqdm
 from ctflow.anatomy import LABELS, findings, measure, true_places
 from ctflow.errors import EvaluationError
 from ctflow.evaluation.analyses.base import AnalysisResult, Context
-from ctflow.evaluation.analyses.reading_page import reading_page, sprites
 from ctflow.evaluation.cases import RealCase, read_truth
 from ctflow.evaluation.features import at_side
-from ctflow.evaluation.settings import REGISTRY
+from ctflow.evaluation.report.reading import FORM, KEY, PAGE, ReadingItem, write_pack
+from ctflow.evaluation.settings import SETTINGS
 from ctflow.evaluation.system import generate_batch
 from ctflow.types import HUVolume
 
 REAL_ITEM, SYNTHETIC_ITEM = "real", "synthetic"
-FORM, KEY, PAGE = "readings.csv", "key.json", "readings.html"
 JUDGEMENT = "real_or_synthetic"
 YES, NO = "1", "0"
 
@@ -36,10 +34,10 @@ def reading(context: Context) -> AnalysisResult:
     """Write a new pack, or evaluate the CSV named by ``analysis.readings``."""
     if context.config.analysis.readings:
         return evaluate_readings(Path(context.config.analysis.readings))
-    return write_pack(context)
+    return new_pack(context)
 
 
-def write_pack(context: Context) -> AnalysisResult:
+def new_pack(context: Context) -> AnalysisResult:
     """A page of anonymous items in random order, a CSV to fill in, and the key that readers do not get."""
     config = context.config
     reader = context.reader()
@@ -51,14 +49,14 @@ def write_pack(context: Context) -> AnalysisResult:
     synthetic = set(rng.permutation(len(cases))[: len(cases) // 2].tolist())
     shown = _volumes(context, cases, synthetic)
     order = rng.permutation(len(cases))
-    items: list[dict[str, Any]] = []
+    items: list[ReadingItem] = []
     key: list[dict[str, Any]] = []
     for number, index in enumerate(
         tqdm(order.tolist(), "pictures", disable=not context.ranks.first), start=1
     ):
         case, volume = cases[index], shown[index]
         name = f"item {number:02d}"
-        items.append({"item": name, "report": case.report, "sprites": sprites(volume)})
+        items.append(ReadingItem.of(name, case.report, volume))
         found = findings(measure(volume))
         key.append(
             {
@@ -70,7 +68,7 @@ def write_pack(context: Context) -> AnalysisResult:
             }
         )
     if context.ranks.first:
-        _write_pack(context.output, items, key)
+        write_pack(context.output, items, key, [JUDGEMENT, *LABELS, "remarks"])
     text = (
         f"{len(items)} items, {len(synthetic)} of them synthetic, in random order. Give readers {PAGE} and "
         f"{FORM}; keep {KEY}. The filled CSV comes back with --analysis reading --readings FILE, "
@@ -153,7 +151,6 @@ def evaluate_readings(path: Path) -> AnalysisResult:
 def _volumes(context: Context, cases: Sequence[RealCase], synthetic: set[int]) -> dict[int, HUVolume]:
     config, system = context.config, context.system
     reader = context.reader()
-    sampling = config.sampling.applied_to(system.config.rollout)
     # Real items at the model's own resolution: a finer picture would give them away.
     shown = {
         i: as_seen(reader.volume(case), system.config.image_size)
@@ -165,10 +162,10 @@ def _volumes(context: Context, cases: Sequence[RealCase], synthetic: set[int]) -
         batch = wanted[start : start + config.batch_size]
         made = generate_batch(
             system,
-            REGISTRY["full-body"],
+            SETTINGS["full-body"],
             [cases[i] for i in batch],
             reader.volume,
-            sampling,
+            context.rollout,
             config.seed,
             config.precision,
         )
@@ -186,16 +183,6 @@ def as_seen(volume: HUVolume, side: int) -> HUVolume:
     zoom = volume.hu.shape[1] / side
     hu = at_side(torch.from_numpy(volume.hu), side).numpy()
     return HUVolume(hu, (volume.spacing[0], volume.spacing[1] * zoom, volume.spacing[2] * zoom))
-
-
-def _write_pack(folder: Path, items: list[dict[str, Any]], key: list[dict[str, Any]]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / PAGE).write_text(reading_page(items, LABELS), encoding="utf-8")
-    (folder / KEY).write_text(json.dumps(key, indent=1), encoding="utf-8")
-    with (folder / FORM).open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["item", JUDGEMENT, *LABELS, "remarks"])
-        writer.writerows([[item["item"], *[""] * (len(LABELS) + 2)] for item in items])
 
 
 def _accuracy_record(judged: Sequence[tuple[str, str]]) -> dict[str, Any]:

@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
 from ctflow.evaluation.analyses.base import AnalysisResult, Context
-from ctflow.evaluation.analyses.halves import HalvedReader, halved
-from ctflow.evaluation.cache import CaseFeatures, FeatureCache
 from ctflow.evaluation.cases import CaseReader, CaseSets, RealCase, choose_cases
+from ctflow.evaluation.collect import Batch, Group, Wanted
 from ctflow.evaluation.features import FeatureExtractor, real_volume
 from ctflow.evaluation.monitoring import readings
-from ctflow.evaluation.scores import Compared, clip_rows, slice_rows
-from ctflow.evaluation.settings import REAL
-from ctflow.evaluation.table import OTHER_REAL
+from ctflow.evaluation.results import OTHER_REAL
+from ctflow.evaluation.rows import Compared, clip_rows, slice_rows
+from ctflow.evaluation.settings import REAL, ScoredVolume
 from ctflow.metrics.damage import DAMAGES
 from ctflow.types import HUVolume
 
 UNDAMAGED = "none"
+EVEN, ODD = "even slices", "odd slices"
 SHOWN = ("fid_rand2d", "kid_rand2d", "fvd_rand3d_f16", "seam_ratio", "checkerboard_2", "drift_z")
 
 
@@ -32,36 +31,31 @@ def severity(context: Context) -> AnalysisResult:
     """Damaged copies of half of the cases (or slices) against the other half, beside the undamaged floor."""
     config = context.config
     reader, sets = _halves(context)
-    backbones, plan = context.tools()
-    backbones = replace(backbones, scorer=None)  # reports say nothing about damage
-    collector = context.collector(reader, backbones, plan)
+    extractor = context.extractor()
+    plan = extractor.plan
+    backbones = replace(extractor.backbones, scorer=None)  # reports say nothing about damage
+    collector = context.collector(reader, FeatureExtractor(plan, backbones, extractor.device))
     reference = collector.real(sets.evaluated)
     half = len(reference) // 2
     # The windows' distance needs a floor among the real volumes; a single one has none.
     real, others = (reference[:half], reference[half:]) if half else (reference, [])
-    extractor = collector.extractor
-    identity = {"plan": asdict(plan), "backbones": backbones.hashes, "damage": 1}
-    cache = FeatureCache(collector.cache.folder, identity)
-    records: list[dict[str, Any]] = []
     wanted = [(UNDAMAGED, 0.0), *((name, s) for name, (_, levels) in DAMAGES.items() for s in levels)]
-    for name, level in tqdm(context.ranks.share(wanted), "damages", disable=not context.ranks.first):
-        _prepare(name, level, sets, reader, extractor, cache)
-    context.ranks.wait()
+    collected = collector.cache.collect(
+        [
+            _damaged(name, level, case, index, reader)
+            for name, level in wanted
+            for index, case in enumerate(sets.others)
+        ]
+    )
+    records: list[dict[str, Any]] = []
+    first, side = backbones.slices[0], plan.resolutions[0]
     for name, level in wanted:
-        fake = [_load(cache, name, level, case) for case in sets.others]
+        fake = collected.of(_kind(name, level), sets.others)
         compared = Compared(REAL, OTHER_REAL, fake, reference, plan, config.seed, config.protocol)
-        rows = slice_rows(compared, backbones.slices[0], plan.resolutions[0])
+        rows = slice_rows(compared, first, side)
         for frames in plan.clip_lengths:
-            rows += clip_rows(compared, backbones.clips[0], frames, plan.resolutions[0])
-        found = readings(
-            REAL,
-            OTHER_REAL,
-            fake,
-            real,
-            others,
-            backbones.slices[0],
-            plan.resolutions[0],
-        )
+            rows += clip_rows(compared, backbones.clips[0], frames, side)
+        found = readings(REAL, OTHER_REAL, fake, real, others, first, side)
         values = {row.metric: row.value for row in rows} | {r.monitor: r.value for r in found}
         numbers = {key: value if math.isfinite(value) else None for key, value in values.items()}
         records.append({"damage": name, "severity": level, **numbers})
@@ -70,9 +64,8 @@ def severity(context: Context) -> AnalysisResult:
         f"{len(sets.others)} real volumes, damaged, against {len(sets.evaluated)} {against}. The first line "
         "is the floor: the same volumes undamaged."
     )
-    return AnalysisResult(
-        "Severity sweep", text, records, [(plot(records), "Over the floor, by severity (1 … 4)")]
-    )
+    figures = {"metrics": (plot(records), "Over the floor, by severity (1 … 4)")}
+    return AnalysisResult("Severity sweep", text, records, figures)
 
 
 def rises(records: Sequence[dict[str, Any]], metric: str, damage: str) -> bool:
@@ -109,6 +102,24 @@ def plot(records: Sequence[dict[str, Any]]) -> Figure:
     return figure
 
 
+class HalvedReader(CaseReader):
+    """Pixels of the half scans that ``halved`` makes of a folder's cases."""
+
+    def volume(self, case: RealCase) -> HUVolume:
+        """Every second slice of the case's scan, in HU."""
+        scan_id, half = case.case_id.rsplit(": ", 1)
+        whole = super().volume(replace(case, case_id=scan_id))
+        return HUVolume(whole.hu[(EVEN, ODD).index(half) :: 2].copy(), case.spacing)
+
+
+def halved(cases: Sequence[RealCase]) -> CaseSets:
+    """Even slices as the cases evaluated, odd ones as the others.
+
+    Both halves show the same bodies, so that the floor between them is far below that of other patients.
+    """
+    return CaseSets(*(tuple(_half(case, half) for case in cases) for half in (EVEN, ODD)))
+
+
 def _halves(context: Context) -> tuple[CaseReader, CaseSets]:
     config = context.config
     if config.analysis.split == "slices":
@@ -119,26 +130,27 @@ def _halves(context: Context) -> tuple[CaseReader, CaseSets]:
     return reader, choose_cases(reader.cases(), config.cases, floors=True, choice=config.evaluated)
 
 
-def _prepare(
-    name: str,
-    level: float,
-    sets: CaseSets,
-    reader: CaseReader,
-    extractor: FeatureExtractor,
-    cache: FeatureCache,
-) -> None:
-    for index, case in enumerate(sets.others):
-        if cache.load(name, str(level), case.case_id, case.digest) is not None:
-            continue
-        volume = reader.volume(case)
-        hu = volume.hu
+def _damaged(name: str, level: float, case: RealCase, index: int, reader: CaseReader) -> Group:
+    def volume() -> ScoredVolume:
+        real = reader.volume(case)
+        hu = real.hu
         if name != UNDAMAGED:
             hu = DAMAGES[name][0](hu, level, np.random.default_rng(index))
-        features = extractor.extract(real_volume(case.case_id, HUVolume(hu, volume.spacing)))
-        cache.store(features, name, str(level), case.case_id, case.digest)
+        return real_volume(case.case_id, HUVolume(hu, real.spacing))
+
+    return (Batch((Wanted(_kind(name, level), case),), lambda note: iter([volume()])),)
 
 
-def _load(cache: FeatureCache, name: str, level: float, case: RealCase) -> CaseFeatures:
-    features = cache.load(name, str(level), case.case_id, case.digest)
-    assert features is not None
-    return features
+def _kind(name: str, level: float) -> str:
+    return f"damage {name} {level}"
+
+
+def _half(case: RealCase, half: str) -> RealCase:
+    slices = (case.shape[0] + (half == EVEN)) // 2
+    return replace(
+        case,
+        case_id=f"{case.case_id}: {half}",
+        shape=(slices, *case.shape[1:]),
+        spacing=(2 * case.spacing[0], *case.spacing[1:]),
+        digest=f"{case.digest}: {half}",
+    )

@@ -1,6 +1,6 @@
 """Monitors without a model: cheap numbers on HU volumes that betray where generation goes wrong."""
 
-from ctflow.metrics.monitors.bundle import VolumeMonitors
+from ctflow.metrics.monitors.bundle import MonitorRecord, VolumeMonitors
 from ctflow.metrics.monitors.checkerboard import CheckerboardMonitor, checkerboard
 from ctflow.metrics.monitors.drift import DriftMonitor, slice_statistics, theil_sen
 from ctflow.metrics.monitors.seam import SeamMonitor, block_boundaries, boundary_ratios
@@ -12,6 +12,7 @@ __all__ = [
     "CheckerboardMonitor",
     "DriftMonitor",
     "EndMonitor",
+    "MonitorRecord",
     "SeamMonitor",
     "VolumeMonitors",
     "alarms",

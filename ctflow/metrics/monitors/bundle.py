@@ -1,14 +1,43 @@
-"""All monitors at once, as a validation callback wants them."""
+"""All monitors at once: what is kept of a volume, and the one reduction of validation and evaluation."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ctflow.metrics.monitors.checkerboard import CheckerboardMonitor
-from ctflow.metrics.monitors.drift import DriftMonitor
-from ctflow.metrics.monitors.seam import SeamMonitor
+from ctflow.metrics.monitors.checkerboard import CheckerboardMonitor, checkerboard
+from ctflow.metrics.monitors.drift import STATISTICS, DriftMonitor, slice_statistics
+from ctflow.metrics.monitors.seam import SeamMonitor, boundary_ratios
 from ctflow.metrics.monitors.white import EndMonitor, volume_end, white_slices
+
+
+@dataclass(frozen=True)
+class MonitorRecord:
+    """What the monitors need of one volume of S slices, its white end cut off for all but ``white``.
+
+    Attributes:
+        ratios: ``[S - 1]``, see ``boundary_ratios``.
+        statistics: ``[S, 3]``, see ``slice_statistics``.
+        checkerboard: A ratio for each of ``PERIODS``.
+        white: ``[S]``, which slices are white.
+    """
+
+    ratios: Tensor
+    statistics: Tensor
+    checkerboard: Tensor
+    white: Tensor
+
+    @classmethod
+    def of(cls, hu: Tensor) -> MonitorRecord:
+        """Of a volume ``[S, H, W]`` in HU; slices that do not count are NaN."""
+        white = white_slices(hu)
+        body = hu[: volume_end(white)]
+        statistics = slice_statistics(body) if len(body) else hu.new_zeros(0, len(STATISTICS)).double()
+        grid = torch.tensor(list(checkerboard(body).values()), dtype=torch.float64)
+        return cls(boundary_ratios(body), statistics, grid, white)
 
 
 class VolumeMonitors(nn.Module):
@@ -16,25 +45,33 @@ class VolumeMonitors(nn.Module):
 
     Every process of a distributed run calls ``compute``, also one that saw no volume; sums are
     synchronised. Give the result to ``alarms`` for the lines of the log.
+
+    Args:
+        kwargs: Passed to every ``torchmetrics.Metric``, for example ``sync_on_compute=False``.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__()
-        self.seam, self.checkerboard = SeamMonitor(), CheckerboardMonitor()
-        self.end, self.drift = EndMonitor(), DriftMonitor()
+        self.seam, self.checkerboard = SeamMonitor(**kwargs), CheckerboardMonitor(**kwargs)
+        self.end, self.drift = EndMonitor(**kwargs), DriftMonitor(**kwargs)
 
-    def update(self, hu: Tensor, requested: int) -> None:
-        """Add a generated volume ``[S, H, W]`` in HU and the number of slices it was asked to have."""
-        self.end.update(hu, requested)
-        body = hu[: volume_end(white_slices(hu))] if len(hu) else hu
-        if len(body):
-            self.seam.update(body)
-            self.checkerboard.update(body)
-            self.drift.update(body, real=False)
+    def update(self, volume: Tensor | MonitorRecord, requested: int, overlap: int = 0) -> None:
+        """Add a generated volume.
 
-    def update_real(self, hu: Tensor) -> None:
-        """Add a real volume ``[S, H, W]`` in HU, against which drift is measured."""
-        self.drift.update(hu, real=True)
+        Args:
+            volume: HU ``[S, H, W]``, or what was kept of them.
+            requested: Slices it was asked to have.
+            overlap: Slices that each block repeats of the one before.
+        """
+        record = volume if isinstance(volume, MonitorRecord) else MonitorRecord.of(volume)
+        self.end.update(record.white, requested)
+        self.seam.update(record.ratios, overlap)
+        self.checkerboard.update(record.checkerboard)
+        self.drift.update(record.statistics, real=False)
+
+    def update_real(self, volume: Tensor | MonitorRecord) -> None:
+        """Add a real volume, HU ``[S, H, W]`` or what was kept of them, against which drift is measured."""
+        self.drift.update(volume.statistics if isinstance(volume, MonitorRecord) else volume, real=True)
 
     def reset(self) -> None:
         """Start over."""

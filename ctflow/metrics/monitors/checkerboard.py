@@ -60,11 +60,13 @@ class CheckerboardMonitor(Metric):
             zeros = torch.zeros(len(PERIODS), dtype=torch.float64)
             self.add_state(name, zeros, dist_reduce_fx="sum")
 
-    def update(self, hu: Tensor) -> None:
-        """Add one volume ``[S, H, W]`` in HU."""
-        values = torch.tensor(list(checkerboard(hu).values()), dtype=torch.float64, device=self.device)
-        self.total += values.nan_to_num(0.0)
-        self.count += torch.isfinite(values)
+    def update(self, volume: Tensor) -> None:
+        """Add one volume: HU ``[S, H, W]``, or its value for each of ``PERIODS``."""
+        found = list(checkerboard(volume).values()) if volume.ndim == 3 else volume
+        values = torch.as_tensor(found, dtype=torch.float64, device=self.device)
+        finite = torch.isfinite(values)
+        self.total += torch.where(finite, values, 0.0)
+        self.count += finite
 
     def compute(self) -> dict[str, float]:
         """``checkerboard_2`` to ``checkerboard_16``; NaN without volumes."""

@@ -71,9 +71,6 @@ class SeamMonitor(Metric):
     """Geometric mean of ``r_k`` over block boundaries, and over those of the depth patches (k ≡ 1 mod 2).
 
     Real volumes are near 1.00; an offset of 20 HU between blocks gives about 1.5 on a real scan.
-
-    Args:
-        overlap: Slices that each block repeats of the one before.
     """
 
     full_state_update = False
@@ -82,17 +79,22 @@ class SeamMonitor(Metric):
     patch_log: Tensor
     patch_count: Tensor
 
-    def __init__(self, overlap: int = 0, **kwargs: Any) -> None:
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.overlap = overlap
         for name in ("seam_log", "seam_count", "patch_log", "patch_count"):
             self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(self, hu: Tensor) -> None:
-        """Add one volume ``[S, H, W]`` in HU, its end slices cut off, slices that do not count as NaN."""
-        logs = boundary_ratios(hu.to(self.device)).log()
+    def update(self, volume: Tensor, overlap: int = 0) -> None:
+        """Add one volume, its end slices cut off.
+
+        Args:
+            volume: HU ``[S, H, W]``, slices that do not count NaN; or its ``boundary_ratios`` ``[S - 1]``.
+            overlap: Slices that each block repeats of the one before.
+        """
+        volume = volume.to(self.device)
+        logs = (boundary_ratios(volume) if volume.ndim == 3 else volume).log()
         patches = torch.arange(len(logs)) % 2 == 1
-        for name, at in (("seam", block_boundaries(len(logs), self.overlap)), ("patch", patches)):
+        for name, at in (("seam", block_boundaries(len(logs), overlap)), ("patch", patches)):
             at = at.to(logs.device)
             valid = logs[at & torch.isfinite(logs)]
             setattr(self, f"{name}_log", getattr(self, f"{name}_log") + valid.sum())

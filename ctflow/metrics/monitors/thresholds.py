@@ -1,4 +1,4 @@
-"""Beyond these values a monitor raises an alarm; docs/evaluation.md shows what they were set on."""
+"""Beyond these values a monitor raises an alarm; docs/results.md shows what they were set on."""
 
 from __future__ import annotations
 

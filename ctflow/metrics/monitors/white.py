@@ -44,9 +44,14 @@ class EndMonitor(Metric):
         for name in ("premature", "error", "interior", "volumes"):
             self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(self, hu: Tensor, requested: int) -> None:
-        """Add one volume ``[S, H, W]`` in HU and the number of slices it was asked to have."""
-        white = white_slices(hu)
+    def update(self, volume: Tensor, requested: int) -> None:
+        """Add one volume.
+
+        Args:
+            volume: HU ``[S, H, W]``, or its ``white_slices`` ``[S]``.
+            requested: Slices it was asked to have.
+        """
+        white = white_slices(volume) if volume.ndim == 3 else volume
         end = volume_end(white)
         self.premature += float(end < requested - BLOCK_LENGTH)
         self.error += abs(end - requested)

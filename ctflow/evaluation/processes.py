@@ -1,0 +1,85 @@
+"""The processes of an evaluation: who makes what, on which device, and how memory is handed out.
+
+Batches are shared out, results are read from the common cache.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+ItemT = TypeVar("ItemT")
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+"""Numbers of glibc's ``malloc.h``."""
+MALLOC_SETTINGS = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1))
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those of ``torchrun`` (1 of 1 without it)."""
+
+    rank: int = 0
+    size: int = 1
+
+    def share(self, items: Sequence[ItemT]) -> list[ItemT]:
+        """This rank's items. Batches are formed before, so that they are the same on any number of ranks."""
+        return list(items[self.rank :: self.size])
+
+    def wait(self) -> None:
+        """Wait for all ranks."""
+        if self.size > 1:
+            dist.barrier()
+
+    @property
+    def first(self) -> bool:
+        """Whether this rank writes the results."""
+        return self.rank == 0
+
+
+@contextmanager
+def joined_ranks() -> Iterator[Ranks]:
+    """Join the process group that ``torchrun`` describes in the environment; leave it afterwards."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield Ranks()
+        return
+    own = not dist.is_initialized()
+    if own:
+        dist.init_process_group("gloo")
+    try:
+        yield Ranks(dist.get_rank(), dist.get_world_size())
+    finally:
+        if own:
+            dist.destroy_process_group()
+
+
+def device_of(name: str) -> torch.device:
+    """``auto`` is CUDA where there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def keep_freed_buffers() -> bool:
+    """Keep freed buffers in this process instead of returning them to the kernel after every operation.
+
+    glibc maps every buffer above 32 MB anew, and the kernel clears its pages on first touch: that takes as
+    long as the convolutions of the embedded backbones themselves. The values computed do not change.
+
+    Returns:
+        Whether the C library took the settings; false where it is not glibc.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    # musl exports no mallopt; glibc answers 1 where it accepts a setting.
+    return mallopt is not None and all(mallopt(*setting) == 1 for setting in MALLOC_SETTINGS)

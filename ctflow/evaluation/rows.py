@@ -1,0 +1,179 @@
+"""From features of cases to rows of the table: one function per kind of metric."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ctflow.evaluation.backbones import INCEPTION, LOGITS, Backbone, Backbones
+from ctflow.evaluation.features import CaseFeatures, FeaturePlan, Key
+from ctflow.evaluation.results import DOES_NOT_EXIST, MODEL, NOT_EXTRAPOLATED, Row
+from ctflow.evaluation.settings import Setting
+from ctflow.metrics import bias
+from ctflow.metrics.clip_score import clip_scores, shuffled_scores
+from ctflow.metrics.random_backbone import projected_features
+from ctflow.metrics.statistics import CaseStatistic, FrechetStatistic, KernelStatistic, PerCaseMean
+from ctflow.metrics.trained_backbones import SPLITS, inception_score
+from ctflow.types import BLOCK_LENGTH
+
+MIN_SAMPLES = 17
+"""Fewest slices or clips for a distance: more than the narrowest features have dimensions."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Two sets of cases whose features are compared.
+
+    Attributes:
+        setting: Whose rules hold; both sets are restricted to what it may score.
+        source: The model, or which floor.
+        fake: The scored set.
+        real: The reference set; case i stands for the same position in the set as ``fake[i]``.
+        plan: What was extracted.
+        seed: Of subsets and random offsets.
+        protocol: ``matched`` or ``stylegan-v``.
+    """
+
+    setting: Setting
+    source: str
+    fake: Sequence[CaseFeatures]
+    real: Sequence[CaseFeatures]
+    plan: FeaturePlan
+    seed: int
+    protocol: str
+
+    def row(self, metric: str, side: int = 0) -> Row:
+        """An empty row; a resolution above that of the scored volumes is marked."""
+        row = Row(self.setting.name, self.source, metric, side)
+        own = min((f.facts.side for f in self.fake), default=side)
+        return row.noted(f"upsampled from {own}") if side > own else row
+
+
+def slice_rows(compared: Compared, backbone: Backbone, side: int) -> list[Row]:
+    """Fréchet and kernel distance over slices."""
+    key = Key(backbone.name, side)
+    fake, real = slice_values(compared.fake, key), slice_values(compared.real, key)
+    return [
+        _distance_row(compared, compared.row(metric, side), backbone, fake, real, frechet)
+        for metric, frechet in ((backbone.metric, True), (backbone.kernel, False))
+    ]
+
+
+def clip_rows(compared: Compared, backbone: Backbone, frames: int, side: int) -> list[Row]:
+    """Fréchet distance over clips of ``frames`` slices under the protocol."""
+    row = compared.row(f"{backbone.metric}_f{frames}", side)
+    if compared.setting.spliced and frames > BLOCK_LENGTH:
+        return [row.without("blocks are independent continuations: no longer clip exists", DOES_NOT_EXIST)]
+    pairs = [
+        _paired_clips(compared, f, r, Key(backbone.name, side), frames, i)
+        for i, (f, r) in enumerate(zip(compared.fake, compared.real, strict=False))
+    ]
+    fake, real = [f for f, r in pairs if len(f) and len(r)], [r for f, r in pairs if len(f) and len(r)]
+    if not fake:
+        return [row.without(f"no pair of volumes has {frames} slices to score")]
+    return [_distance_row(compared, row, backbone, fake, real, frechet=True)]
+
+
+def inception_row(compared: Compared, backbones: Backbones, side: int) -> Row:
+    """Inception score of the scored slices."""
+    row = compared.row("is", side)
+    if not backbones.has_inception:
+        return row.without("no Inception weights given (backbones.inception)")
+    logits = slice_values(compared.fake, Key(INCEPTION, side, LOGITS))
+    samples = sum(map(len, logits))
+    if samples < 2 * SPLITS:
+        return row.without(f"{samples} slices; {SPLITS} splits need {2 * SPLITS}")
+    mean, spread = inception_score(torch.cat(logits), SPLITS, compared.seed)
+    interval = bias.Interval(mean, mean - 2 * spread, mean + 2 * spread)
+    filled = replace(row, samples=samples, cases=len(logits)).with_value(interval)
+    return filled.noted(f"interval: ± 2 standard deviations over {SPLITS} splits")
+
+
+def report_rows(compared: Compared, backbones: Backbones, reports: dict[str, str]) -> list[Row]:
+    """Agreement with the reports, and the same against the other cases' reports."""
+    name = backbones.scorer.name if backbones.scorer else "clip"
+    rows = [compared.row(name), compared.row(f"{name}_shuffled")]
+    if backbones.scorer is None:
+        return [row.without("no CT-CLIP to score with") for row in rows]
+    if compared.setting.spliced and compared.source == MODEL:
+        rows = [row.noted("blocks generated independently, laid end to end") for row in rows]
+    if compared.setting.given:
+        whole = "without the given slices" if compared.source == MODEL else "whole volumes"
+        rows = [row.noted(whole) for row in rows]
+    cases = [f for f in compared.fake if f.latent is not None and reports.get(f.case_id, "").strip()]
+    if len(cases) < 2:
+        return [row.without(f"{len(cases)} volumes with a report; at least 2 are needed") for row in rows]
+    texts = [reports[f.case_id] for f in cases]
+    volumes = torch.from_numpy(np.stack([f.latent for f in cases if f.latent is not None]))
+    scores = clip_scores(backbones.scorer.encode_reports(texts), volumes)
+    filled = []
+    for row, values in zip(rows, (scores.diagonal(), shuffled_scores(scores, texts)), strict=True):
+        row = replace(row, samples=int(torch.isfinite(values).sum()), cases=len(cases))
+        if not row.samples:
+            filled.append(row.without("all reports are equal"))
+            continue
+        filled.append(row.with_value(bias.jackknife(PerCaseMean(values), compared.seed)))
+    return filled
+
+
+def statistic_of(
+    backbone: Backbone, fake: Sequence[Tensor], real: Sequence[Tensor], frechet: bool
+) -> CaseStatistic:
+    """A distance over cases in the features it is defined on (random ones whitened and projected)."""
+    if backbone.projected:
+        sizes = ([len(f) for f in fake], [len(r) for r in real])
+        whole_real, whole_fake = projected_features(torch.cat(list(real)), torch.cat(list(fake)))
+        fake, real = whole_fake.split(sizes[0]), whole_real.split(sizes[1])
+    return FrechetStatistic(fake, real) if frechet else KernelStatistic(fake, real)
+
+
+def _distance_row(
+    compared: Compared,
+    row: Row,
+    backbone: Backbone,
+    fake: Sequence[Tensor],
+    real: Sequence[Tensor],
+    frechet: bool,
+) -> Row:
+    samples, reference = sum(map(len, fake)), sum(map(len, real))
+    row = replace(row, samples=samples, reference=reference, cases=len(fake))
+    if min(samples, reference) < MIN_SAMPLES:
+        return row.without(f"{samples} against {reference} samples; at least {MIN_SAMPLES} are needed")
+    statistic = statistic_of(backbone, fake, real, frechet)
+    row = row.with_value(bias.jackknife(statistic, compared.seed))
+    if not frechet:
+        return row
+    width = statistic.width if isinstance(statistic, FrechetStatistic) else 0
+    if min(samples, reference) <= width:
+        row = row.noted(f"N ≤ {width} dimensions: strongly biased, see the kernel distance")
+    repeats = 4 if width <= 512 else 1
+    extrapolated = bias.extrapolate(statistic, width, repeats, compared.seed)
+    if extrapolated is None:
+        return row.noted(NOT_EXTRAPOLATED + bias.reason_against_extrapolation(statistic, width))
+    return row.with_extrapolation(extrapolated)
+
+
+def slice_values(cases: Sequence[CaseFeatures], key: Key) -> list[Tensor]:
+    """Slice features ``[n, d]`` of the cases that have any."""
+    return [torch.from_numpy(case.slices.values[key]) for case in cases if len(case.slices)]
+
+
+def _paired_clips(
+    compared: Compared, fake: CaseFeatures, real: CaseFeatures, key: Key, frames: int, index: int
+) -> tuple[Tensor, Tensor]:
+    """The clips of one pair of volumes that the protocol compares."""
+    clips = (fake.samples(frames), real.samples(frames))
+    if min(map(len, clips)) == 0:
+        return torch.zeros(0, 1), torch.zeros(0, 1)
+    if compared.protocol == "matched":
+        common = np.intersect1d(clips[0].starts, clips[1].starts)
+        rows = [np.isin(c.starts, common) for c in clips]
+    else:
+        offset = int(np.random.default_rng([compared.seed, index]).integers(len(clips[1])))
+        rows = [np.arange(len(c)) == at for c, at in zip(clips, (0, offset), strict=True)]
+    first, second = (torch.from_numpy(c.keep(kept).values[key]) for c, kept in zip(clips, rows, strict=True))
+    return first, second
