@@ -68,5 +68,5 @@ def test_volumes_of_other_systems_are_looked_at(chest, tmp_path, caplog):
         list_volumes(tmp_path)
     assert (
         "orientation_doubt: 1 of 2 volumes" in caplog.text
-        and "turned: the spine lies in front" in caplog.text
+        and "turned.nii.gz: the spine lies in front" in caplog.text
     )
