@@ -13,6 +13,7 @@ from ctflow.whitening import Whitening
 
 Spacing = tuple[float, float, float]
 
+
 @dataclass(frozen=True)
 class SliceRecord:
     """One scan, ready for the A-VAE.

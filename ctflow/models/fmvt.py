@@ -254,7 +254,7 @@ class FMvT(nn.Module):
                 (total - place) * between[:, 0],
             )
             rest += [embed(number) for embed, number in zip(self.spacing_embedders, numbers, strict=True)]
-        return time + sum(rest)[:, None] if rest else time
+        return time + torch.stack(rest).sum(dim=0)[:, None] if rest else time
 
     def _grid(self, size: list[int] | torch.Size) -> tuple[int, int, int]:
         p, q, r = self.config.patch_size

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
-from ctflow.config.training import AutoencoderTask, OptimizerConfig
+from ctflow.config.training import AutoencoderTask
 from ctflow.data import SliceBatch
 from ctflow.models import AVAE, Posterior
 from ctflow.training.base import CountingModule, unique_keys
@@ -53,11 +53,6 @@ class AutoencoderModule(CountingModule):
         """The network to export: the moving average."""
         assert isinstance(self.averaged, AVAE)
         return self.averaged
-
-    def optimizer_configs(self) -> list[OptimizerConfig]:
-        """The A-VAE's, then the discriminator's."""
-        both = [self.config.optimizer, self.config.adversary.optimizer]
-        return both if self.adversary is not None else both[:1]
 
     def compile_networks(self) -> None:
         """Encoder and decoder, which the step calls one by one."""

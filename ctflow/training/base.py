@@ -12,7 +12,6 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ctflow.config.training import OptimizerConfig
 from ctflow.training.ema import update_average
 from ctflow.training.randomness import SampleRandom
 
@@ -33,12 +32,10 @@ class CountingModule(L.LightningModule):
         updates: Optimizer steps of ``network`` taken.
         network: What is trained.
         averaged: Its moving average, set by the subclass (``averaged_copy``): validated and exported.
-        config: The task's section of the configuration.
     """
 
     network: nn.Module
     averaged: nn.Module
-    config: Any
 
     def __init__(self, seed: int, ema_cap: float) -> None:
         super().__init__()
@@ -49,10 +46,6 @@ class CountingModule(L.LightningModule):
     def compile_networks(self) -> None:
         """Compile what a training step calls; the weights' names stay."""
         self.network.compile()
-
-    def optimizer_configs(self) -> list[OptimizerConfig]:
-        """Settings of the optimizers, in the order of ``configure_optimizers``."""
-        return [self.config.optimizer]
 
     def count_update(self) -> None:
         """Count an optimizer step of ``network`` and follow it with the moving average."""

@@ -262,15 +262,18 @@ class ClipModule(CountingModule):
     def on_validation_epoch_end(self) -> None:
         """Log the label AUROC of either tower, how surely sides are told, and how far apart they lie."""
         labels = self.val_labels.compute()
-        labels = labels.masked_fill(labels < 0, torch.nan)
+        if isinstance(labels, Tensor):  # an empty list where the reports have no label columns
+            labels = labels.masked_fill(labels < 0, torch.nan)
         values = {}
         for name, metric in zip(SIDES, self.val_scores, strict=True):
             assert isinstance(metric, CatMetric)
-            if metric.update_count:  # the image's stays empty beside an adapter
-                values[f"{name}_auroc"] = pair.mean_auroc(metric.compute(), labels)
+            # The image's stays empty beside an adapter, both without label columns.
+            if isinstance(scores := metric.compute() if metric.update_count else None, Tensor):
+                values[f"{name}_auroc"] = pair.mean_auroc(scores, labels)
             metric.reset()
         kept = {name: metric.compute() for name, metric in self.val_texts.items()}  # type: ignore[operator]
-        values["side_auroc"] = pair.side_auroc(kept["scores"], kept["stated"], self.columns.side_pairs())
+        if isinstance(kept["scores"], Tensor):  # an empty list where the reports state no columns
+            values["side_auroc"] = pair.side_auroc(kept["scores"], kept["stated"], self.columns.side_pairs())
         values["mirror_distance"] = pair.mirror_distance(kept["means"], kept["mirrored"])
         for name, value in values.items():
             if value.isfinite():

@@ -37,6 +37,12 @@ class Muon(AdamW):
         super().__init__(groups, **adamw)
         self.momentum = momentum
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore; AdamW looks for a step count in every parameter's state, and matrices have none."""
+        for values in state["state"].values():
+            values.setdefault("step", torch.zeros(()))
+        super().__setstate__(state)
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """One step of both."""
@@ -56,7 +62,7 @@ class Muon(AdamW):
         return loss
 
     def _step_matrices(self, group: dict[str, Any]) -> None:
-        shapes: dict[torch.Size, list[nn.Parameter]] = {}
+        shapes: dict[torch.Size, list[Tensor]] = {}
         for parameter in group["params"]:
             if parameter.grad is not None:
                 shapes.setdefault(parameter.shape, []).append(parameter)
@@ -70,7 +76,7 @@ class Muon(AdamW):
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
             torch._foreach_add_(parameters, list(updates.unbind(0)), alpha=-scale)
 
-    def _mean(self, parameter: nn.Parameter) -> Tensor:
+    def _mean(self, parameter: Tensor) -> Tensor:
         """Running mean of a matrix's gradients."""
         state = self.state[parameter]
         if not state:

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from torch.optim.lr_scheduler import LambdaLR
 
-from ctflow.config.training import OptimizerConfig, TrainConfig
+from ctflow.config.training import TrainConfig
 from ctflow.errors import ConfigError
-from ctflow.training.base import CountingModule
 from ctflow.training.checkpoint_io import read_checkpoint
 from ctflow.training.plain import from_plain, to_plain
-from ctflow.training.schedule import learning_rate
 
 log = logging.getLogger("ctflow")
 
@@ -88,28 +87,30 @@ def _flat(values: dict[str, Any], prefix: str) -> dict[str, Any]:
 class OptimizerSettings(L.Callback):
     """Gives optimizers and schedules the configuration's values after a checkpoint has restored its own."""
 
+    def __init__(self) -> None:
+        self._configured: list[list[dict[str, Any]]] = []
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keep what the configuration says, before a checkpoint is restored."""
+        self._configured = [
+            [
+                {key: value for key, value in group.items() if key != "params"}
+                for group in optimizer.param_groups
+            ]
+            for optimizer in trainer.optimizers
+        ]
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Apply learning rate, betas and weight decay; unchanged ones stay equal to the bit."""
-        assert isinstance(pl_module, CountingModule)
-        for optimizer, schedule, config in zip(
-            trainer.optimizers,
-            trainer.lr_scheduler_configs,
-            pl_module.optimizer_configs(),
-            strict=True,
-        ):
-            scheduler: Any = schedule.scheduler
-            bases = [config.matrix_lr if g.get("matrices") else config.lr for g in optimizer.param_groups]
-            rates = [base * _factor(scheduler.last_epoch, config) for base in bases]
-            for group, base, rate in zip(optimizer.param_groups, bases, rates, strict=True):
-                group |= {
-                    "lr": rate,
-                    "initial_lr": base,
-                    "betas": tuple(config.betas),
-                    "weight_decay": config.weight_decay,
-                }
+        """Apply learning rates, betas and weight decay; unchanged ones stay equal to the bit."""
+        schedules = trainer.lr_scheduler_configs
+        for optimizer, schedule, groups in zip(trainer.optimizers, schedules, self._configured, strict=True):
+            scheduler = schedule.scheduler
+            assert isinstance(scheduler, LambdaLR)
+            bases = [group["initial_lr"] for group in groups]
+            rates = [
+                base * factor(scheduler.last_epoch)
+                for base, factor in zip(bases, scheduler.lr_lambdas, strict=True)
+            ]
+            for group, configured, rate in zip(optimizer.param_groups, groups, rates, strict=True):
+                group |= configured | {"lr": rate}
             scheduler.base_lrs, scheduler._last_lr = bases, rates
-
-
-def _factor(step: int, config: OptimizerConfig) -> float:
-    """What the schedule multiplies the base rate by (``build_optimizer``)."""
-    return learning_rate(step, config) / config.lr

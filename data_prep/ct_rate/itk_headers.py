@@ -204,6 +204,7 @@ def _meta(path: Path, head: bytes) -> VoxelPlace:
     fields = {k.strip().lower(): v.strip() for k, _, v in (line.partition("=") for line in lines)}
     name = os.fsdecode(found.group(1).strip())
     offset = 0
+    files: tuple[Path, ...]
     if name.upper() == "LOCAL":
         files, offset = (path,), found.end()
     elif name.split()[0].upper() == "LIST":

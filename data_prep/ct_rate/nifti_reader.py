@@ -225,7 +225,7 @@ def _conflict(places: dict[str, np.ndarray]) -> str | None:
     """Where sform and qform place the voxels differently; None where they agree."""
     axes = {name: "".join(nib.aff2axcodes(place)) for name, place in places.items()}
     spacing = {name: np.linalg.norm(place[:3, :3], axis=0) for name, place in places.items()}
-    if len(set(axes.values())) == 1 and np.allclose(*spacing.values(), rtol=0.01):
+    if len(set(axes.values())) == 1 and np.allclose(spacing["sform"], spacing["qform"], rtol=0.01):
         return None
     return (
         ", ".join(

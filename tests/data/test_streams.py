@@ -223,7 +223,7 @@ def test_lightning_validates_every_case_and_accumulates_whole_global_batches(mak
 
 def test_validation_may_use_the_first_cases_alone(make_latents):
     folder = str(make_latents(LENGTHS))
-    every = CaseChoice(every_scan=True)
+    every = CaseChoice(every_scan=True, reconstruction="all")
     data = LatentDataModule(DataConfig(train=folder, valid=folder, max_valid_cases=2, valid_choice=every))
     everything = data.view("train").shards.cases
     assert len(everything) == len(LENGTHS) and data.view("valid").shards.cases == everything[:2]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -68,7 +70,8 @@ def test_spacing_is_what_the_model_was_told_or_an_error(model):
         model.spacing(GenerationRequest("a", z_spacing=9.0))
     with pytest.raises(CTFlowError, match=r"z_spacing of -1\.0 mm"):
         GenerationRequest("a", z_spacing=-1.0)
-    own.z_spacing_range, own.pixel_spacing_range, own.height_mm = [1.0, 5.0], [2.0, 4.0], 300.0
+    wide = replace(own, z_spacing_range=[1.0, 5.0], pixel_spacing_range=[2.0, 10.0], height_mm=300.0)
+    model.system.config = wide
     try:
         assert model.spacing(GenerationRequest("a", slices=150))[0] == 2.0
         assert model.spacing(GenerationRequest("a", slices=900))[0] == 1.0
@@ -82,4 +85,4 @@ def test_spacing_is_what_the_model_was_told_or_an_error(model):
         other = model.generate("a nodule", slices=150, z_spacing=4.0, sampling=sampling)
         assert not np.allclose(other.hu[:4], volume.hu[:4])
     finally:
-        own.z_spacing_range, own.pixel_spacing_range = [], []
+        model.system.config = own
