@@ -253,13 +253,8 @@ def survey_source(root: Path, output: Path | None = None) -> Survey:
     for (folder_key, ending), count in packed.items():
         detail = f"{count} files that are not read packed: unpack them first"
         survey.told.append((f"{folder_key}*{ending}", "refused", "packed", detail))
-<<<<<<< HEAD
-    for unread in closed:
-        _tell_closed(survey, root, unread)
-=======
     for refusal in closed:
         _tell_closed(survey, root, refusal)
->>>>>>> main
     if TREE.match(root.resolve().name):
         for beside in (root.resolve().parent / name for name in TABLE_FOLDERS):
             _add_tables(survey, beside)
