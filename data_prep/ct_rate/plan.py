@@ -42,7 +42,7 @@ class Plan:
         patients: Distinct ones among them.
         folders: Folders of loose files that may be DICOM series; what they hold is not known yet.
         left_out: Files left out, by cause.
-        expected: Volumes that will be refused by what the metadata say, by cause.
+        expected: Volumes that will be refused by what names and metadata say, by cause.
         kernels: Volumes by kind of kernel.
         without_report: Volumes that no report CSV names.
         without_file: Lines of report CSVs without a volume.
@@ -84,6 +84,9 @@ def make_plan(config: IngestConfig) -> Plan:
         plan.left_out[code] += status == "refused"
     if excluded:
         plan.left_out["listed_no_chest"] += len(excluded)
+    for _, status, code, _ in survey.told:
+        if status == "refused":
+            plan.expected[code] += 1
     scans, patients, voxels = set(), set(), np.zeros(2)
     for key in layout.kept:
         case, row = case_id_of(key), tables.row(key, len(layout.kept) == 1)
@@ -119,7 +122,7 @@ def tell(plan: Plan, config: IngestConfig) -> None:
     for cause, count in sorted(plan.left_out.items()):
         log.info("left out: %s %d", cause, count)
     for cause, count in sorted(plan.expected.items()):
-        log.info("will be refused by the metadata: %s %d", cause, count)
+        log.info("will be refused, by names and metadata: %s %d", cause, count)
     log.info(
         "reports: %d volumes without one; %d lines of the CSVs without a volume",
         *(plan.without_report, plan.without_file),
