@@ -18,7 +18,7 @@ from test_ct_rate_run import contents, run, table
 from ctflow.config.prep import IngestConfig
 from ctflow.errors import CTFlowError
 from data_prep.ct_rate import dicom_series
-from data_prep.ct_rate.discovery import Item, case_id_of, find_items
+from data_prep.ct_rate.discovery import Item, Source, case_id_of, find_items
 from data_prep.ct_rate.likeness import GRID, Looks, alike
 from data_prep.ct_rate.patients import PatientLinks
 from data_prep.ct_rate.prepare import Job, Outcome, prepare
@@ -127,7 +127,7 @@ def test_line_breaks_and_formulas_in_names_stay_text(tmp_path):
 
 def test_numbers_of_the_reports_are_no_formulas(tmp_path):
     outcome = Outcome("a", "", reasons=[["coarse_intensities", "-1 values"]], status="refused", case_id="a")
-    write_reports(tmp_path, [outcome], [], {"keep_flagged": True}, 0)
+    write_reports(tmp_path, [outcome], Source(), {"keep_flagged": True}, 0)
     (row,) = table(tmp_path / "quarantine.csv")
     assert row["detail"] == "'-1 values"
 
