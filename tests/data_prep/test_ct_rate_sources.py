@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 import os
 import socket
 import tempfile
@@ -262,14 +261,3 @@ def test_refusals_that_may_pass_are_planned_again(tmp_path, code, again):
         item.key: Outcome(item.key, item.fingerprint, "expanded", told=[["b", "refused", code, "x"]])
     }
     assert IngestRun(config, source, Tables(config, []), Before()).pending == again
-
-
-@pytest.mark.slow
-def test_a_raised_limit_takes_what_was_too_large(tmp_path):
-    hu = np.repeat(np.repeat(chest(), 9, 1), 9, 2)
-    save_nifti(tmp_path / "in" / "a.nii.gz", np.repeat(hu, 8, 0), (0.625, 5.5 / 9, 5.5 / 9))
-    out = tmp_path / "out"
-    assert run(tmp_path / "in", out, "memory_gb=1", "z_spacing=5") == 2
-    reason = json.loads((out / "summary.json").read_text(encoding="utf-8"))["refused_by_reason"]
-    assert reason == {"too_large": 1}, reason
-    assert run(tmp_path / "in", out, "memory_gb=6", "z_spacing=5") == 0
