@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 import os
 import socket
 import tempfile
@@ -18,7 +17,7 @@ from test_ct_rate_run import contents, run, table
 from ctflow.config.prep import IngestConfig
 from ctflow.errors import CTFlowError
 from data_prep.ct_rate import dicom_series
-from data_prep.ct_rate.discovery import Item, case_id_of, find_items
+from data_prep.ct_rate.discovery import Item, Source, case_id_of, find_items
 from data_prep.ct_rate.likeness import GRID, Looks, alike
 from data_prep.ct_rate.patients import PatientLinks
 from data_prep.ct_rate.prepare import Job, Outcome, prepare
@@ -127,7 +126,7 @@ def test_line_breaks_and_formulas_in_names_stay_text(tmp_path):
 
 def test_numbers_of_the_reports_are_no_formulas(tmp_path):
     outcome = Outcome("a", "", reasons=[["coarse_intensities", "-1 values"]], status="refused", case_id="a")
-    write_reports(tmp_path, [outcome], [], {"keep_flagged": True}, 0)
+    write_reports(tmp_path, [outcome], Source(), {"keep_flagged": True}, 0)
     (row,) = table(tmp_path / "quarantine.csv")
     assert row["detail"] == "'-1 values"
 
@@ -262,14 +261,3 @@ def test_refusals_that_may_pass_are_planned_again(tmp_path, code, again):
         item.key: Outcome(item.key, item.fingerprint, "expanded", told=[["b", "refused", code, "x"]])
     }
     assert IngestRun(config, source, Tables(config, []), Before()).pending == again
-
-
-@pytest.mark.slow
-def test_a_raised_limit_takes_what_was_too_large(tmp_path):
-    hu = np.repeat(np.repeat(chest(), 9, 1), 9, 2)
-    save_nifti(tmp_path / "in" / "a.nii.gz", np.repeat(hu, 8, 0), (0.625, 5.5 / 9, 5.5 / 9))
-    out = tmp_path / "out"
-    assert run(tmp_path / "in", out, "memory_gb=1", "z_spacing=5") == 2
-    reason = json.loads((out / "summary.json").read_text(encoding="utf-8"))["refused_by_reason"]
-    assert reason == {"too_large": 1}, reason
-    assert run(tmp_path / "in", out, "memory_gb=6", "z_spacing=5") == 0
