@@ -148,6 +148,8 @@ class ClipTask:
         init_from: Sharing folder or published weights whose architecture, weights and vocabulary to start
             from (``network`` and ``vocabulary_size`` are then the folder's, but for ``adapter_width``);
             empty: from scratch.
+        train_text: False trains the volume tower and the projections alone: the text states stay what they
+            are, and so do shards already encoded and transformers trained on them.
         sentence_attention: Tokens attend to their sentence and to the first token alone
             (``network.sentence_ends`` is then found in the vocabulary); not with an adapter.
         vocabulary_size: Most entries of the WordPiece vocabulary, trained on the training reports.
@@ -165,6 +167,7 @@ class ClipTask:
 
     network: CTCLIPConfig = field(default_factory=CTCLIPConfig)
     init_from: str = ""
+    train_text: bool = True
     sentence_attention: bool = False
     vocabulary_size: int = 1024
     label_weight: float = 1.0
@@ -175,6 +178,10 @@ class ClipTask:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     ema_cap: float = 0.999
     gradient_clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.train_text and not self.init_from:
+            raise ValueError("train_text=false needs init_from=FOLDER, whose text tower stays")
 
 
 @dataclass

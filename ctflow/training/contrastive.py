@@ -88,7 +88,9 @@ class ClipModule(CountingModule):
         self.mask_id = mask_id
         self.labels = len(label_names)
         self.stated = self.labels + len(self.columns.stated)
-        self.network: LabelledPair = LabelledPair(CTCLIP(typed.network), self.stated, len(self.columns.sizes))
+        self.network: LabelledPair = LabelledPair(
+            CTCLIP(typed.network), self.stated, len(self.columns.sizes), typed.train_text
+        )
         self.averaged = averaged_copy(self.network)
         self.reports: list[str] = []
         self.others: dict[str, list[str]] = {}
@@ -109,10 +111,13 @@ class ClipModule(CountingModule):
 
     def training_step(self, batch: VolumeBatch, batch_idx: int) -> Tensor:
         """Texts alone at first; then the contrast over the global batch beside them."""
-        loss, terms = self.text_terms(batch)
-        if self.batches >= self.config.text_warmup and not self.network.frozen:
-            more, volume_terms = self.volume_terms(batch)
-            loss, terms = loss + more, terms | volume_terms
+        if not self.config.train_text:
+            loss, terms = self.volume_terms(batch)
+        else:
+            loss, terms = self.text_terms(batch)
+            if self.batches >= self.config.text_warmup and not self.network.frozen:
+                more, volume_terms = self.volume_terms(batch)
+                loss, terms = loss + more, terms | volume_terms
         self.batches += 1
         self.log_terms(terms | {"loss": loss}, len(batch.reports))
         return loss

@@ -24,15 +24,19 @@ class LabelledPair(nn.Module):
         clip: The pair.
         stated: Yes/no answers: label tables and columns.
         sizes: Size columns (asked of the text alone).
+        train_text: False freezes the text tower.
     """
 
-    def __init__(self, clip: CTCLIP, stated: int, sizes: int = 0) -> None:
+    def __init__(self, clip: CTCLIP, stated: int, sizes: int = 0, train_text: bool = True) -> None:
         super().__init__()
         self.clip = clip
         self.frozen = clip.adapter is not None
         if clip.adapter is not None:
             clip.requires_grad_(False)
             clip.adapter.requires_grad_(True)
+        self.train_text = train_text
+        if not train_text:
+            clip.text.requires_grad_(False)
         width = clip.config.bert.hidden_size
         self.text_head = nn.Linear(width, stated + sizes)
         self.token_head = nn.Linear(width, stated + sizes)
@@ -62,6 +66,8 @@ class LabelledPair(nn.Module):
         super().train(mode)
         if self.frozen:
             self.clip.eval()
+        if not self.train_text:
+            self.clip.text.eval()
         return self
 
     def read(

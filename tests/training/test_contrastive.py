@@ -161,6 +161,15 @@ def test_a_run_starts_from_a_sharing_folder(tiny: TinyData, tmp_path: Path) -> N
     assert load_text_encoder(made).tokenizer.to_json() == load_text_encoder(tiny.clip).tokenizer.to_json()
 
 
+def test_a_frozen_text_tower_stays_while_the_volumes_learn(tiny: TinyData, tmp_path: Path) -> None:
+    options = [f"clip.init_from={tiny.clip}", "clip.train_text=false", "loop.max_steps=4"]
+    main(tiny.arguments("clip", tmp_path, "name=scored", *options))
+    before, after = load_text_encoder(tiny.clip), load_text_encoder(tmp_path / "clip" / "scored" / "export")
+    assert torch.equal(before.encode([RIGHT]).tokens, after.encode([RIGHT]).tokens)
+    assert not torch.equal(before.encode_latents([RIGHT]), after.encode_latents([RIGHT]))
+    assert not torch.equal(before.clip.to_visual_latent.weight, after.clip.to_visual_latent.weight)
+
+
 def test_an_adapter_learns_over_published_weights_that_stay(
     tiny: TinyData,
     tmp_path: Path,
