@@ -11,6 +11,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
 from data_prep.ct_rate.discovery import sibling
@@ -23,6 +24,10 @@ _TAIL_BYTES = 2**20
 _EXTENSION_BYTES = 2**26
 """Most bytes between header and voxels (comments, DICOM tags, XML)."""
 _PIECE_BYTES = 2**24
+_BAD_HEADER = (
+    *(HeaderDataError, ImageFileError, WrapStructError),
+    *(ValueError, KeyError, OverflowError, TypeError),
+)
 _HEAD_BYTES = {nib.Nifti1Header: 348, nib.Nifti2Header: 540}
 _UNIT_QUATERNION = 1.001
 """Largest length of a quaternion's vector that rounding explains; beyond 1 it is none of a rotation."""
@@ -166,7 +171,7 @@ def _header(head: bytes, magics: tuple[bytes, ...]) -> nib.Nifti1Header:
             header = kind(head[:size])  # without what stands between header and voxels
             if bytes(header["magic"]).startswith(magics):
                 return header
-        except (HeaderDataError, ImageFileError, ValueError, KeyError, OverflowError, TypeError) as error:
+        except _BAD_HEADER as error:
             if head[344:347] in magics or head[4:7] in magics:
                 why = str(error)
     raise ScanRefused("unreadable", f"no NIfTI header ({why})")

@@ -62,7 +62,7 @@ class IngestRun:
         done = [o for o in journal.outcomes.values() if o.usable and o.case_id in self._cases]
         done.sort(key=lambda o: o.key)
         self._contents = {o.voxels_sha256: o for o in reversed(done)}  # the first of equal ones, as in one go
-        self._patients = PatientLinks(config.valid_fraction)
+        self._patients = PatientLinks(config.valid_fraction, config.patient_pattern)
         for outcome in done:
             self._patients.remember(outcome)
         self._unclaimed = self._cases - {o.case_id for o in journal.outcomes.values() if o.usable}
