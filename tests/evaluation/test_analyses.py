@@ -14,7 +14,7 @@ from page_text import without_payloads
 from ctflow.anatomy import LABELS, Found, true_places
 from ctflow.config.commands import SamplingChoice
 from ctflow.config.evaluation import ANALYSIS_NAMES, AnalysisConfig, EvalConfig
-from ctflow.data import Acquisition, SliceRecord, SliceShardWriter
+from ctflow.data import SliceRecord, SliceShardWriter
 from ctflow.errors import CTFlowError
 from ctflow.evaluation.analyses import ANALYSES, Context, run_analysis
 from ctflow.evaluation.analyses.contrast import ReportPair, read_pairs, shows
@@ -32,7 +32,7 @@ from ctflow.evaluation.run import evaluate
 from ctflow.metrics.damage import DAMAGES
 from ctflow.metrics.monitors import MonitorRecord
 from ctflow.metrics.reconstruction import ReconstructionMetric
-from ctflow.types import HUVolume
+from ctflow.types import Acquisition, HUVolume
 
 from .conftest import soft_volume, write_shards
 
