@@ -72,7 +72,7 @@ def test_an_unknown_command_names_the_nearest(capsys, typed, near):
 
 def test_import_and_help_are_light():
     code = "import sys, ctflow, ctflow.cli; ctflow.cli.main(['--help']); print(sorted(sys.modules))"
-    result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, encoding="utf-8")
     assert not any(f"'{heavy}'" in result.stdout for heavy in ("torch", "numpy", "lightning", "data_prep"))
 
 
@@ -93,13 +93,13 @@ def test_every_command_has_its_module(module):
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_is_started_under_its_name(name):
     run = [sys.executable, "-m", "ctflow", name, "--help"]
-    result = subprocess.run(run, check=True, capture_output=True, text=True)
+    result = subprocess.run(run, check=True, capture_output=True, encoding="utf-8")
     assert result.stdout.startswith(f"usage: ctflow {name}")
 
 
 def test_a_command_ends_with_its_own_status():
     run = [sys.executable, "-m", "ctflow", "prepare", "--source", "x"]
-    result = subprocess.run(run, check=False, capture_output=True, text=True)
+    result = subprocess.run(run, check=False, capture_output=True, encoding="utf-8")
     assert result.returncode == 2 and result.stderr.startswith("error: no --source or no --output")
 
 

@@ -134,7 +134,7 @@ def build_optimizer(
         rates: dict[float, list[nn.Parameter]] = {}
         for name, parameter in parameters:
             rates.setdefault(1.0 if factor is None else factor(name), []).append(parameter)
-        groups = [{"params": own, "lr": rate * config.lr} for rate, own in rates.items()]
+        groups = [{"params": own, "lr": rate * config.lr} for rate, own in sorted(rates.items())]
         optimizer = AdamW(groups, lr=config.lr, **common)
     return optimizer, LambdaLR(optimizer, lambda step: learning_rate(step, config) / config.lr)
 
