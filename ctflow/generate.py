@@ -17,6 +17,7 @@ from tqdm import tqdm
 from ctflow.config import Flag, parse_command, run_command
 from ctflow.config.commands import GenerateConfig
 from ctflow.errors import CTFlowError
+from ctflow.files import write_text
 from ctflow.outputs import check_writable
 from ctflow.seeding import SINGLE_REPORT_CASE
 from ctflow.text_files import read_table, read_text
@@ -135,16 +136,14 @@ def _write(path: Path, result: GeneratedVolume, seconds: float) -> None:
 
     write_nifti(path, result.volume, f"ctflow {result.provenance['ctflow']} synthetic CT in HU")
     save_png(_beside(path, ".png"), montage(result.volume))
-    # The JSON comes last: where it is, the volume is whole.
-    temporary = _beside(path, ".json.tmp")
     record = result.provenance | {"seconds_per_volume": round(seconds, 2)}
     try:
         measured = asked_and_found(result.request.report, result.volume)
         record, told = record | {"measured": asdict(measured)}, str(measured)
     except CTFlowError as error:  # the volume is whole all the same
         told = f"the findings are not measured: {error}"
-    temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(_beside(path, ".json"))
+    # The JSON comes last: where it is, the volume is whole.
+    write_text(_beside(path, ".json"), json.dumps(record, indent=2) + "\n")
     log.info("%s: %d slices, %s, %.1f s", path, len(result.volume.hu), result.stop, seconds)
     log.info("%s", told)
 

@@ -10,6 +10,8 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
+from ctflow.files import replaced
+
 CURVES = "curves.csv"
 """Name of the file in a run's folder."""
 
@@ -50,10 +52,8 @@ class CurveFile(Logger):
         with self.path.open(newline="", encoding="utf-8") as file:
             rows = [row for row in csv.reader(file) if len(row) == 3 and row[0].isdigit()]
         rows = [row for row in rows if int(row[0]) < step]
-        partial = self.path.with_name(self.path.name + ".partial")
-        with partial.open("w", newline="", encoding="utf-8") as file:
+        with replaced(self.path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([HEADER, *rows])
-        partial.replace(self.path)
         self._kept = {(r[0], r[1]) for r in rows if int(r[0]) == step - 1 and r[1].startswith("val/")}
 
     @property

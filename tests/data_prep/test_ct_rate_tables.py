@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 from ct_rate_scans import chest, codes, ingest_one, save_nifti
 
-from ctflow.config import load_config
 from ctflow.config.prep import IngestConfig
 from ctflow.errors import ScanError
 from data_prep.ct_rate.discovery import case_id_of, find_items, patient_and_split
@@ -148,12 +147,6 @@ def test_discovery_opens_nothing_and_leaves_the_output_out(tmp_path):
     ]
     with pytest.raises(ScanError, match="no folder"):
         find_items(tmp_path / "nowhere")
-
-
-@pytest.mark.parametrize("resolution", [256, 512])
-def test_the_published_presets(repo_root, resolution):
-    config = load_config(IngestConfig, repo_root / "configs" / "published" / f"prep_{resolution}.yaml")
-    assert (config.resolution, config.z_spacing, config.max_slices) == (resolution, 1.5, 256)
 
 
 @pytest.mark.parametrize(
