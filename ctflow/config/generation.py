@@ -25,6 +25,8 @@ class StopConfig:
         spread_multiple: Threshold over that spread.
         least_threshold: Smallest threshold taken from the spread: a generated white slice is less exact than
             an encoded one (docs/model.md shows how far bodies stay away).
+        most_threshold: Greatest threshold taken from the spread: an A-VAE may leave most of a white latent
+            undecided, and bodies must stay away all the same.
         fraction: Part of a slice's values that must be within the threshold.
     """
 
@@ -32,12 +34,13 @@ class StopConfig:
     threshold: float | None = None
     spread_multiple: float = 4.0
     least_threshold: float = 0.5
+    most_threshold: float = 0.8
     fraction: float = 0.9
 
     def __post_init__(self) -> None:
         if self.rule not in STOP_RULES:
             raise ValueError(f"stop rule is one of {STOP_RULES}, found {self.rule!r}")
-        thresholds = (self.threshold, self.spread_multiple, self.least_threshold)
+        thresholds = (self.threshold, self.spread_multiple, self.least_threshold, self.most_threshold)
         if any(value is not None and value <= 0 for value in thresholds) or not 0 < self.fraction < 1:
             raise ValueError(f"thresholds are positive and fraction lies in (0, 1), found {self}")
 
@@ -45,7 +48,7 @@ class StopConfig:
         """The threshold for an A-VAE whose sampled white latents have this RMS spread."""
         if self.threshold is not None:
             return self.threshold
-        return max(self.spread_multiple * white_spread, self.least_threshold)
+        return min(max(self.spread_multiple * white_spread, self.least_threshold), self.most_threshold)
 
 
 @dataclass

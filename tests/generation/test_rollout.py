@@ -294,6 +294,7 @@ def test_threshold_comes_from_the_spread():
     assert StopConfig(spread_multiple=4, least_threshold=0.25).distance(0.1) == pytest.approx(0.4)
     assert StopConfig(spread_multiple=4, least_threshold=0.25).distance(0.01) == 0.25
     assert StopConfig(threshold=0.1).distance(9.0) == 0.1
+    assert StopConfig(most_threshold=0.7).distance(9.0) == 0.7
 
 
 def test_impossible_requests():
