@@ -46,13 +46,13 @@ EMBEDDED := runs/embedded
 EMBEDDED_DATA := data.train=$(EMBEDDED)/slices/train data.valid=$(EMBEDDED)/slices/valid
 .PHONY: checkpoints
 checkpoints: $(INSTALLED) ## Train the embedded checkpoint again (hours on a CPU; resumes)
-	$(RUN) -m data_prep.phantom --output $(EMBEDDED)/phantoms --volumes 1200 --seed 20 valid_fraction=0.05
-	$(RUN) -m data_prep.ct_rate --source $(EMBEDDED)/phantoms --output $(EMBEDDED)/slices resolution=128 z_spacing=4.0
+	$(RUN) -m data_prep.phantom --output $(EMBEDDED)/phantoms --volumes 1400 --seed 41 pairs=true \
+		slice_spacing=4.0 fixed_share=0.5 valid_fraction=0.06
+	$(RUN) -m data_prep.ct_rate --source $(EMBEDDED)/phantoms --output $(EMBEDDED)/slices resolution=128 z_spacing=null
 	$(RUN) -m ctflow.train --config configs/embedded/vae.yaml runs_dir=$(EMBEDDED) $(EMBEDDED_DATA) $(ARGS)
 	$(RUN) -m ctflow.train --config configs/embedded/clip.yaml runs_dir=$(EMBEDDED) $(EMBEDDED_DATA) $(ARGS)
-	for split in train valid; do \
-		$(RUN) -m data_prep.encode source=$(EMBEDDED)/slices/$$split output=$(EMBEDDED)/latents/$$split \
-			avae=$(EMBEDDED)/autoencoder/embedded/export clip=$(EMBEDDED)/clip/embedded/export; done
+	$(RUN) -m data_prep.encode source=$(EMBEDDED)/slices output=$(EMBEDDED)/latents \
+		avae=$(EMBEDDED)/autoencoder/embedded/export clip=$(EMBEDDED)/clip/embedded/export
 	$(RUN) -m ctflow.train --config configs/embedded/flow.yaml runs_dir=$(EMBEDDED) \
 		data.train=$(EMBEDDED)/latents/train data.valid=$(EMBEDDED)/latents/valid \
 		flow.avae=$(EMBEDDED)/autoencoder/embedded/export flow.clip=$(EMBEDDED)/clip/embedded/export $(ARGS)
