@@ -46,6 +46,7 @@ class _Chest:
     spacing: tuple[float, ...]
 
     def exchanged(self, order: Sequence[int]) -> _Chest:
+        """The same chest with its axes in another order."""
         return _Chest(
             self.hu.transpose(order), self.lung.transpose(order), tuple(self.spacing[axis] for axis in order)
         )

@@ -48,6 +48,7 @@ class _Running:
 
     @property
     def slices(self) -> int:
+        """Slices of the volume so far."""
         return self.volume.shape[1] - BLOCK_LENGTH
 
     @property
@@ -121,6 +122,7 @@ class _Running:
             self.stop = StopReason.LENGTH_REACHED if asked else StopReason.LIMIT_REACHED
 
     def result(self, rule: StopRule) -> CaseRollout:
+        """The finished volume, trimmed."""
         assert self.stop is not None
         latents = self.volume[:, BLOCK_LENGTH:][:, : max(self.limit, self.given)]
         white = rule.white_slices(latents)

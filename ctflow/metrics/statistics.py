@@ -50,9 +50,11 @@ class _Cases:
             raise MetricError(f"the {name} set holds NaN or infinite features", "finite features")
 
     def chosen(self, cases: Sequence[int]) -> Tensor:
+        """All features ``[n, width]`` of these cases."""
         return torch.cat([self.features[i] for i in cases])
 
     def count(self, cases: Sequence[int]) -> int:
+        """Number of features of these cases."""
         return int(self.counts[list(cases)].sum())
 
 
@@ -95,6 +97,7 @@ class _CaseSums:
         self.outer = torch.stack([m.outer for m in moments])
 
     def of(self, chosen: Sequence[int]) -> Moments:
+        """Summed moments of these cases."""
         rows = list(chosen)
         return Moments(self.count[rows].sum(), self.total[rows].sum(0), self.outer[rows].sum(0))
 

@@ -5,27 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-LABELS = (
-    "Medical material",
-    "Arterial wall calcification",
-    "Cardiomegaly",
-    "Pericardial effusion",
-    "Coronary artery wall calcification",
-    "Hiatal hernia",
-    "Lymphadenopathy",
-    "Emphysema",
-    "Atelectasis",
-    "Lung nodule",
-    "Lung opacity",
-    "Pulmonary fibrotic sequela",
-    "Pleural effusion",
-    "Mosaic attenuation pattern",
-    "Peribronchial thickening",
-    "Consolidation",
-    "Bronchiectasis",
-    "Interlobular septal thickening",
-)
-"""CT-RATE's 18 abnormality labels, in the order of its label CSVs."""
+from ctflow.reports import LABELS
 
 LOBES = {
     "right": ("right upper lobe", "right middle lobe", "right lower lobe"),
