@@ -35,6 +35,9 @@ SMALL = {
 }
 
 
+MAKE_VARIABLES = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES", "ARGS", "CONFIG")
+
+
 def block_of(readme: str, heading: str) -> list[str]:
     """The commands of the block below a heading, without comments."""
     text = readme.split(f"## {heading}")[1].split("```bash\n")[1].split("```")[0]
@@ -45,9 +48,11 @@ def block_of(readme: str, heading: str) -> list[str]:
 def typed(line: str, root: Path) -> list[str]:
     """What a line runs: a make target is replaced by the command that make prints for it."""
     if line.startswith("make "):
-        command = ["make", "-n", "-f", str(root / "Makefile"), *shlex.split(line)[1:]]
-        printed = subprocess.run(command, check=True, capture_output=True, text=True, cwd=root).stdout
-        line = printed.strip().splitlines()[-1]
+        command = ["make", "-n", "--no-print-directory", "-f", str(root / "Makefile"), *shlex.split(line)[1:]]
+        # A make that runs these tests must not pass on its own options, level and variables.
+        own = {name: value for name, value in os.environ.items() if name not in MAKE_VARIABLES}
+        asked = subprocess.run(command, check=True, capture_output=True, text=True, cwd=root, env=own)
+        line = asked.stdout.strip().splitlines()[-1]
     words = shlex.split(line)
     assert words[0] == ".venv/bin/python" and words[1] == "-m"
     return [sys.executable, *words[1:], *SMALL[words[2]]]
