@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from ctflow.config.demo import REPORTS, DemoConfig
 from ctflow.data.nifti import write_nifti
-from ctflow.demo import Stages
+from ctflow.demo import Stages, _data, _evaluation, _generation, _training
 from ctflow.demo.checks import Draw, asked_sides, check_draws, measured
 from ctflow.errors import CTFlowError
 from ctflow.types import HUVolume
@@ -86,3 +87,24 @@ def test_a_failed_stage_is_an_error_that_names_it():
 def test_demo_config_refuses_too_few_volumes():
     with pytest.raises(ValueError, match="volumes must be at least 20"):
         DemoConfig(volumes=5)
+
+
+def test_stages_get_what_was_asked(tmp_path, monkeypatch):
+    typed: dict[str, list[str]] = {}
+    monkeypatch.setattr(Stages, "run", lambda self, name, module, arguments: typed.update({name: arguments}))
+    config = DemoConfig(
+        str(tmp_path), vae_minutes=0.5, flow_minutes=0.25, eval_cases=3, seeds=2, least_hits=1
+    )
+    stages = Stages()
+    _data(config, tmp_path, stages)
+    for stage in (_training, _generation, _evaluation):
+        stage(config, tmp_path, tmp_path / "checkpoint", stages)
+    assert "loop.max_minutes=0.5" in typed["A-VAE from scratch"]
+    assert "loop.max_minutes=0.25" in typed["FMvT from scratch"]
+    assert "cases=3" in typed["scores of a few cases"]
+    assert "6 volumes" in typed
+    rows = list(csv.DictReader((tmp_path / "reports.csv").open()))
+    assert {(row["report"], row["seed"]) for row in rows} == {(r, s) for r in REPORTS for s in ("1", "2")}
+    assert {row["noise_id"] for row in rows} == {"demo"}
+    with pytest.raises(ValueError, match="least_hits"):
+        DemoConfig(least_hits=2)
