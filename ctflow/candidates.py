@@ -94,9 +94,10 @@ def compared(volumes: Sequence[GeneratedVolume], scorer: ClipScorer) -> list[Can
     seams = np.array([_seam_ratio(volume) for volume in volumes])
     drifts = _departures(volumes)
     ranks = (_places(-scores) + (_places(seams) + _places(drifts)) / 2) / 2
+    table = np.stack([scores, seams, drifts, ranks], axis=1).tolist()
     return [
-        Candidate(volume.request.noise_id, *map(float, values), kept=i == int(ranks.argmin()))
-        for i, (volume, *values) in enumerate(zip(volumes, scores, seams, drifts, ranks, strict=True))
+        Candidate(volume.request.noise_id, *values, i == int(ranks.argmin()))
+        for i, (volume, values) in enumerate(zip(volumes, table, strict=True))
     ]
 
 
