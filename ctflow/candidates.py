@@ -94,10 +94,11 @@ def compared(volumes: Sequence[GeneratedVolume], scorer: ClipScorer) -> list[Can
     seams = np.array([_seam_ratio(volume) for volume in volumes])
     drifts = _departures(volumes)
     ranks = (_places(-scores) + (_places(seams) + _places(drifts)) / 2) / 2
-    table = np.stack([scores, seams, drifts, ranks], axis=1).tolist()
+    best = int(ranks.argmin())
+    numbers = zip(volumes, scores.tolist(), seams.tolist(), drifts.tolist(), ranks.tolist(), strict=True)
     return [
-        Candidate(volume.request.noise_id, *values, i == int(ranks.argmin()))
-        for i, (volume, values) in enumerate(zip(volumes, table, strict=True))
+        Candidate(volume.request.noise_id, score, seam, drift, rank, i == best)
+        for i, (volume, score, seam, drift, rank) in enumerate(numbers)
     ]
 
 
