@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows: list[dict[str, Any]] = [{"report": _report_text(report), "case_id": SINGLE_REPORT_CASE}]
         refused: list[str] = []
     else:
-        rows, refused = _read_table(table)
+        rows, refused = read_requests(table)
         folder = Path(config.output or "generated")
         paths = {str(row["case_id"]): folder / f"{row['case_id']}{config.format}" for row in rows}
     if rows:
@@ -218,8 +218,12 @@ def _report_text(report: str) -> str:
     return read_text(path)
 
 
-def _read_table(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """Rows as arguments of ``GenerationRequest``, and what was refused and why."""
+def read_requests(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """Rows of a CSV of reports as arguments of ``GenerationRequest``, and what was refused and why.
+
+    Raises:
+        CTFlowError: No such file, or a CSV without the columns of a report.
+    """
     if not path.is_file():
         raise CTFlowError(f"no file {path}", "a CSV of reports")
     table = read_table(path)
