@@ -78,7 +78,7 @@ def _check_files(config: EvalConfig) -> None:
         "analysis.pairs": shipped_path(analysis.pairs) if analysis.name == "contrast" else "",
         "analysis.readings": analysis.readings if analysis.name == "reading" else "",
         **{f"external.{key}": value for key, value in vars(external).items()},
-        **{f"backbones.{k}": v for k, v in vars(config.backbones).items() if not k.endswith("_sha256")},
+        **{f"backbones.{key}": path for key, path in config.backbones.files.items()},
     }
     missing = [f"{key}={path}" for key, path in named.items() if path and not Path(path).exists()]
     if missing:

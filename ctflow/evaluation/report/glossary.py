@@ -38,6 +38,16 @@ _MEANINGS = (  # the longest fitting beginning counts
         "is",
         Meaning("↑", "Inception score of the slices, 1 … 1008; needs varied and recognisable slices"),
     ),
+    (
+        "fd_ct3d",
+        Meaning("↓", f"whole volumes: {_FRECHET}; 2048 features of a 3D ResNet-152 trained on chest CT"),
+    ),
+    ("kd_ct3d", Meaning("↓", f"whole volumes: {_KERNEL}; the same features")),
+    ("fid_2p5d", Meaning("↓", "mean of the distances over the three planes")),
+    *(
+        (f"fid_2p5d_{plane}", Meaning("↓", f"slices of the {plane} plane at 1 mm, 512²: {_FRECHET}"))
+        for plane in ("xy", "yz", "xz")
+    ),
     ("clip", Meaning("↑", f"CT-CLIP: {_PAIR}")),
     ("clip_shuffled", Meaning("", f"CT-CLIP: {_PAIR}, against the other cases' reports: its zero point")),
     ("clip_phantom", Meaning("↑", f"the embedded pair trained on phantoms, not CT-CLIP: {_PAIR}")),
