@@ -103,8 +103,12 @@ class ClipScorer:
     @torch.no_grad()
     def encode_volume(self, volume: HUVolume) -> Tensor:
         """Latent ``[d]`` of unit norm."""
+        return self.encode_grid(volume_input(volume, self.encoder.clip.config.grid))
+
+    @torch.no_grad()
+    def encode_grid(self, grid: Tensor) -> Tensor:
+        """The same for the volume tower's input ``[1, 1, *grid.shape]``."""
         clip = self.encoder.clip
-        grid = volume_input(volume, clip.config.grid)
         return clip.encode_image(grid.to(clip.temperature.device))[0].float().cpu()
 
     def score(self, report: str, volume: HUVolume) -> float:

@@ -10,10 +10,11 @@ from pathlib import Path
 import torch
 
 from ctflow.checkpoint import CLIP_FOLDER, folder_fingerprint, load_system
-from ctflow.config.evaluation import EvalConfig
+from ctflow.config.evaluation import CHALLENGES, EvalConfig
 from ctflow.errors import EvaluationError
 from ctflow.evaluation.analyses import run_analysis
 from ctflow.evaluation.cases import CaseReader, choose_cases
+from ctflow.evaluation.challenge import evaluate_challenge
 from ctflow.evaluation.collect import (
     REAL_SET,
     RECONSTRUCTED,
@@ -54,7 +55,11 @@ def run(config: EvalConfig, output: Path, ranks: Ranks, checkpoint: Path | None)
         log_threads()
         for folder in (config.output, config.cache):
             check_writable(folder)
-    if config.external.volumes:
+    if config.protocol in CHALLENGES:
+        folder = config.backbones.clip
+        scorer = scorer_at(folder, device_of(config.device)) if folder else None
+        results = evaluate_challenge(config, scorer, ranks)
+    elif config.external.volumes:
         results = evaluate_external(config, _scorer(config, checkpoint), ranks)
     else:
         assert checkpoint is not None

@@ -109,7 +109,7 @@ def _saved(content: object) -> bytes:
 @pytest.mark.slow
 @needs_weights
 def test_features_of_a_phantom_and_a_real_chest_are_the_recorded_ones(shared_dir):
-    """Three digits of the numbers, as a text, hash alike on any processor in float32."""
+    """Three digits of the first numbers, the norms and the distance, in float32."""
     network = CTBackbone(packaged_weights(), "package", bf16=False)
     assert network.width == 2048 and sum(p.numel() for p in network.network.parameters()) > 117e6
     volumes = {
@@ -119,12 +119,12 @@ def test_features_of_a_phantom_and_a_real_chest_are_the_recorded_ones(shared_dir
     found = {name: network(ct_input(torch.from_numpy(hu)))[0].numpy() for name, hu in volumes.items()}
     for name, features in found.items():
         assert np.isfinite(features).all() and (features >= 0).all()
-        assert [float(f"{value:.3g}") for value in features[:4]] == pytest.approx(RECORDED[name], rel=2e-3)
+        assert [float(f"{value:.3g}") for value in features[:4]] == pytest.approx(RECORDED[name], rel=5e-3)
         assert float(np.linalg.norm(features)) == pytest.approx(NORMS[name], rel=1e-3)
     distance = float(np.linalg.norm(found["phantom"] - found["chest"]))
     assert distance == pytest.approx(DISTANCE, rel=1e-2)
 
 
-RECORDED: dict[str, list[float]] = {}
-NORMS: dict[str, float] = {}
-DISTANCE = 0.0
+RECORDED = {"phantom": [0.758, 0.341, 0.177, 0.103], "chest": [0.922, 0.484, 0.823, 0.416]}
+NORMS = {"phantom": 10.4452, "chest": 20.1849}
+DISTANCE = 14.487
