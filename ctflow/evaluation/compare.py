@@ -26,7 +26,7 @@ from ctflow.evaluation.results import (
 )
 from ctflow.evaluation.rows import Compared, clip_rows, inception_row, report_rows, slice_rows
 from ctflow.evaluation.settings import SETTINGS, Setting
-from ctflow.evaluation.whole import volume_rows
+from ctflow.evaluation.whole import neighbour_rows, volume_rows
 from ctflow.types import BLOCK_LENGTH
 
 FLOORS = {OTHER_REAL: REAL_SET, RECONSTRUCTION: RECONSTRUCTED}
@@ -127,7 +127,8 @@ def source_rows(compared: Compared, backbones: Backbones, reports: dict[str, str
             for frames in compared.plan.clip_lengths:
                 rows += clip_rows(compared, backbone, frames, side)
         rows.append(inception_row(compared, backbones, side))
-    return rows + volume_rows(compared, backbones) + report_rows(compared, backbones, reports)
+    rows += volume_rows(compared, backbones) + neighbour_rows(compared, backbones)
+    return rows + report_rows(compared, backbones, reports)
 
 
 def pictures(compared: Compared, backbones: Backbones) -> list[Picture]:

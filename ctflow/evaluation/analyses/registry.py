@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ctflow.config.evaluation import ANALYSIS_NAMES, EvalConfig
+from ctflow.evaluation.analyses.alignment import alignment
 from ctflow.evaluation.analyses.base import AnalysisResult, Context
 from ctflow.evaluation.analyses.contrast import contrast
+from ctflow.evaluation.analyses.diversity import diversity
 from ctflow.evaluation.analyses.limits import floors, reconstruction
 from ctflow.evaluation.analyses.memorisation import memorisation
 from ctflow.evaluation.analyses.pairs import pairs
@@ -16,6 +18,7 @@ from ctflow.evaluation.analyses.reading import reading
 from ctflow.evaluation.analyses.severity import severity
 from ctflow.evaluation.analyses.single import capacity, seams
 from ctflow.evaluation.analyses.sweeps import length, steps
+from ctflow.evaluation.analyses.utility import utility
 from ctflow.evaluation.processes import Ranks
 from ctflow.evaluation.provenance import run_facts
 from ctflow.evaluation.report import write_analysis
@@ -33,6 +36,9 @@ ANALYSES: dict[str, Callable[[Context], AnalysisResult]] = {
     "severity": severity,
     "reading": reading,
     "seams": seams,
+    "diversity": diversity,
+    "alignment": alignment,
+    "utility": utility,
 }
 assert tuple(ANALYSES) == ANALYSIS_NAMES
 
