@@ -15,7 +15,7 @@ COPY ctflow ctflow
 COPY data_prep data_prep
 COPY configs configs
 COPY checkpoints checkpoints
-RUN pip install . && rm -rf /opt/ctflow
+RUN pip install . && rm -rf /opt/ctflow/*
 
 RUN useradd --create-home --uid 1000 user && mkdir /data && chown user /data
 USER user
