@@ -9,9 +9,10 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
+from ctflow.data.placement import LPS_TO_RAS
 from data_prep.ct_rate.itk_headers import check_files, check_voxels, has_patient_space, read_place
 from data_prep.ct_rate.reasons import ScanRefused
-from data_prep.ct_rate.scan import LPS_TO_RAS, RawScan, check_shape
+from data_prep.ct_rate.scan import RawScan, check_shape
 
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
 
