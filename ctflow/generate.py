@@ -1,4 +1,4 @@
-"""``python -m ctflow.generate``: reports to CT volumes (NIfTI in HU, provenance JSON, montage PNG)."""
+"""``python -m ctflow.generate``: reports to CT volumes (in HU, with provenance JSON and montage PNG)."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from ctflow.config import Flag, parse_command, run_command
 from ctflow.config.commands import GenerateConfig
 from ctflow.errors import CTFlowError
 from ctflow.files import write_text
+from ctflow.formats import ORIENTATIONS, VOXEL_TYPES, check_choices, ending_of
 from ctflow.outputs import check_writable
 from ctflow.seeding import SINGLE_REPORT_CASE
 from ctflow.text_files import read_table, read_text
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("ctflow")
 
 DESCRIPTION = """Turn a radiology report into a whole chest CT in Hounsfield units; a CSV into many.
-Beside each out.nii.gz lie out.json (all that is needed to make it again) and out.png (a montage)."""
+The ending of --output names the format. Beside each out.nii.gz lie out.json (all that is needed to make it
+again) and out.png (a montage)."""
 
 _LONGEST_CASE_ID = 200
 """Bytes of a case's name, so that a file name holds it and an ending."""
@@ -45,7 +47,17 @@ FLAGS = [
             "and, where wanted, case_id (or VolumeName), seed, slices, z_spacing, pixel_spacing, noise_id",
         },
     ),
-    Flag("--output", "output", {"help": "out.nii.gz for --report, a folder for --reports"}),
+    Flag(
+        "--output",
+        "output",
+        {"help": "for --report: out.nii.gz, .nii, .mha, .nrrd, or .dcm (a folder); for --reports: a folder"},
+    ),
+    Flag("--dtype", "dtype", {"choices": VOXEL_TYPES, "help": "type of the voxels; default: int16"}),
+    Flag(
+        "--orientation",
+        "orientation",
+        {"choices": ORIENTATIONS, "help": "order of the voxels; default: RAS in NIfTI, LPS elsewhere"},
+    ),
     Flag(
         "--checkpoint",
         "checkpoint",
@@ -78,8 +90,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         rows, refused = read_requests(table)
         folder = Path(config.output or "generated")
-        paths = {str(row["case_id"]): folder / f"{row['case_id']}.nii.gz" for row in rows}
+        paths = {str(row["case_id"]): folder / f"{row['case_id']}{config.format}" for row in rows}
     if rows:
+        for path in paths.values():
+            check_choices(path, *_written(config).values())
         check_writable(next(iter(paths.values())).parent)
         refused += _generate(config, rows, paths)
     for reason in refused:
@@ -106,6 +120,7 @@ def _generate(config: GenerateConfig, rows: list[dict[str, Any]], paths: dict[st
             "request": asdict(request),
             "sampling": sampling,
             "checkpoint_sha256": model.fingerprint,
+            "written": _written(config),
         }
         if _is_made(paths[request.case_id], made | {"precision": config.precision}):
             log.info("%s is already there", paths[request.case_id])
@@ -125,18 +140,23 @@ def _generate(config: GenerateConfig, rows: list[dict[str, Any]], paths: dict[st
             if isinstance(result, EmptyVolume):
                 failed.append(str(result))
             else:
-                _write(paths[result.request.case_id], result, seconds)
+                _write(paths[result.request.case_id], result, seconds, config)
     return failed
 
 
-def _write(path: Path, result: GeneratedVolume, seconds: float) -> None:
+def _written(config: GenerateConfig) -> dict[str, Any]:
+    return {"dtype": config.dtype, "orientation": config.orientation}
+
+
+def _write(path: Path, result: GeneratedVolume, seconds: float, config: GenerateConfig) -> None:
     from ctflow.asked import asked_and_found
-    from ctflow.data.nifti import write_nifti
+    from ctflow.data.writers import write_volume
     from ctflow.pictures import montage, save_png
 
-    write_nifti(path, result.volume, f"ctflow {result.provenance['ctflow']} synthetic CT in HU")
+    told = f"ctflow {result.provenance['ctflow']} synthetic CT in HU"
+    write_volume(path, result.volume, told, synthetic=True, **_written(config))
     save_png(_beside(path, ".png"), montage(result.volume))
-    record = result.provenance | {"seconds_per_volume": round(seconds, 2)}
+    record = result.provenance | {"seconds_per_volume": round(seconds, 2), "written": _written(config)}
     try:
         measured = asked_and_found(result.request.report, result.volume)
         record, told = record | {"measured": asdict(measured)}, str(measured)
@@ -154,7 +174,7 @@ def _show_progress(bar: tqdm, done: SliceUpdate) -> None:
 
 def _is_made(path: Path, wanted: dict[str, Any]) -> bool:
     record = _beside(path, ".json")
-    if not (path.is_file() and record.is_file()):
+    if not (path.exists() and record.is_file()):
         return False
     try:
         found = json.loads(record.read_text(encoding="utf-8"))
@@ -164,14 +184,16 @@ def _is_made(path: Path, wanted: dict[str, Any]) -> bool:
 
 
 def _beside(path: Path, ending: str) -> Path:
-    return path.with_name(path.name.removesuffix(".gz").removesuffix(".nii") + ending)
+    return path.with_name(path.name[: -len(ending_of(path))] + ending)
 
 
 def _single_output(output: str) -> Path:
-    if not output.endswith((".nii.gz", ".nii")):
+    try:
+        ending_of(output)
+    except CTFlowError as error:
         raise CTFlowError(
-            f"--output {output}", "a name ending in .nii.gz or .nii, since --report makes one volume"
-        )
+            f"--output {output}", f"{error.expected}, since --report makes one volume"
+        ) from None
     return Path(output)
 
 

@@ -9,9 +9,10 @@ import nibabel as nib
 import numpy as np
 from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 
-from ctflow.data.placement import Affine, Orientation, VoxelType, laid_out, voxels
+from ctflow.data.placement import Affine, laid_out, voxels
 from ctflow.errors import ScanError
 from ctflow.files import replaced
+from ctflow.formats import Orientation, VoxelType
 from ctflow.hounsfield import sample_of, scale_of, why_not_hu
 from ctflow.types import HUVolume
 

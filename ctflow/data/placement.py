@@ -6,19 +6,14 @@ frame.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 from numpy.typing import NDArray
 
 from ctflow.errors import ScanError
+from ctflow.formats import Orientation, VoxelType
 from ctflow.types import HUVolume
 
 Affine = NDArray[np.float64]
-Orientation = Literal["RAS", "LPS"]
-VoxelType = Literal["int16", "float32"]
-ORIENTATIONS: tuple[Orientation, ...] = ("RAS", "LPS")
-VOXEL_TYPES: tuple[VoxelType, ...] = ("int16", "float32")
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -60,6 +55,7 @@ def laid_out(
     turned = {"RAS": 1, "LPS": 0}[orientation]
     affine[:3, 3] += affine[:3, turned] * (array.shape[turned] - 1)
     affine[:3, turned] *= -1.0
+    affine += 0.0  # no minus before zero
     return np.flip(array, turned), affine
 
 

@@ -7,30 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from ctflow.data.nifti import write_nifti
-from ctflow.data.placement import LPS_TO_RAS, Affine, Orientation, VoxelType, laid_out, voxels
-from ctflow.errors import ScanError
+from ctflow.data.placement import LPS_TO_RAS, Affine, laid_out, voxels
 from ctflow.files import replaced
+from ctflow.formats import ITK, NIFTI, Orientation, VoxelType, check_choices, ending_of
 from ctflow.types import HUVolume
-
-NIFTI, ITK, DICOM = (".nii.gz", ".nii"), (".mha", ".nrrd"), (".dcm",)
-ENDINGS = (*NIFTI, *ITK, *DICOM)
-"""Endings of all formats; ``.dcm`` is a folder with a file per slice."""
-
-
-def ending_of(path: Path | str) -> str:
-    """Which of ``ENDINGS`` a path has.
-
-    Raises:
-        ScanError: None of them.
-    """
-    name = Path(path).name
-    for ending in ENDINGS:
-        if name.lower().endswith(ending) and len(name) > len(ending):
-            return ending
-    raise ScanError(
-        f"a volume cannot be written to {path}",
-        f"a name ending in {', '.join(ENDINGS[:-1])} or .dcm (a folder with a DICOM series)",
-    )
 
 
 def write_volume(
@@ -46,7 +26,7 @@ def write_volume(
     """Write a volume in the format that the path's ending names; the file is whole or absent.
 
     Args:
-        path: See ``ENDINGS``; folders above it are made.
+        path: Its ending is one of ``ctflow.formats.ENDINGS``; folders above it are made.
         volume: HU, S,P,R.
         description: A line that goes into the header.
         synthetic: The volume shows no patient: a DICOM series says so wherever a viewer or archive may look.
@@ -61,24 +41,15 @@ def write_volume(
             or values that are not finite.
     """
     path, ending = Path(path), ending_of(path)
+    check_choices(path, dtype, orientation)
     if ending in NIFTI:
         write_nifti(path, volume, description, dtype or "int16", orientation or "RAS", placement)
     elif ending in ITK:
         _write_itk(path, volume, description, dtype or "int16", orientation or "LPS", placement)
     else:
-        _check_dicom_choices(dtype, orientation)
         from ctflow.data.dicom_writer import write_dicom_series
 
         write_dicom_series(path, volume, description, synthetic, placement)
-
-
-def _check_dicom_choices(dtype: VoxelType | None, orientation: Orientation | None) -> None:
-    if dtype == "float32":
-        raise ScanError("float32 for a DICOM series", "int16", "write .nii.gz, .mha or .nrrd for fractions")
-    if orientation == "RAS":
-        raise ScanError(
-            "orientation RAS for a DICOM series", "LPS, as CT images are", "leave out the orientation"
-        )
 
 
 def _write_itk(
@@ -92,7 +63,7 @@ def _write_itk(
     import SimpleITK as sitk  # takes a second
 
     array, affine = laid_out(volume, orientation, placement)
-    affine = LPS_TO_RAS @ affine  # the matrix is its own inverse
+    affine = LPS_TO_RAS @ affine + 0.0  # the matrix is its own inverse; no minus before zero
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     image = sitk.GetImageFromArray(np.ascontiguousarray(voxels(array, dtype).transpose(2, 1, 0)))
     image.SetSpacing(spacing.tolist())

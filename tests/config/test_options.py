@@ -12,7 +12,7 @@ from typing import Any, get_args, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 
 from ctflow.config.bench import BenchConfig
-from ctflow.config.commands import GenerateConfig
+from ctflow.config.commands import ConvertConfig, GenerateConfig
 from ctflow.config.data import CheckConfig, EncodeConfig
 from ctflow.config.pack import PackConfig
 from ctflow.config.phantom import PhantomConfig
@@ -21,8 +21,8 @@ from ctflow.config.system import SystemConfig
 from ctflow.config.training import TrainConfig
 
 SCHEMAS = [
-    TrainConfig, GenerateConfig, IngestConfig, EncodeConfig, CheckConfig, PhantomConfig, PackConfig,
-    BenchConfig, SystemConfig,
+    TrainConfig, ConvertConfig, GenerateConfig, IngestConfig, EncodeConfig, CheckConfig, PhantomConfig,
+    PackConfig, BenchConfig, SystemConfig,
 ]  # fmt: skip
 
 
