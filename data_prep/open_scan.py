@@ -1,17 +1,19 @@
 """One file from anywhere, read in a process of its own: what the browser's server opens.
 
-A stranger's file may be damaged, or made to harm: so it is read in a process that has limits and can be killed,
-and only arrays of numbers come back.
+A stranger's file may be damaged, or made to harm: so it is read in a process that has limits and can be
+killed, and only arrays of numbers come back.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import lzma
 import resource
 import zipfile
+import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +24,17 @@ from ctflow.types import HUVolume
 
 log = logging.getLogger("ctflow.open_scan")
 
-DESCRIPTION = """Read IN (NIfTI, NRRD, MetaImage, or a zip of one DICOM series) into the folder OUT: scan.hu and model.hu,
-int16 HU with the patient's axes S,P,R and square slices, and scan.json, which tells their shapes."""
+DESCRIPTION = """Read IN (NIfTI, NRRD, MetaImage, or a zip of one DICOM series) into the folder OUT:
+scan.hu and model.hu, int16 HU with the patient's axes S,P,R and square slices, and scan.json, which tells
+their shapes."""
 
 MOST_FILES = 20_000
 """Files in a zip."""
 
+ENDINGS = (".nii.gz", ".nii", ".mha", ".nrrd", ".dcm")
+"""Endings of files that are opened, and ``.zip``."""
+
+_DAMAGE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError)
 _PIECE = 2**20
 _LIBRARIES_GB = 4.0
 """Address space that the libraries take before anything is read."""
@@ -47,14 +54,14 @@ class OpenConfig:
 
     side: int = 128
     z_spacing: float = 4.0
-    z_spacing_range: tuple[float, float] | None = None
+    z_spacing_range: list[float] = field(default_factory=list)
     memory_gb: float = 6.0
     unpacked_gb: float = 4.0
 
 
 FLAGS = [
     Flag("source", options={"type": Path, "metavar": "IN", "help": "the file"}),
-    Flag("output", options={"type": Path, "metavar": "OUT", "help": "folder of the result, which must not exist"}),
+    Flag("output", options={"type": Path, "metavar": "OUT", "help": "folder of the result, made here"}),
 ]
 
 
@@ -77,11 +84,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         placed = read_placed(read, None, config.memory_gb)
     except CTFlowError as error:
-        # Names and places of this server's files tell its user nothing.
-        raise ScanError(str(error.found).replace(str(read), "the file"), error.expected, error.action) from error
-    scan = squared(placed.volume, max(placed.volume.hu.shape[1:]), placed.volume.spacing[0])
+        # Names and places of a server's files tell its user nothing.
+        found = error.found.replace(str(read), "the file").replace(read.name, "the file")
+        raise ScanError(found, error.expected) from error
+    own = placed.volume
     low, high = config.z_spacing_range or (config.z_spacing, config.z_spacing)
-    model = squared(placed.volume, config.side, min(max(placed.volume.spacing[0], low), high))
+    scan = squared(own, max(own.hu.shape[1:]), own.spacing[0])
+    model = squared(own, config.side, min(max(own.spacing[0], low), high))
     told = {"doubts": list(placed.doubts), "description": placed.description, "synthetic": placed.synthetic}
     for name, volume in (("scan", scan), ("model", model)):
         volume.hu.astype("<i2").tofile(output / f"{name}.hu")
@@ -118,29 +127,47 @@ def unpack(source: Path, folder: Path, most_bytes: float) -> None:
         ScanError: Too many files, too many bytes, encrypted, or damaged.
     """
     folder.mkdir(parents=True)
-    left = most_bytes
     try:
         with zipfile.ZipFile(source) as archive:
             members = [m for m in archive.infolist() if not m.is_dir() and not _is_side_file(m.filename)]
             if not members or len(members) > MOST_FILES:
-                raise ScanError(f"a zip of {len(members)} files", f"1 to {MOST_FILES:,} files of one DICOM series")
-            if sum(member.file_size for member in members) > most_bytes:
-                raise _too_large(most_bytes)
+                raise ScanError(f"a zip of {len(members)} files", f"1 to {MOST_FILES:,}, one DICOM series")
+            left = most_bytes
             for number, member in enumerate(members):
-                if member.flag_bits & 1:
-                    raise ScanError("an encrypted zip", "one without a password", "unpack it first")
-                ending = ".dcm" if len(members) > 1 else _ending_of(member.filename)
-                with archive.open(member) as packed, (folder / f"{number:05d}{ending}").open("xb") as out:
-                    while piece := packed.read(_PIECE):
-                        left -= len(piece)
-                        if left < 0:
-                            raise _too_large(most_bytes)
-                        out.write(piece)
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError, ValueError) as error:
-        if isinstance(error, CTFlowError):
-            raise
-        raise ScanError(f"a damaged zip: {error}", "a whole one") from error
-    except Exception as error:  # zlib.error and lzma.LZMAError have no common base
-        if isinstance(error, OSError):
-            raise
-        raise ScanError(f"a damaged zip: {type(error).__name__}: {error}", "a whole one") from error
+                target = folder / f"{number:05d}{_ending_of(member.filename)}"
+                left -= _unpack_one(archive, member, target, left)
+    except _DAMAGE as error:
+        raise ScanError(f"a zip that cannot be read: {error}", "a whole one, without a password") from error
+
+
+def _unpack_one(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path, most: float) -> int:
+    """Write a file of a zip; returns its bytes."""
+    written = 0
+    with archive.open(member) as packed, target.open("xb") as out:
+        while piece := packed.read(_PIECE):
+            written += len(piece)
+            if written > most:
+                raise ScanError("a zip that unpacks to more than allowed", "less than unpacked_gb")
+            out.write(piece)
+    return written
+
+
+def _is_side_file(name: str) -> bool:
+    """What file managers put beside files."""
+    last = name.replace("\\", "/").rsplit("/", 1)[-1]
+    return "__MACOSX" in name or last.startswith(".") or last.lower() in ("thumbs.db", "desktop.ini")
+
+
+def _ending_of(name: str) -> str:
+    """The ending that readers go by; a DICOM file may have any or none."""
+    return next((ending for ending in ENDINGS if name.lower().endswith(ending)), ".dcm")
+
+
+def _limit_memory(memory_gb: float) -> None:
+    """Let the system refuse what a file would have beyond what it is allowed."""
+    most = int((memory_gb * 1.5 + _LIBRARIES_GB) * 2**30)
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+
+
+if __name__ == "__main__":
+    run_command(main)

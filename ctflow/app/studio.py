@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +17,7 @@ from torch import Tensor
 from ctflow.app.asks import Ask
 from ctflow.app.facts import findings_of, score_of, seams_of
 from ctflow.app.jobs import Job, Queue
+from ctflow.app.opening import add_scan, read_file, title_of
 from ctflow.app.store import (
     CANCELLED,
     CONTINUED,
@@ -33,6 +37,7 @@ from ctflow.generation import Cancelled, SliceUpdate
 from ctflow.pipeline import CTFlow, EmptyVolume, GeneratedVolume, GenerationRequest
 from ctflow.reports import parse_report, summarised
 from ctflow.seeding import SINGLE_REPORT_CASE
+from ctflow.shipped import EMBEDDED
 from ctflow.threads import log_threads
 from ctflow.types import BLOCK_LENGTH, HUVolume
 
@@ -75,7 +80,7 @@ class Studio:
         takes_spacing = bool(system.z_spacing_range) and self._model.fmvt.config.spacing_input
         return {
             "ready": True,
-            "checkpoint": self._model.name,
+            "checkpoint": _shown_name(self._model.name),
             "fingerprint": self._model.fingerprint[:12],
             "device": self._model.device.type,
             "side": system.image_size,
@@ -157,6 +162,31 @@ class Studio:
             )
         title = f"{entry.title}, reconstructed"
         return self.queue.submit("reconstruct", title, lambda job: self._reconstruct(job, entry))
+
+    def open_file(self, path: Path, name: str) -> Job:
+        """A file from the user's disk; it is removed when it has been read.
+
+        Raises:
+            CTFlowError: The model, whose grid the scan is brought to, is not there yet.
+        """
+        title, system = title_of(name), self.model.system.config
+
+        def act(job: Job) -> None:
+            job.stage = "reading the file"
+            output = self.library.temporary("")
+            try:
+                told = read_file(job, path, output, system, self.config)
+                entries: list[Entry] = []
+                with self._growing(entries):
+                    add_scan(job, self.library, title, output, told, entries)
+            finally:
+                shutil.rmtree(output, ignore_errors=True)
+                output.with_suffix(".log").unlink(missing_ok=True)
+            job.stage = "measuring"
+            self.changed()
+            self._measure(job, entries[0], self.library.volume(entries[0].id), None)
+
+        return self.queue.submit("open", f"open {title}", act, partial(path.unlink, missing_ok=True))
 
     def close(self) -> None:
         """End all work and remove all files."""
@@ -295,6 +325,11 @@ class Studio:
 def _title(reports: Sequence[str]) -> str:
     """What the reports name, else their first words."""
     return " | ".join(_named(report) for report in reports)
+
+
+def _shown_name(name: str) -> str:
+    """A checkpoint's name without its place on this machine."""
+    return "embedded checkpoint" if name == str(EMBEDDED) else "/".join(Path(name).parts[-2:])
 
 
 def _named(report: str) -> str:

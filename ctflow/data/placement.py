@@ -10,11 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctflow.errors import ScanError
-from ctflow.formats import Orientation, VoxelType
+from ctflow.formats import LPS_TO_RAS, Orientation, VoxelType
 from ctflow.types import HUVolume
 
 Affine = NDArray[np.float64]
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 def centred(volume: HUVolume) -> Affine:

@@ -6,7 +6,7 @@ const AIR = -1000;
 const HEADER_BYTES = 352;
 /** The solid is left out above this many voxels: it needs a second copy of them. */
 const MOST_SOLID = 1e8;
-const SOLIDS = { lung: 'ct_airways', soft: 'ct_surface', bone: 'ct_bones' };
+const SOLIDS = { lung: 'chest', soft: 'ct_surface', bone: 'ct_bones' };
 const PLANES = { axial: 0, coronal: 1, sagittal: 2 };
 /** Places of the planes: left, top, width, height as shares of the canvas. */
 const LAYOUTS = {
@@ -58,7 +58,7 @@ export class Panel {
     this.windowName = 'lung';
     this.layout = 'all';
     this.loading = Promise.resolve();
-    this.closed = this.quiet = false;
+    this.closed = this.quiet = this.touched = false;
     this.flat = make('canvas', { tabIndex: 0, role: 'img', 'aria-label': `${options.title}: planes` });
     this.solid = make('canvas', { role: 'img', 'aria-label': `${options.title}: three dimensions` });
     this.stage = make('div', { className: options.pair ? 'stage pair' : 'stage' },
@@ -78,8 +78,11 @@ export class Panel {
       multiplanarShowRender: niivue.SHOW_RENDER.NEVER,
     });
     await this.planes.attachToCanvas(this.flat, false);
+    this.planes.addColormap('difference', DIFFERENCE);
     this.planes.onLocationChange = (/** @type {any} */ at) => {
-      if (!this.quiet && at.values.length) this.options.moved(this, [...at.mm].slice(0, 3), at.values[0].value, [...at.vox]);
+      if (this.quiet || !at.values.length) return;
+      this.touched ||= !this.telling;
+      this.options.moved(this, [...at.mm].slice(0, 3), at.values[0].value, [...at.vox]);
     };
     this.flat.addEventListener('wheel', (event) => {
       if (!event.ctrlKey) return;
@@ -90,6 +93,7 @@ export class Panel {
     if (!this.options.pair) {
       this.body = new niivue.Niivue({ ...shared, show3Dcrosshair: false, isOrientCube: false, isOrientationTextVisible: false });
       await this.body.attachToCanvas(this.solid, false);
+      this.body.addColormap('chest', CHEST);
       this.body.setSliceType(niivue.SLICE_TYPE.RENDER);
       this.body.setRenderAzimuthElevation(200, 12);
     }
@@ -121,7 +125,8 @@ export class Panel {
       this.done += part.length / plane;
       this.draw();
     }
-    if (!before && this.done) this.centre(entry.state === 'growing' ? this.done / 2 : this.done * 0.5);
+    // Until the user looks elsewhere, the crosshair stays in the middle of what is there.
+    if (this.done !== before && !this.touched) this.centre(this.done / 2);
   }
 
   /** @param {any} entry @param {number} slices */
@@ -141,7 +146,6 @@ export class Panel {
       if (this.closed) return;
       if (old) image.img.set(old.subarray(0, image.img.length));
       while (nv.volumes.length) nv.removeVolume(nv.volumes[0]);
-      if (colours === 'difference') nv.addColormap('difference', DIFFERENCE);
       image.colormap = colours;
       nv.addVolume(image);
       this.images.push(image);
@@ -152,7 +156,7 @@ export class Panel {
   }
 
   solidColours() {
-    return /** @type {any} */ (SOLIDS)[this.windowName] ?? 'ct_airways';
+    return /** @type {any} */ (SOLIDS)[this.windowName] ?? 'chest';
   }
 
   /** Grey values that are black and white, or the range that the solid's colours are made for. @param {any} nv */
@@ -238,7 +242,9 @@ export class Panel {
 
   /** Say what is under the crosshair. */
   tell() {
+    this.telling = true;
     this.planes.createOnLocationChange();
+    this.telling = false;
   }
 
   /** @param {number} x voxels to the patient's right @param {number} y to the front @param {number} z up */
@@ -275,6 +281,14 @@ export class Panel {
     this.node.remove();
   }
 }
+
+/** Glassy lungs, ivory bones, a breath of skin; air and soft tissue are left out. HU from -1000 to 1000. */
+const CHEST = {
+  min: -1000, max: 1000,
+  R: [0, 30, 50, 90, 120, 120, 235, 245, 255], G: [0, 140, 170, 200, 200, 200, 215, 232, 250],
+  B: [0, 150, 170, 195, 200, 200, 185, 215, 240], A: [0, 0, 14, 14, 4, 0, 0, 50, 110],
+  I: [0, 5, 14, 36, 60, 80, 155, 175, 255],
+};
 
 /** Blue where the second is darker, black where equal, orange where it is brighter. */
 const DIFFERENCE = {
