@@ -66,6 +66,14 @@ FLAGS = [
     Flag("--seed", "seed", {"type": int, "help": "seed of the noise"}),
     Flag("--slices", "slices", {"type": int, "help": "requested number of slices"}),
     Flag("--spacing", "z_spacing", {"type": float, "help": "requested distance between slices in mm"}),
+    Flag(
+        "--candidates",
+        "candidates",
+        {
+            "type": int,
+            "help": "volumes drawn for each report; the best by CLIP score, seams and drift is kept",
+        },
+    ),
     Flag("--steps", "sampling.steps", {"type": int, "help": "solver steps per block"}),
 ]
 
@@ -103,6 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _generate(config: GenerateConfig, rows: list[dict[str, Any]], paths: dict[str, Path]) -> list[str]:
     """Make and write what is not there yet; returns what could not be made and why."""
+    from ctflow.candidates import generate_best
     from ctflow.pipeline import CTFlow, EmptyVolume, GenerationRequest  # takes seconds: after the arguments
 
     requests = [GenerationRequest(**{**config.request(), **row}) for row in rows]
@@ -122,7 +131,7 @@ def _generate(config: GenerateConfig, rows: list[dict[str, Any]], paths: dict[st
             "checkpoint_sha256": model.fingerprint,
             "written": _written(config),
         }
-        if _is_made(paths[request.case_id], made | {"precision": config.precision}):
+        if _is_made(paths[request.case_id], made | {"precision": config.precision}, config.candidates):
             log.info("%s is already there", paths[request.case_id])
         else:
             todo.append(request)
@@ -131,10 +140,11 @@ def _generate(config: GenerateConfig, rows: list[dict[str, Any]], paths: dict[st
         name = f"volumes {start + 1}–{start + len(batch)} of {len(todo)}" if len(todo) > 1 else "slices"
         # Where no length is asked for, the typical one: the model decides.
         expected = sum(request.slices or model.typical_slices(request) for request in batch)
+        expected *= config.candidates
         began = time.perf_counter()
         with tqdm(desc=name, unit="slice", total=expected) as bar:
             show = partial(_show_progress, bar)
-            results = model.generate_many(batch, config.sampling, show, config.precision)
+            results = generate_best(model, batch, config.candidates, config.sampling, show, config.precision)
         seconds = (time.perf_counter() - began) / len(batch)
         for result in results:
             if isinstance(result, EmptyVolume):
@@ -172,7 +182,7 @@ def _show_progress(bar: tqdm, done: SliceUpdate) -> None:
     bar.update(len(done.hu))
 
 
-def _is_made(path: Path, wanted: dict[str, Any]) -> bool:
+def _is_made(path: Path, wanted: dict[str, Any], candidates: int) -> bool:
     record = _beside(path, ".json")
     if not (path.exists() and record.is_file()):
         return False
@@ -180,7 +190,9 @@ def _is_made(path: Path, wanted: dict[str, Any]) -> bool:
         found = json.loads(record.read_text(encoding="utf-8"))
     except ValueError:
         return False
-    return isinstance(found, dict) and all(found.get(key) == value for key, value in wanted.items())
+    if not isinstance(found, dict) or len(found.get("candidates", [None])) != candidates:
+        return False
+    return all(found.get(key) == value for key, value in wanted.items())
 
 
 def _beside(path: Path, ending: str) -> Path:

@@ -89,6 +89,7 @@ class GenerateConfig:
         z_spacing: Requested distance between slices in mm; None: the checkpoint's, or a chest's height over
             ``slices``.
         pixel_spacing: Requested distance between pixels in mm; None: the checkpoint's.
+        candidates: Volumes drawn for each report, of which the best is kept; 1: no choice.
         batch_size: Volumes generated side by side.
         device: ``auto`` (CUDA where there is one), ``cpu`` or ``cuda``.
         precision: ``fp32``, or ``bf16`` autocast: faster where the processor has it, fewer digits.
@@ -106,6 +107,7 @@ class GenerateConfig:
     slices: int | None = None
     z_spacing: float | None = None
     pixel_spacing: float | None = None
+    candidates: int = 1
     batch_size: int = 4
     device: str = "auto"
     precision: str = "fp32"
@@ -122,8 +124,10 @@ class GenerateConfig:
         check_file_choices(self.dtype, self.orientation)
         if self.format not in ENDINGS:
             raise ValueError(f"format is one of {ENDINGS}, found {self.format!r}")
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, found {self.batch_size}")
+        if min(self.batch_size, self.candidates) < 1:
+            raise ValueError(
+                f"batch_size and candidates must be at least 1, found {self.batch_size}, {self.candidates}"
+            )
         if self.device not in DEVICES:
             raise ValueError(f"device is one of {DEVICES}, found {self.device!r}")
         if self.precision not in PRECISIONS:

@@ -49,6 +49,8 @@ class DataConfig:
         pairs: Read contrast pairs (two cases of a patient that differ in one finding) side by side; cases
             without partner are left out.
         differing_share: With ``pairs``, probability that a training block is drawn where the two differ.
+        posterior_noise: Latents of ``blocks`` are the posterior's mean plus this many of its deviations of
+            noise: 1 samples the posterior, 0 takes its mean.
         repeat: Times the data set is seen in one epoch; raised by itself where a set is smaller than a step.
         shuffle_shards: Shards mixed with each other at a time; reading stays within that many files.
         in_memory: Keep all arrays in memory (latents of 600 phantoms are 180 MB), where half of what is free
@@ -69,6 +71,7 @@ class DataConfig:
     p_start: float = 0.15
     pairs: bool = False
     differing_share: float = 0.5
+    posterior_noise: float = 1.0
     repeat: int = 1
     shuffle_shards: int = 8
     in_memory: bool = False
@@ -87,6 +90,8 @@ class DataConfig:
             raise ValueError(
                 f"pairs need even batch sizes, found {self.batch_size} and {self.valid_batch_size}"
             )
+        if self.posterior_noise < 0:
+            raise ValueError(f"posterior_noise must not be negative, found {self.posterior_noise}")
         for name in ("batch_size", "repeat", "shuffle_shards"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")

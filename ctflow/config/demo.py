@@ -4,35 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-
-@dataclass
-class ContrastPair:
-    """Two reports that differ in one finding, generated from equal noise.
-
-    Attributes:
-        with_finding: The report that names the finding.
-        without_finding: The same report without it.
-        label: CT-RATE's name of the finding.
-        side: The patient's side it lies on: ``left`` or ``right``.
-    """
-
-    with_finding: str = (
-        "The size of the heart is within normal limits. Trachea is in the midline and both main bronchi are "
-        "open. There is no consolidation. No nodule or mass is seen in the lungs. There is a large right "
-        "pleural effusion of about 900 ml. No pleural effusion is seen on the left. "
-        "Large right pleural effusion."
-    )
-    without_finding: str = (
-        "The size of the heart is within normal limits. Trachea is in the midline and both main bronchi are "
-        "open. There is no consolidation. No nodule or mass is seen in the lungs. No pleural effusion is "
-        "seen. Normal chest CT."
-    )
-    label: str = "Pleural effusion"
-    side: str = "right"
-
-    def __post_init__(self) -> None:
-        if self.side not in ("left", "right"):
-            raise ValueError(f"side is left or right, found {self.side!r}")
+REPORTS = (
+    "There is a large right pleural effusion.",
+    "There is a large left pleural effusion.",
+    "There is no pleural effusion.",
+)
 
 
 @dataclass
@@ -45,9 +21,11 @@ class DemoConfig:
         vae_minutes: Length of the A-VAE's training.
         flow_minutes: Length of the FMvT's training.
         eval_cases: Held-out phantoms scored with the embedded checkpoint.
-        seed: Of phantoms and of the noise of generation.
+        seed: Of phantoms, and the first seed of generation.
+        seeds: Volumes generated from each report, at ``seed``, ``seed + 1``, …
+        reports: What is asked for; each says where there is a pleural effusion, or that there is none.
+        least_hits: Share of the seeds that must show exactly what each report asks for.
         checkpoint: Checkpoint that generates; empty: the embedded one.
-        pair: The two reports.
     """
 
     output: str = "runs/demo"
@@ -56,8 +34,10 @@ class DemoConfig:
     flow_minutes: float = 3.0
     eval_cases: int = 8
     seed: int = 1
+    seeds: int = 6
+    reports: list[str] = field(default_factory=lambda: list(REPORTS))
+    least_hits: float = 0.75
     checkpoint: str = ""
-    pair: ContrastPair = field(default_factory=ContrastPair)
 
     def __post_init__(self) -> None:
         if self.volumes < 20 or self.eval_cases < 2:
@@ -65,3 +45,7 @@ class DemoConfig:
                 "volumes must be at least 20 and eval_cases at least 2, "
                 f"found {self.volumes}, {self.eval_cases}"
             )
+        if self.seeds < 1 or not self.reports:
+            raise ValueError(f"at least one seed and one report are needed, found {self.seeds} seeds")
+        if not 0 <= self.least_hits <= 1:
+            raise ValueError(f"least_hits lies between 0 and 1, found {self.least_hits}")

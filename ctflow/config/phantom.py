@@ -18,6 +18,7 @@ class PhantomConfig:
         fixed_share: Share of patients scanned at ``slice_spacing``; the others at 1 to 5 mm, as drawn.
         pairs: Draw every patient twice, as scans ``a`` and ``b`` that differ in one finding alone
             (``data_prep.phantom.contrast.sample_pair``).
+        report: Every patient shows what this text states, and nothing else; empty: findings as drawn.
         valid_fraction: Share of patients in the ``valid`` split.
         masks: Whether to write a compressed file of masks beside each volume.
         workers: Processes; 0 for one per CPU core.
@@ -30,6 +31,7 @@ class PhantomConfig:
     slice_spacing: float | None = None
     fixed_share: float = 1.0
     pairs: bool = False
+    report: str = ""
     valid_fraction: float = 0.1
     masks: bool = False
     workers: int = 0
@@ -49,5 +51,7 @@ class PhantomConfig:
             raise ValueError(f"fixed_share must be 0 to 1, found {self.fixed_share}")
         if self.pairs and self.volumes % 2:
             raise ValueError(f"pairs need an even number of volumes, found {self.volumes}")
+        if self.pairs and self.report:
+            raise ValueError("pairs draws findings, report gives them: choose one of them")
         if self.workers < 0:
             raise ValueError(f"workers must be 0 (all cores) or more, found {self.workers}")

@@ -75,10 +75,10 @@ class LatentDataModule(LightningDataModule):
         cases, choice = (0, None) if drawn else (config.max_valid_cases, config.valid_choice)
         seed = config.seed
         if config.view == "blocks" and config.pairs:  # both scans of a patient, in validation too
-            both = LatentShards(folder, cases, config.in_memory)
+            both = LatentShards(folder, cases, config.in_memory, posterior_noise=config.posterior_noise)
             return PairView(both, seed, config.p_start, config.differing_share)
         if config.view == "blocks":
-            latents = LatentShards(folder, cases, config.in_memory, choice)
+            latents = LatentShards(folder, cases, config.in_memory, choice, config.posterior_noise)
             return BlockView(latents, seed, config.p_start, scans_of(latents.cases) if drawn else None)
         slices = SliceShards(folder, cases, config.in_memory and config.view == "slices", choice)
         scans = scans_of(slices.cases) if drawn else None

@@ -183,6 +183,7 @@ class LatentShards(ShardSet):
         max_cases: Only the first so many cases; 0 takes all.
         in_memory: Read everything once and keep it.
         choice: Which reconstructions and scans; None takes every volume.
+        posterior_noise: Deviations of posterior noise in ``sample``; 0 gives the posterior's mean.
 
     Attributes:
         header: What all shards share.
@@ -199,8 +200,10 @@ class LatentShards(ShardSet):
         max_cases: int = 0,
         in_memory: bool = False,
         choice: CaseChoice | None = None,
+        posterior_noise: float = 1.0,
     ) -> None:
         super().__init__(folder, max_cases, choice)
+        self.posterior_noise = posterior_noise
         self._shared: LatentHeader | None = None
         self._file(0)
         assert self._shared is not None
@@ -276,7 +279,8 @@ class LatentShards(ShardSet):
         mean, logvar = self.posterior(i, min(start, slices), min(stop, slices))
         shape = (stop - start, *mean.shape[1:])
         noise = torch.randn(*shape, generator=generator)[: len(mean)]
-        z = torch.from_numpy(mean).float() + torch.exp(0.5 * torch.from_numpy(logvar).float()) * noise
+        deviation = torch.exp(0.5 * torch.from_numpy(logvar).float())
+        z = torch.from_numpy(mean).float() + self.posterior_noise * deviation * noise
         white = self.white()[:, None].expand(-1, shape[0] - len(mean), -1, -1)
         return torch.cat([self._whiten(z).transpose(0, 1), white], dim=1)
 

@@ -1,86 +1,69 @@
-"""What ``make demo`` checks in its generated volumes, and the page it ends with."""
+"""The page that ``make demo`` ends with."""
 
 from __future__ import annotations
 
 import csv
-from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from ctflow.anatomy import SIDES, Measurement, findings, measure, phantom_ranges
-from ctflow.config.demo import ContrastPair, DemoConfig
+from ctflow.config.demo import DemoConfig
 from ctflow.data.nifti import read_nifti
+from ctflow.demo.checks import Check, Draw, asked_sides
 from ctflow.evaluation.report import Page, Table
-from ctflow.pictures import montage
+from ctflow.pictures import SOFT_TISSUE, axial_and_coronal, beside, montage, save_png, stack
 from ctflow.training.curves import read_curves
+from ctflow.types import HUVolume
 
-
-@dataclass(frozen=True)
-class Check:
-    """One thing a generated volume must show.
-
-    Attributes:
-        name: What must hold.
-        holds: Whether it does.
-        found: The measured value in words.
-    """
-
-    name: str
-    holds: bool
-    found: str
-
-
-def check_pair(with_finding: Path, without_finding: Path, pair: ContrastPair) -> list[Check]:
-    """Measure both volumes: anatomy in each, the differing finding in the one and not in the other."""
-    measured = [measure(read_nifti(path)) for path in (with_finding, without_finding)]
-    checks = []
-    for name, measurement in zip(("with the finding", "without it"), measured, strict=True):
-        checks += anatomy_checks(measurement, name)
-    for wanted, measurement in zip((True, False), measured, strict=True):
-        found = [item for item in findings(measurement).get(pair.label, []) if item.side == pair.side]
-        size = ", ".join(f"{item.size:.0f} {item.unit}" for item in found) or "none"
-        verb = "present" if wanted else "absent"
-        checks.append(Check(f"{pair.label} on the {pair.side} {verb}", bool(found) == wanted, size))
-    return checks
-
-
-def anatomy_checks(measurement: Measurement, name: str) -> list[Check]:
-    """Two lungs of a phantom's volume, spine, heart and trachea."""
-    ranges = phantom_ranges()
-    inside = ranges.holds(measurement)
-    checks = []
-    for side in SIDES:
-        low, high = ranges.lung_ml[side]
-        found = f"{measurement.lungs.volume_ml[side]:.0f} ml, phantoms {low:.0f}–{high:.0f} ml"
-        checks.append(Check(f"{name}: {side} lung", inside[side], found))
-    heart, trachea, spine = measurement.heart, measurement.trachea, measurement.spine
-    return [
-        *checks,
-        Check(f"{name}: spine", spine.present, f"in {100 * spine.coverage:.0f} % of the slices"),
-        Check(f"{name}: heart", heart.present, f"{heart.width_mm:.0f} mm wide"),
-        Check(f"{name}: trachea", trachea.present, f"{trachea.length_mm:.0f} mm long"),
-    ]
+_TILE = 200
 
 
 def write_page(
-    root: Path, config: DemoConfig, checkpoint: str, checks: list[Check], seconds: dict[str, float]
+    root: Path,
+    config: DemoConfig,
+    checkpoint: str,
+    draws: list[Draw],
+    phantoms: list[Path],
+    checks: list[Check],
+    seconds: dict[str, float],
 ) -> None:
-    """Write ``index.html`` of the demonstration from what lies in its folder."""
-    page = Page("ctflow: two reports, two chest CTs")
+    """Write ``index.html`` and ``overview.png`` of the demonstration from what lies in its folder.
+
+    Args:
+        root: The folder.
+        config: What was asked for.
+        checkpoint: What generated the volumes.
+        draws: Every generated volume.
+        phantoms: For each report a phantom that shows what it states.
+        checks: Their counts.
+        seconds: Wall time of each stage.
+    """
+    page = Page("ctflow: reports and the chest CTs drawn from them")
     page.text(
-        f"Both volumes come from the checkpoint {checkpoint}, trained on procedural phantoms, and "
-        f"from the same noise (seed {config.seed}); the reports differ in one finding. They are synthetic "
-        "and show no patient."
-    )
-    page.side_by_side(
-        _volume(root / "pair" / "with.nii.gz", config.pair.with_finding),
-        _volume(root / "pair" / "without.nii.gz", config.pair.without_finding),
+        f"All volumes come from the checkpoint {checkpoint}, trained on procedural phantoms. Each report was "
+        f"drawn with the seeds {config.seed} to {config.seed + config.seeds - 1}, and one seed means equal "
+        "noise for every report. No volume was left out. They are synthetic and show no patient."
     )
     page.heading("What is measured in them")
-    page.text("Each line must hold for the demonstration to succeed.")
-    lines = [["✓" if check.holds else "✗", check.name, check.found] for check in checks]
-    page.table(Table(["", "check", "measured"], lines))
+    page.text(
+        f"A line holds where at least {100 * config.least_hits:.0f} % of the volumes show what it names, as "
+        "a measuring program finds it in the Hounsfield units. The demonstration fails where a line does not."
+    )
+    page.table(Table(["", "asked", "measured"], [["✓" if c.holds else "✗", c.name, c.found] for c in checks]))
+    rows = []
+    for number, report in enumerate(config.reports):
+        own = [draw for draw in draws if draw.report == number]
+        phantom, first = read_nifti(phantoms[number]), read_nifti(own[0].path)
+        page.heading(report)
+        page.side_by_side(
+            _volume("A phantom that shows it", phantom), _volume(f"Generated, seed {own[0].seed}", first)
+        )
+        for draw in own:
+            held = "✓" if draw.sides == asked_sides(report) else "✗"
+            caption = f"{held} seed {draw.seed}: {draw.told}"
+            page.picture(axial_and_coronal(read_nifti(draw.path), SOFT_TISSUE, _TILE), caption, "third")
+        rows.append(beside([montage(phantom), montage(first)]))
+    save_png(root / "overview.png", stack(rows))
     page.heading("Scores of a few held-out phantoms")
     _scores(page, root)
     page.heading("Both trainings, briefly, from scratch")
@@ -91,18 +74,16 @@ def write_page(
     for task, title in (("autoencoder", "A-VAE"), ("flow", "FMvT")):
         page.picture(_curves(root / task / "scratch" / "curves.csv", title), f"{title}, trained here")
     page.heading("Time")
-    rows = [[name, f"{value:.0f} s"] for name, value in seconds.items()]
-    page.table(Table(["stage", "wall time"], [*rows, ["together", f"{sum(seconds.values()) / 60:.1f} min"]]))
+    lines = [[name, f"{value:.0f} s"] for name, value in seconds.items()]
+    page.table(Table(["stage", "wall time"], [*lines, ["together", f"{sum(seconds.values()) / 60:.1f} min"]]))
     page.save(root / "index.html")
 
 
-def _volume(path: Path, report: str) -> Page:
-    page, volume = Page(path.name), read_nifti(path)
-    page.quote(report)
-    slices, spacing = volume.hu.shape[0], volume.spacing
+def _volume(title: str, volume: HUVolume) -> Page:
+    page, spacing = Page(title), volume.spacing
     page.picture(
         montage(volume),
-        f"{path.name}: {slices} slices of {spacing[2]:.2f}×{spacing[1]:.2f}×{spacing[0]:.2f} mm. "
+        f"{title}: {len(volume.hu)} slices of {spacing[2]:.2f}×{spacing[1]:.2f}×{spacing[0]:.2f} mm. "
         "Above: lung window, below it soft tissue, then coronal and sagittal cuts. "
         "The patient's right is on the left.",
     )
@@ -134,7 +115,10 @@ def _scores(page: Page, root: Path) -> None:
         "more; metrics named rand2d and rand3d use frozen random convolutions."
     )
     page.table(Table(["source", "metric", "value", "at infinite N", "cases", "note"], rows))
-    page.text(f"All of it, with intervals, monitors and provenance: {tables[-1].parent / 'report.html'}")
+    page.link(
+        "All of it, with intervals, monitors and provenance",
+        (tables[-1].parent / "report.html").relative_to(root).as_posix(),
+    )
 
 
 def _number(text: str) -> str:

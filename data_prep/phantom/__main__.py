@@ -19,6 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         Flag("--volumes", "volumes", {"type": int, "help": "number of volumes"}),
         Flag("--seed", "seed", {"type": int, "help": "data set seed"}),
         Flag("--size", "size", {"type": int, "help": "rows and columns"}),
+        Flag("--report", "report", {"help": "findings in words: every patient shows these alone"}),
     ]
     line = parse_command(
         PhantomConfig,

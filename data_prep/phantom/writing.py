@@ -23,12 +23,13 @@ from ctflow.types import HUVolume
 from data_prep.phantom.contrast import sample_pair
 from data_prep.phantom.render import make_phantom
 from data_prep.phantom.report import report_for
+from data_prep.phantom.requested import with_stated
 from data_prep.phantom.sampling import sample_spec
 from data_prep.phantom.spec import PhantomSpec
 
 log = logging.getLogger("ctflow.phantom")
 _MARK = "phantoms.json"
-_KEPT_KEYS = ("seed", "size", "slice_spacing", "fixed_share", "pairs", "valid_fraction", "masks")
+_KEPT_KEYS = ("seed", "size", "slice_spacing", "fixed_share", "pairs", "report", "valid_fraction", "masks")
 
 
 def volume_names(config: PhantomConfig) -> list[tuple[str, str]]:
@@ -56,7 +57,8 @@ def volume_spec(config: PhantomConfig, index: int) -> PhantomSpec:
     spacing = config.slice_spacing if fixed else None
     if config.pairs:
         return sample_pair(config.seed, patient, config.size, spacing)[scan]
-    return sample_spec(config.seed, patient, config.size, spacing)
+    drawn = sample_spec(config.seed, patient, config.size, spacing)
+    return with_stated(drawn, config.report) if config.report else drawn
 
 
 def volume_path(output: Path, split: str, name: str) -> Path:

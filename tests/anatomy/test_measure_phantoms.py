@@ -93,6 +93,20 @@ def test_accuracy_command_writes_tables_and_ranges(tmp_path, healthy):
     assert json.loads((tmp_path / "ranges.json").read_text(encoding="utf-8"))["volumes"] == 1
 
 
+def test_accuracy_measures_the_first_volumes_alone(tmp_path, healthy):
+    from ctflow.data.nifti import write_nifti
+
+    phantom, _ = healthy
+    for name in "ab":
+        write_nifti(tmp_path / "in" / f"{name}.nii.gz", phantom.volume)
+        truth = {"case_id": name, **phantom.truth}
+        (tmp_path / "in" / f"{name}.truth.json").write_text(json.dumps(truth), encoding="utf-8")
+    assert main(["--volumes", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "limit=1"]) == 0
+    assert json.loads((tmp_path / "out" / "anatomy-accuracy.json").read_text())["volumes"] == 1
+    with pytest.raises(CTFlowError, match="limit is a number of volumes or 0"):
+        main(["--volumes", str(tmp_path / "in"), "limit=-1"])
+
+
 def test_accuracy_command_refuses_a_folder_without_phantoms(tmp_path):
     with pytest.raises(CTFlowError, match="no phantoms"):
         main(["--volumes", str(tmp_path)])

@@ -11,9 +11,12 @@ from typing import Any, get_args, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 
+from ctflow.config.accuracy import AccuracyConfig
 from ctflow.config.bench import BenchConfig
 from ctflow.config.commands import ConvertConfig, GenerateConfig
 from ctflow.config.data import CheckConfig, EncodeConfig
+from ctflow.config.demo import DemoConfig
+from ctflow.config.evaluation import EvalConfig
 from ctflow.config.pack import PackConfig
 from ctflow.config.phantom import PhantomConfig
 from ctflow.config.prep import IngestConfig
@@ -22,7 +25,7 @@ from ctflow.config.training import TrainConfig
 
 SCHEMAS = [
     TrainConfig, ConvertConfig, GenerateConfig, IngestConfig, EncodeConfig, CheckConfig, PhantomConfig,
-    PackConfig, BenchConfig, SystemConfig,
+    PackConfig, BenchConfig, SystemConfig, DemoConfig, EvalConfig, AccuracyConfig,
 ]  # fmt: skip
 
 

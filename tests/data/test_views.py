@@ -9,7 +9,7 @@ from lightning.fabric.utilities import move_data_to_device
 
 from ctflow.config.data import DataConfig
 from ctflow.config.encoders import VolumeGrid
-from ctflow.data import LatentShards, SliceShards, SliceShardWriter, padded_slices
+from ctflow.data import LatentDataModule, LatentShards, SliceShards, SliceShardWriter, padded_slices
 from ctflow.data.views import BlockView, SliceView, VolumeView
 from ctflow.errors import ShardError
 from ctflow.models.ctclip_preprocess import volume_input
@@ -42,6 +42,22 @@ def test_evaluation_reads_each_block_with_the_one_before(make_latents, slices):
     air = (-3.0 - torch.tensor([0.1, 0.2, 0.3, 0.4])) * torch.tensor([2.0, 1.0, 0.5, 1.5])
     assert torch.equal(batch.previous[0], air[:, None, None, None].expand(-1, 16, 2, 2))
     torch.testing.assert_close(batch.previous[1:], batch.target[:-1], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.5, 1.0])
+def test_latents_are_the_mean_plus_so_many_deviations(noise, make_latents):
+    folder = make_latents([48], logvar=0.0)
+    module = LatentDataModule(
+        DataConfig(str(folder), str(folder), posterior_noise=noise, batch_size=3, in_memory=True)
+    )
+    module.setup("validate")
+    shards = LatentShards(folder)
+    (batch, *_) = module.val_dataloader()
+    mean = shards.whitened(0)
+    scale = torch.tensor(shards.header.whitening.scale)
+    found = torch.cat(list(batch.target), dim=1)[:, :48] - mean
+    spread = found.flatten(1).std(dim=1) / scale
+    torch.testing.assert_close(spread, torch.full_like(spread, noise), rtol=0.12, atol=1e-5)
 
 
 def test_training_pairs_are_neighbours_that_begin_at_any_slice(make_latents):

@@ -1,39 +1,58 @@
 """The demonstration's checks, on phantoms whose truth is known."""
 
+from __future__ import annotations
+
+import csv
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from ctflow.config.demo import ContrastPair, DemoConfig
+from ctflow.config.demo import REPORTS, DemoConfig
 from ctflow.data.nifti import write_nifti
-from ctflow.demo import Stages
-from ctflow.demo.page import check_pair
+from ctflow.demo import Stages, _data, _evaluation, _generation, _training
+from ctflow.demo.checks import Draw, asked_sides, check_draws, measured
 from ctflow.errors import CTFlowError
 from ctflow.types import HUVolume
-from data_prep.phantom import contrast_pair, healthy_specs, make_phantom
+from data_prep.phantom import make_phantom, sample_spec
+from data_prep.phantom.requested import with_stated
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pair")
-    spec = next(iter(healthy_specs(seed=8))).resized(128, 4.0)
-    paths = []
-    for name, one in zip(("with", "without"), contrast_pair(spec, "Pleural effusion", "right"), strict=True):
-        phantom = make_phantom(one)
-        paths.append(folder / f"{name}.nii.gz")
-        write_nifti(paths[-1], phantom.volume)
-    return paths
+def draws(tmp_path_factory) -> list[Draw]:
+    """A phantom of each report, measured."""
+    folder = tmp_path_factory.mktemp("volumes")
+    made = []
+    for number, report in enumerate(REPORTS):
+        spec = with_stated(sample_spec(8, 1, 128, 4.0), report)
+        path = folder / f"{number}.nii.gz"
+        write_nifti(path, make_phantom(spec).volume)
+        made.append(measured(number, 1, path))
+    return made
 
 
-def test_a_true_pair_passes_every_check(pair):
-    checks = check_pair(*pair, ContrastPair())
-    assert len(checks) == 12
-    assert all(c.holds for c in checks), [c for c in checks if not c.holds]
+def as_if_asked(draws: list[Draw], *numbers: int) -> list[Draw]:
+    """The same volumes, as if other reports had been asked for."""
+    return [replace(draw, report=number) for draw, number in zip(draws, numbers, strict=True)]
 
 
-def test_an_exchanged_pair_fails_both_finding_checks(pair):
-    checks = check_pair(pair[1], pair[0], ContrastPair())
-    assert [c.holds for c in checks[-2:]] == [False, False]
-    assert all(c.holds for c in checks[:-2])
+def test_volumes_as_asked_pass_every_check(draws):
+    made = check_draws(draws, list(REPORTS), 0.75)
+    assert [check.holds for check in made] == [True] * 4
+    assert made[0].found == "effusion found in 1 of 1, on the right, there alone, in 1 of 1"
+    assert made[2].found == "no effusion found in 1 of 1"
+
+
+def test_exchanged_volumes_fail_their_reports_alone(draws):
+    made = check_draws(as_if_asked(draws, 2, 0, 1), list(REPORTS), 0.75)
+    assert [check.holds for check in made] == [False, False, False, True]
+
+
+def test_the_least_share_decides(draws):
+    right, left, _ = draws
+    some = as_if_asked([right, right, right, left], 0, 0, 0, 0)
+    assert check_draws(some, [REPORTS[0]], 0.75)[0].holds
+    assert not check_draws(some, [REPORTS[0]], 0.8)[0].holds
 
 
 def test_a_body_without_anatomy_fails(tmp_path):
@@ -41,9 +60,23 @@ def test_a_body_without_anatomy_fails(tmp_path):
     hu = np.where((x / 0.9) ** 2 + (y / 0.7) ** 2 < 1, 40.0, -1000.0).astype(np.float32) + 0 * z
     path = tmp_path / "blob.nii.gz"
     write_nifti(path, HUVolume(hu.astype(np.float32), (4.0, 3.5, 3.5)))
-    held = {c.name: c.holds for c in check_pair(path, path, ContrastPair())}
-    for part in ("left lung", "right lung", "trachea", "spine"):
-        assert not held[f"with the finding: {part}"]
+    draw = measured(2, 1, path)
+    assert {"left lung", "right lung", "trachea", "spine"} <= set(draw.missing)
+    assert not check_draws([draw], list(REPORTS), 0.75)[-1].holds
+
+
+@pytest.mark.parametrize("report", ["The heart is enlarged.", "There is a pleural effusion."])
+def test_a_report_without_a_sided_effusion_is_refused(report):
+    with pytest.raises(CTFlowError, match="a pleural effusion and its side"):
+        asked_sides(report)
+
+
+def test_sides_that_reports_state():
+    asked = {
+        "Bilateral pleural effusions.": {"left", "right"},
+        **dict(zip(REPORTS, ({"right"}, {"left"}, set()), strict=True)),
+    }
+    assert {report: asked_sides(report) for report in asked} == asked
 
 
 def test_a_failed_stage_is_an_error_that_names_it():
@@ -54,3 +87,24 @@ def test_a_failed_stage_is_an_error_that_names_it():
 def test_demo_config_refuses_too_few_volumes():
     with pytest.raises(ValueError, match="volumes must be at least 20"):
         DemoConfig(volumes=5)
+
+
+def test_stages_get_what_was_asked(tmp_path, monkeypatch):
+    typed: dict[str, list[str]] = {}
+    monkeypatch.setattr(Stages, "run", lambda self, name, module, arguments: typed.update({name: arguments}))
+    config = DemoConfig(
+        str(tmp_path), vae_minutes=0.5, flow_minutes=0.25, eval_cases=3, seeds=2, least_hits=1
+    )
+    stages = Stages()
+    _data(config, tmp_path, stages)
+    for stage in (_training, _generation, _evaluation):
+        stage(config, tmp_path, tmp_path / "checkpoint", stages)
+    assert "loop.max_minutes=0.5" in typed["A-VAE from scratch"]
+    assert "loop.max_minutes=0.25" in typed["FMvT from scratch"]
+    assert "cases=3" in typed["scores of a few cases"]
+    assert "6 volumes" in typed
+    rows = list(csv.DictReader((tmp_path / "reports.csv").open()))
+    assert {(row["report"], row["seed"]) for row in rows} == {(r, s) for r in REPORTS for s in ("1", "2")}
+    assert {row["noise_id"] for row in rows} == {"demo"}
+    with pytest.raises(ValueError, match="least_hits"):
+        DemoConfig(least_hits=2)

@@ -75,6 +75,10 @@ class Page:
         """Commands or files, in a fixed font."""
         self._add("code", text=text)
 
+    def link(self, text: str, target: str) -> None:
+        """A link to another file of the result, relative to the page."""
+        self._add("link", text=text, target=target)
+
     def alarms(self, lines: Sequence[str]) -> None:
         """A list that must be seen."""
         self._add("alarms", lines=lines)
@@ -131,6 +135,8 @@ def _markdown(parts: Sequence[dict[str, Any]]) -> list[str]:
                 found.append(f"> {part['text']}")
             case "code":
                 found.append(f"```\n{part['text']}\n```")
+            case "link":
+                found.append(f"[{part['text']}]({part['target']})")
             case "alarms":
                 found.append("\n".join(f"- **ALARM** {line}" for line in part["lines"]))
             case "table":
