@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctflow.errors import ScanError
-from ctflow.formats import LPS_TO_RAS, Orientation, VoxelType
+from ctflow.formats import Orientation, VoxelType
 from ctflow.types import HUVolume
 
 Affine = NDArray[np.float64]

@@ -41,7 +41,7 @@ async function show(id, other = '') {
   byId('welcome').hidden = true;
   panels = options.map((one) => new Kind(byId('panels'), one));
   const now = panels;
-  for (const panel of now) await panel.open();
+  await Promise.all(now.map((panel) => panel.loading));
   if (now !== panels) return;
   panels.forEach((panel) => panel.arrange(layout));
   if (measuring) panels.forEach((panel) => panel.ruler(true));
@@ -279,7 +279,7 @@ function watchJobs() {
     if (!mine.has(job.id)) continue;
     if (job.state === 'failed') form.problem(job.message);
     const there = job.volumes.map(volume).filter(Boolean);
-    if (there.length && there.length === job.volumes.length) attempt(() => open(there[there.length - 1]));
+    if (there.length && there.length === job.volumes.length) attempt(() => open(there[0]));
     if (there.length || !['waiting', 'running'].includes(job.state)) {
       if (job.volumes.length || job.state !== 'running') mine.delete(job.id);
     }

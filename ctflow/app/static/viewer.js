@@ -57,7 +57,6 @@ export class Panel {
     this.side = this.slices = this.done = 0;
     this.windowName = 'lung';
     this.layout = 'all';
-    this.loading = Promise.resolve();
     this.closed = this.quiet = this.touched = false;
     this.flat = make('canvas', { tabIndex: 0, role: 'img', 'aria-label': `${options.title}: planes` });
     this.solid = make('canvas', { role: 'img', 'aria-label': `${options.title}: three dimensions` });
@@ -66,6 +65,8 @@ export class Panel {
     this.node = make('section', { className: 'panel', 'aria-label': options.title },
       make('h2', {}, options.title), this.stage);
     host.append(this.node);
+    /** What is done with the canvases, one thing after the other. */
+    this.loading = this.open();
   }
 
   /** Set both canvases up. */
@@ -233,7 +234,7 @@ export class Panel {
 
   /** @param {number[]} mm */
   moveTo(mm) {
-    if (!this.planes.volumes.length) return;
+    if (!this.planes?.volumes.length) return;
     this.quiet = true;
     this.planes.scene.crosshairPos = this.planes.mm2frac(mm);
     this.planes.drawScene();
@@ -249,11 +250,12 @@ export class Panel {
 
   /** @param {number} x voxels to the patient's right @param {number} y to the front @param {number} z up */
   step(x, y, z) {
-    this.planes.moveCrosshairInVox(x, y, z);
+    if (this.done) this.planes.moveCrosshairInVox(x, y, z);
   }
 
   /** @param {number} factor */
   zoom(factor) {
+    if (!this.done) return;
     const [x, y, z, old] = this.planes.scene.pan2Dxyzmm;
     const now = Math.min(Math.max(old * factor, 0.5), 12);
     this.planes.setPan2Dxyzmm([x, y, z, now]);
@@ -261,11 +263,13 @@ export class Panel {
 
   /** @param {boolean} on */
   ruler(on) {
+    if (!this.planes) return;
     this.planes.opts.dragModePrimary = on ? niivue.DRAG_MODE.measurement : niivue.DRAG_MODE.crosshair;
     if (!on) this.planes.clearAllMeasurements();
   }
 
   reset() {
+    if (!this.done) return;
     this.planes.setPan2Dxyzmm([0, 0, 0, 1]);
     this.planes.clearAllMeasurements();
     this.body?.setRenderAzimuthElevation(200, 12);
