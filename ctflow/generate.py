@@ -167,7 +167,7 @@ def _generate(config: GenerateConfig, rows: list[dict[str, Any]], paths: dict[st
         with tqdm(desc=name, unit="slice", total=expected) as bar:
             show = partial(_show_progress, bar)
             results = generate_best(
-                model, asked, config.candidates, config.sampling, show, config.precision, given
+                model, asked, config.candidates, config.sampling, show, config.precision, given=given
             )
         seconds = (time.perf_counter() - began) / len(batch)
         for request, result in zip(batch, results, strict=True):
