@@ -214,8 +214,6 @@ class Collector:
         ranks: This process among others.
         findings: Whether findings are read from what their table needs: whole generated volumes, the real
             ones they are compared with, and reconstructions.
-
-    Attributes:
         bar: Progress over several calls; None: every call shows its own.
     """
 
@@ -227,9 +225,10 @@ class Collector:
         extractor: FeatureExtractor,
         ranks: Ranks,
         findings: bool = False,
+        bar: tqdm | None = None,
     ) -> None:
         self.config, self.system, self.reader, self.findings = config, system, reader, findings
-        self.bar: tqdm | None = None
+        self.bar = bar
         self.rollout = config.sampling.applied_to(system.config.rollout)
         self._avae = f"{system.avae.fingerprint()} {system.config.image_size}"
         self.memo = BlockMemo(4 * config.batch_size, first=2)  # settings share their first two blocks
@@ -237,11 +236,11 @@ class Collector:
 
     def collect(self, sets: CaseSets, settings: Sequence[str]) -> Collected:
         """All features of an evaluation; what is cached already is not made again."""
-        return self.cache.collect(self.groups(sets, settings))
+        return self.cache.collect(self.groups(sets, settings), self.bar)
 
     def real(self, cases: Sequence[RealCase]) -> list[CaseFeatures]:
         """Features of real volumes."""
-        return self.cache.collect([(self._real(case),) for case in cases]).of(REAL_SET, cases)
+        return self.cache.collect([(self._real(case),) for case in cases], self.bar).of(REAL_SET, cases)
 
     def generated(self, setting: Setting, cases: Sequence[RealCase]) -> list[CaseFeatures]:
         """Features of volumes generated in one setting, without the real ones."""

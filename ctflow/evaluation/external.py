@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import pandas as pd
-
 from ctflow.config.evaluation import EvalConfig
 from ctflow.data.nifti import read_geometry, read_nifti
 from ctflow.errors import EvaluationError
@@ -163,19 +161,22 @@ def read_reports(path: Path) -> dict[str, str]:
     Raises:
         EvaluationError: No such file, other columns, or a case twice.
     """
-    read = read_table(path)
-    table = pd.DataFrame([cells for _, cells in read.rows], columns=list(read.columns), dtype=str)
-    names = [column for column in ("case_id", "VolumeName") if column in table]
-    if not names or not ({"report"} <= set(table) or {"Findings_EN", "Impressions_EN"} <= set(table)):
+    table = read_table(path)
+    columns = set(table.columns)
+    name = next((column for column in ("case_id", "VolumeName") if column in columns), None)
+    parts = ["report"] if "report" in columns else ["Findings_EN", "Impressions_EN"]
+    if name is None or not {*parts} <= columns:
         raise EvaluationError(
-            f"{path} has the columns {', '.join(table)}",
+            f"{path} has the columns {', '.join(table.columns)}",
             "case_id or VolumeName, and report or Findings_EN and Impressions_EN",
         )
-    texts = table["report"] if "report" in table else table["Findings_EN"] + " " + table["Impressions_EN"]
-    ids = table[names[0]].str.removesuffix(".gz").str.removesuffix(".nii")
-    if ids.duplicated().any():
-        raise EvaluationError(f"{path} names {ids[ids.duplicated()].iloc[0]!r} twice", "every case once")
-    return dict(zip(ids, texts, strict=True))
+    reports: dict[str, str] = {}
+    for _, cells in table.rows:
+        case = cells[name].removesuffix(".gz").removesuffix(".nii")
+        if case in reports:
+            raise EvaluationError(f"{path} names {case!r} twice", "every case once")
+        reports[case] = " ".join(cells[part] for part in parts)
+    return reports
 
 
 def _paired(

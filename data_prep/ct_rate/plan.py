@@ -13,10 +13,12 @@ import numpy as np
 
 from ctflow.config.prep import IngestConfig
 from ctflow.errors import ScanError
-from data_prep.ct_rate.discovery import case_id_of, chosen_images, patient_and_split, survey_source
+from data_prep.ct_rate.discovery import chosen_images
 from data_prep.ct_rate.geometry import check_spacing
 from data_prep.ct_rate.journal import read_outcomes
 from data_prep.ct_rate.memory import WORKER_BYTES
+from data_prep.ct_rate.naming import case_id_of, patient_and_split
+from data_prep.ct_rate.survey import survey_source
 from data_prep.ct_rate.tables import CsvRow, Tables
 from data_prep.ct_rate.tags import acquisition_of
 

@@ -20,16 +20,10 @@ from ctflow.data.manifest import read_manifest
 from ctflow.data.records import SliceRecord
 from ctflow.data.writer import SliceShardWriter
 from ctflow.types import Acquisition
-from data_prep.ct_rate.discovery import (
-    Item,
-    Source,
-    case_id_of,
-    distinct_case_id,
-    is_published,
-    patient_and_split,
-)
+from data_prep.ct_rate.discovery import Item, Source
 from data_prep.ct_rate.journal import FOLDER, Journal
 from data_prep.ct_rate.memory import available_bytes, needed_bytes
+from data_prep.ct_rate.naming import case_id_of, distinct_case_id, is_published, patient_and_split
 from data_prep.ct_rate.patients import PatientLinks
 from data_prep.ct_rate.pool import GuardedPool, failure
 from data_prep.ct_rate.prepare import EXCLUDED, EXPANDED, FLAGGED, REFUSED, Job, Outcome, outcome_fingerprint
@@ -180,11 +174,13 @@ class IngestRun:
         """Plan the series of a folder and tell what else lies in it; returns how many are to be done."""
         for key, status, code, detail in outcome.told:
             self.seen[key] = Outcome(key, "", status, [[code, detail]])
-        items = [Item(i["key"], i["kind"], tuple(i["files"]), i["fingerprint"]) for i in outcome.items]
+        items = [Item(**{**found, "files": tuple(found["files"])}) for found in outcome.items]
+        self.tables.found(item.key for item in items)
+        self.alone = self.alone and len(items) == 1
         return sum(self._plan(item) for item in items)
 
     def _row(self, item: Item) -> CsvRow:
-        return self.tables.row(item.key, self.alone)
+        return self.tables.row(item.key, self.alone, item.beside_others)
 
     def _job(self, item: Item, staging: Path) -> Job:
         return Job(item, self._row(item), self.config, str(staging), self.tables.has_reports)

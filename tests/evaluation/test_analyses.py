@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from page_text import without_payloads
+from tqdm import tqdm
 
 from ctflow.anatomy import LABELS, Found, true_places
 from ctflow.config.commands import SamplingChoice
@@ -17,7 +18,7 @@ from ctflow.config.evaluation import ANALYSIS_NAMES, AnalysisConfig, EvalConfig
 from ctflow.data import SliceRecord, SliceShardWriter
 from ctflow.errors import CTFlowError
 from ctflow.evaluation.analyses import ANALYSES, Context, run_analysis
-from ctflow.evaluation.analyses.contrast import ReportPair, read_pairs, shows
+from ctflow.evaluation.analyses.contrast import COLUMNS, ReportPair, read_pairs, shows
 from ctflow.evaluation.analyses.limits import spread
 from ctflow.evaluation.analyses.memorisation import nearest_distances
 from ctflow.evaluation.analyses.pairs import difference, wilson
@@ -317,6 +318,33 @@ def test_contrast_runs_from_a_csv(context, tmp_path, monkeypatch):
         csv.writer(file).writerows(rows)
     with pytest.raises(CTFlowError, match="upwards"):
         read_pairs(path)
+
+
+def test_pairs_in_any_dialect_of_a_spreadsheet(tmp_path):
+    path = tmp_path / "pairs.csv"
+    rows = [list(COLUMNS), ["1", "Lung nodule", "20.0", "Größe", "present", "", "absent"], [""] * 7]
+    path.write_text("\n".join("\t".join(row) for row in rows), encoding="utf-16")
+    assert [(pair.slices, pair.reports) for pair in read_pairs(path)] == [(20, ("Größe", ""))]
+    path.write_text(";".join(COLUMNS) + "\n1;Lung nodule;many;a;present;b;absent\n", encoding="cp1252")
+    with pytest.raises(CTFlowError, match="row 2: slices 'many'"):
+        read_pairs(path)
+
+
+@pytest.mark.parametrize("name", ["length", "steps"])
+def test_sweeps_show_one_progress_bar_with_a_total(context, monkeypatch, name):
+    bars = []
+
+    class Bar(tqdm):
+        def __init__(self, *args, **keys):
+            super().__init__(*args, **keys)
+            bars.append(self)
+
+    monkeypatch.setattr("ctflow.evaluation.analyses.base.tqdm", Bar)
+    monkeypatch.setattr("ctflow.evaluation.collect.tqdm", Bar)
+    asked = with_analysis(context, lengths=[20, 24], seeds=1, reports=2, solvers=["euler"], steps=[1, 2])
+    asked = replace(asked, config=replace(asked.config, cases=2))
+    ANALYSES[name](asked)
+    assert [(bar.n, bar.total) for bar in bars] == [(6, 6)]
 
 
 def test_reading_pack_there_and_back(context):

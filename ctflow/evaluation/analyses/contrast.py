@@ -7,17 +7,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-from tqdm import tqdm
-
 from ctflow.anatomy import LABELS, SIDED, found_places
 from ctflow.config.system import SystemConfig
-from ctflow.errors import EvaluationError
+from ctflow.errors import CTFlowError, EvaluationError
 from ctflow.evaluation.analyses.base import AnalysisResult, Context
 from ctflow.evaluation.cases import RealCase
 from ctflow.evaluation.features import CaseFeatures
 from ctflow.evaluation.settings import SETTINGS
 from ctflow.shipped import shipped_path
+from ctflow.text_files import read_table
 
 COLUMNS = ("pair", "label", "slices", "report_a", "side_a", "report_b", "side_b")
 EXPECTED = ("left", "right", "present", "absent")
@@ -53,15 +51,13 @@ def contrast(context: Context) -> AnalysisResult:
     pairs = read_pairs(shipped_path(config.analysis.pairs))
     extractor = context.extractor()
     outcomes: list[tuple[ReportPair, bool, bool]] = []
-    volumes = 2 * len(pairs) * config.analysis.pair_seeds // context.ranks.size
-    with tqdm(total=volumes, unit="case", disable=not context.ranks.first) as bar:
+    with context.progress(2 * len(pairs) * config.analysis.pair_seeds) as bar:
         for seed in range(config.analysis.pair_seeds):
             halves: list[list[CaseFeatures]] = []
             for half in (0, 1):
                 # Equal case ids give both halves equal noise; the report is part of the cache's key.
                 own = replace(config, seed=config.seed + seed)
-                collector = context.collector(None, extractor, own, findings=True)
-                collector.bar = bar
+                collector = context.collector(None, extractor, own, findings=True, bar=bar)
                 cases = [_case(pair, half, context.system.config) for pair in pairs]
                 halves.append(collector.generated(SETTINGS["full-body"], cases))
             for pair, first, second in zip(pairs, *halves, strict=True):
@@ -80,26 +76,31 @@ def read_pairs(path: Path) -> list[ReportPair]:
     """Pairs from a CSV with the columns of ``COLUMNS``.
 
     Raises:
-        EvaluationError: No such file, other columns, an unknown label or side.
+        EvaluationError: No such file, other columns, an unknown label or side, no number of slices.
     """
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as error:
+        table = read_table(path)
+    except CTFlowError as error:
         raise EvaluationError(
-            f"no report pairs at {path}: {error}", f"a CSV with {', '.join(COLUMNS)}"
+            f"no report pairs at {path}: {error.found}", f"a CSV with {', '.join(COLUMNS)}"
         ) from error
-    if missing := [c for c in COLUMNS if c not in table]:
+    if missing := [c for c in COLUMNS if c not in table.columns]:
         raise EvaluationError(f"{path} lacks the columns {', '.join(missing)}", f"{', '.join(COLUMNS)}")
     pairs = []
-    for row in table.to_dict("records"):
+    for number, row in table.rows:
         sides = (row["side_a"], row["side_b"])
         if row["label"] not in LABELS or not set(sides) <= set(EXPECTED):
             raise EvaluationError(
                 f"{path}, pair {row['pair']}: {row['label']!r} with the sides {sides}",
                 f"a label of {', '.join(LABELS)}; sides of {', '.join(EXPECTED)}",
             )
+        slices = row["slices"].removesuffix(".0")
+        if not slices.isdecimal() or not int(slices):
+            raise EvaluationError(
+                f"{path}, row {number}: slices {row['slices']!r}", "a whole number of slices from 1 up"
+            )
         reports = (row["report_a"], row["report_b"])
-        pairs.append(ReportPair(row["pair"], row["label"], int(row["slices"]), reports, sides))
+        pairs.append(ReportPair(row["pair"], row["label"], int(slices), reports, sides))
     return pairs
 
 

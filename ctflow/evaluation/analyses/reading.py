@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from scipy import stats
 from tqdm import tqdm
@@ -23,6 +22,7 @@ from ctflow.evaluation.features import at_side
 from ctflow.evaluation.report.reading import FORM, KEY, PAGE, ReadingItem, write_pack
 from ctflow.evaluation.settings import SETTINGS
 from ctflow.evaluation.system import generate_batch
+from ctflow.text_files import read_table
 from ctflow.types import HUVolume
 
 REAL_ITEM, SYNTHETIC_ITEM = "real", "synthetic"
@@ -118,14 +118,15 @@ def evaluate_readings(path: Path) -> AnalysisResult:
             f"{path} or {key_path} is missing", f"the filled CSV with the pack's {KEY} beside it"
         )
     key = {entry["item"]: entry for entry in json.loads(key_path.read_text(encoding="utf-8"))}
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    unknown = [item for item in table.get("item", []) if item not in key]
-    if "item" not in table or JUDGEMENT not in table or unknown or table["item"].duplicated().any():
+    table = read_table(path)
+    rows = [cells for _, cells in table.rows]
+    items = [row.get("item", "") for row in rows]
+    unknown = [item for item in items if item not in key]
+    if not {"item", JUDGEMENT} <= {*table.columns} or unknown or len({*items}) < len(items):
         raise EvaluationError(
             f"{path} does not fit the key (unknown items: {unknown[:3]})",
             f"the {FORM} of this pack, filled in",
         )
-    rows = table.to_dict("records")
     judged = [
         (row[JUDGEMENT].strip().lower(), key[row["item"]]["source"]) for row in rows if row[JUDGEMENT].strip()
     ]

@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 
 from ctflow.evaluation.analyses.base import AnalysisResult, Context, slice_distance
 from ctflow.evaluation.cases import RealCase, choose_cases
-from ctflow.evaluation.collect import REAL_SET
 from ctflow.evaluation.features import CaseFeatures, FeatureExtractor
 from ctflow.evaluation.monitoring import readings
 from ctflow.evaluation.results import MODEL
@@ -26,31 +25,33 @@ def length(context: Context) -> AnalysisResult:
     config, setting = context.config, SETTINGS["full-body"]
     reader, extractor = context.reader(), context.extractor()
     sets = choose_cases(reader.cases(), config.analysis.reports, floors=False, choice=config.evaluated)
-    real = context.collector(reader, extractor).real(sets.evaluated)
-    half = len(real) // 2
     records: list[dict[str, Any]] = []
-    for requested in config.analysis.lengths:
-        cases = tuple(asked(case, requested) for case in sets.evaluated)
-        fake: list[CaseFeatures] = []
-        for seed in range(config.analysis.seeds):
-            own = replace(
-                config,
-                seed=config.seed + seed,
-                sampling=replace(config.sampling, max_slices=max(requested, 1)),
+    volumes = len(sets.evaluated) * (1 + config.analysis.seeds * len(config.analysis.lengths))
+    with context.progress(volumes) as bar:
+        real = context.collector(reader, extractor, bar=bar).real(sets.evaluated)
+        half = len(real) // 2
+        for requested in config.analysis.lengths:
+            cases = tuple(asked(case, requested) for case in sets.evaluated)
+            fake: list[CaseFeatures] = []
+            for seed in range(config.analysis.seeds):
+                own = replace(
+                    config,
+                    seed=config.seed + seed,
+                    sampling=replace(config.sampling, max_slices=max(requested, 1)),
+                )
+                fake += context.collector(reader, extractor, own, bar=bar).generated(setting, cases)
+            values = monitor_values(setting, fake, real[:half], real[half:], extractor)
+            lengths = [f.facts.slices for f in fake]
+            records.append(
+                {
+                    "requested": requested,
+                    "volumes": len(fake),
+                    "mean slices": sum(lengths) / max(len(lengths), 1),
+                    **slice_distance(setting, fake, real, extractor, config.seed),
+                    **{name: values.get(name) for name in MONITORS},
+                    "note": _note(requested, context.system.config.max_slices),
+                }
             )
-            fake += context.collector(reader, extractor, own).generated(setting, cases)
-        values = monitor_values(setting, fake, real[:half], real[half:], extractor)
-        lengths = [f.facts.slices for f in fake]
-        records.append(
-            {
-                "requested": requested,
-                "volumes": len(fake),
-                "mean slices": sum(lengths) / max(len(lengths), 1),
-                **slice_distance(setting, fake, real, extractor, config.seed),
-                **{name: values.get(name) for name in MONITORS},
-                "note": _note(requested, context.system.config.max_slices),
-            }
-        )
     text = (
         f"{config.analysis.seeds} seeds × {len(sets.evaluated)} reports; the length is an input of the "
         "model, no volume is a prefix of a longer one. Distances are to all real slices of these cases."
@@ -84,12 +85,12 @@ def steps(context: Context) -> AnalysisResult:
     reader, extractor = context.reader(), context.extractor()
     sets = choose_cases(reader.cases(), config.cases, floors=False, choice=config.evaluated)
     records: list[dict[str, Any]] = []
-    for solver in config.analysis.solvers:
-        for number in config.analysis.steps:
-            sampling = replace(config.sampling, solver=solver, steps=number)
-            collector = context.collector(reader, extractor, replace(config, sampling=sampling))
-            collected = collector.collect(sets, [setting.name])
-            fake, real = (collected.of(kind, sets.evaluated) for kind in (setting.name, REAL_SET))
+    rows = [(solver, number) for solver in config.analysis.solvers for number in config.analysis.steps]
+    with context.progress(len(sets.evaluated) * (1 + len(rows))) as bar:
+        real = context.collector(reader, extractor, bar=bar).real(sets.evaluated)
+        for solver, number in rows:
+            own = replace(config, sampling=replace(config.sampling, solver=solver, steps=number))
+            fake = context.collector(reader, extractor, own, bar=bar).generated(setting, sets.evaluated)
             records.append(
                 {
                     "solver": solver,
