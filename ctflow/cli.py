@@ -15,8 +15,10 @@ COMMANDS = {
     "eval": ("ctflow.eval", "score a checkpoint, or any folder of volumes"),
     "prepare": ("data_prep.ct_rate", "scans (NIfTI, DICOM, NRRD, MetaImage) to slice shards"),
     "encode": ("data_prep.encode", "slice shards to latent shards"),
+    "convert": ("data_prep.convert", "a scan or a generated volume to another format"),
     "check": ("data_prep.check", "verify a folder of shards and draw a contact sheet"),
     "phantom": ("data_prep.phantom", "make chest CT phantoms with reports"),
+    "app": ("ctflow.app", "reports to chest CTs in the browser, on this machine"),
     "weights": ("ctflow.weights", "import, export or inspect published weights"),
 }
 """Command: the module that ``python -m`` runs, and what it does."""

@@ -12,8 +12,9 @@ from PIL import Image
 
 from ctflow.data.nifti import read_nifti
 from ctflow.errors import CTFlowError, WeightsError
-from ctflow.generate import _read_table, _report_text, main
+from ctflow.generate import _report_text, main, read_requests
 from ctflow.pipeline import EMBEDDED, CTFlow, GenerationRequest, resolve_checkpoint
+from data_prep.convert import read_placed
 
 REPORT = "Small right pleural effusion."
 
@@ -48,6 +49,34 @@ def test_one_report_becomes_a_volume_its_record_and_a_picture(tiny_checkpoint, t
     assert record["slices"] == 20 and record["stop"] == "requested length reached"
     assert record["checkpoint_sha256"] and record["sampling"]["steps"] == 1
     assert Image.open(tmp_path / "a" / "ct.png").size[0] > 100
+
+
+@pytest.mark.parametrize("name", ["ct.mha", "ct.nrrd", "ct.dcm/", "ct.nii"])
+def test_the_ending_names_the_format(tiny_checkpoint, tmp_path, name):
+    common = ["--checkpoint", str(tiny_checkpoint), "--report", REPORT, "--slices", "16", "device=cpu"]
+    choices = [] if name == "ct.dcm/" else ["--dtype", "float32", "--orientation", "LPS"]
+    assert main([*common, *choices, "--output", f"{tmp_path}/{name}"]) == 0
+    found = read_placed(tmp_path / name)
+    assert found.volume.hu.shape == (16, 32, 32) and found.synthetic
+    np.testing.assert_allclose(found.volume.spacing, (4.0, 9.0, 9.0), rtol=1e-6)
+    np.testing.assert_allclose(found.placement @ [7.5, 15.5, 15.5, 1], [0, 0, 0, 1], atol=1e-4)
+    record = json.loads((tmp_path / "ct.json").read_text(encoding="utf-8"))
+    dtype, orientation = (choices[1], choices[3]) if choices else (None, None)
+    assert record["written"] == {"dtype": dtype, "orientation": orientation}
+
+
+def test_a_table_in_another_format_and_type(tiny_checkpoint, tmp_path):
+    table = tmp_path / "reports.csv"
+    table.write_text(f"case_id,report,slices\na,{REPORT},16\n", encoding="utf-8")
+    line = ["--checkpoint", str(tiny_checkpoint), "--reports", str(table), "--output", str(tmp_path / "o")]
+    line += ["device=cpu", "format=.nrrd"]
+    assert main(line) == 0
+    assert sorted(p.name for p in (tmp_path / "o").iterdir()) == ["a.json", "a.nrrd", "a.png"]
+    before = (tmp_path / "o" / "a.nrrd").stat().st_mtime_ns
+    assert main(line) == 0
+    assert (tmp_path / "o" / "a.nrrd").stat().st_mtime_ns == before
+    assert main([*line, "--dtype", "float32"]) == 0, "another type is another file"
+    assert (tmp_path / "o" / "a.nrrd").stat().st_mtime_ns != before
 
 
 def test_report_from_a_file_and_steps_flag(tiny_checkpoint, tmp_path):
@@ -142,6 +171,10 @@ def test_noise_id_gives_equal_noise_and_seed_changes_it(model):
         (["--output", "a.nii.gz"], "one of them"),
         (["--report", "x", "--reports", "y.csv"], "one of them"),
         (["--report", "x", "--output", "folder"], "ending in .nii.gz"),
+        (["--report", "x", "--output", "x.dcm", "--dtype", "float32"], "float32 for a DICOM series"),
+        (["--report", "x", "format=.png"], "format is one of"),
+        (["--report", "x", "dtype=uint8"], "dtype is one of"),
+        (["--report", "x", "orientation=LAS"], "orientation is one of"),
         (["--report", "@nowhere.txt"], "nowhere.txt"),
         (["--report", "x", "--checkpoint", "nowhere"], "no checkpoint at nowhere"),
         (["--report", "  "], "empty"),
@@ -233,7 +266,7 @@ def test_tables_in_any_usual_dialect(tmp_path, separator, encoding):
     ]
     path = tmp_path / "r.csv"
     path.write_bytes("\n".join(separator.join(line) for line in lines).encode(encoding))
-    rows, refused = _read_table(path)
+    rows, refused = read_requests(path)
     assert not refused
     assert rows == [
         {"case_id": "a", "report": "M\u00fcller: clear", "seed": 1},
@@ -258,6 +291,6 @@ def test_tables_in_any_usual_dialect(tmp_path, separator, encoding):
 def test_a_row_that_cannot_be_made_refuses_itself_alone(tmp_path, cells, words):
     path = tmp_path / "r.csv"
     path.write_text(f"case_id,report,seed\n{cells}\ngood,Clear,3\n", encoding="utf-8")
-    rows, (refused,) = _read_table(path)
+    rows, (refused,) = read_requests(path)
     assert [row["case_id"] for row in rows] == ["good"]
     assert words in refused and refused.startswith("line 2 of")

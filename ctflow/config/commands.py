@@ -6,10 +6,12 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
 
 from ctflow.config.generation import RolloutConfig
+from ctflow.formats import ENDINGS, ORIENTATIONS, VOXEL_TYPES
 
 PRECISIONS = ("fp32", "bf16")
 MAX_UNKNOWN = 0.7
 """Share of unknown words beyond which a report is refused."""
+START_PREFIX = "nearest:"
 DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -41,17 +43,55 @@ class SamplingChoice:
 
 
 @dataclass
+class ConvertConfig:
+    """Keys of ``ctflow convert``.
+
+    Attributes:
+        dtype: ``int16`` or ``float32``; null: ``int16``. DICOM holds whole numbers only.
+        orientation: Order of the voxels, ``RAS`` or ``LPS``; null: RAS for NIfTI, LPS for all others.
+        synthetic: Whether the output is marked as showing no patient; null: as the source says of itself.
+        memory_gb: Most memory that reading takes.
+    """
+
+    dtype: str | None = None
+    orientation: str | None = None
+    synthetic: bool | None = None
+    memory_gb: float = 6.0
+
+    def __post_init__(self) -> None:
+        check_file_choices(self.dtype, self.orientation)
+
+
+def check_file_choices(dtype: str | None, orientation: str | None) -> None:
+    """Check how a volume is to be written.
+
+    Raises:
+        ValueError: No such type of voxels, or order.
+    """
+    if dtype not in (None, *VOXEL_TYPES):
+        raise ValueError(f"dtype is one of {VOXEL_TYPES}, found {dtype!r}")
+    if orientation not in (None, *ORIENTATIONS):
+        raise ValueError(f"orientation is one of {ORIENTATIONS}, found {orientation!r}")
+
+
+@dataclass
 class GenerateConfig:
     """Keys of ``python -m ctflow.generate``.
 
     Attributes:
         checkpoint: Checkpoint folder, ``run:NAME`` or ``latest``; empty: the embedded checkpoint.
-        output: A ``.nii.gz`` file for one report, a folder for many.
+        output: One report: a file ending in ``.nii.gz``, ``.nii``, ``.mha`` or ``.nrrd``, or a folder ending
+            in ``.dcm`` (a DICOM series); many: a folder.
+        format: Which of these endings the volumes of a CSV get.
+        dtype: ``int16`` or ``float32``; null: ``int16``. DICOM holds whole numbers only.
+        orientation: Order of the voxels, ``RAS`` or ``LPS``; null: RAS for NIfTI, LPS for all others.
         seed: Seed of the noise; a ``seed`` column of a CSV goes before it.
         slices: Requested number of slices; None: the model decides where the volume ends.
         z_spacing: Requested distance between slices in mm; None: the checkpoint's, or a chest's height over
             ``slices``.
         pixel_spacing: Requested distance between pixels in mm; None: the checkpoint's.
+        start: ``nearest:FOLDER``: every volume starts with the first block of the case in these latent shards
+            whose report is nearest (another patient); empty: nothing is given.
         candidates: Volumes drawn for each report, of which the best is kept; 1: no choice.
         batch_size: Volumes generated side by side.
         device: ``auto`` (CUDA where there is one), ``cpu`` or ``cuda``.
@@ -63,10 +103,14 @@ class GenerateConfig:
 
     checkpoint: str = ""
     output: str = ""
+    format: str = ".nii.gz"
+    dtype: str | None = None
+    orientation: str | None = None
     seed: int = 0
     slices: int | None = None
     z_spacing: float | None = None
     pixel_spacing: float | None = None
+    start: str = ""
     candidates: int = 1
     batch_size: int = 4
     device: str = "auto"
@@ -81,9 +125,16 @@ class GenerateConfig:
     def __post_init__(self) -> None:
         if self.slices is not None and self.slices < 1:
             raise ValueError(f"slices must be at least 1, found {self.slices}")
+        check_file_choices(self.dtype, self.orientation)
+        if self.format not in ENDINGS:
+            raise ValueError(f"format is one of {ENDINGS}, found {self.format!r}")
         if min(self.batch_size, self.candidates) < 1:
             raise ValueError(
                 f"batch_size and candidates must be at least 1, found {self.batch_size}, {self.candidates}"
+            )
+        if self.start and not self.start.startswith(START_PREFIX):
+            raise ValueError(
+                f"start is {START_PREFIX}FOLDER with latent shards, or empty, found {self.start!r}"
             )
         if self.device not in DEVICES:
             raise ValueError(f"device is one of {DEVICES}, found {self.device!r}")

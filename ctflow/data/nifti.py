@@ -9,8 +9,10 @@ import nibabel as nib
 import numpy as np
 from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 
+from ctflow.data.placement import Affine, laid_out, voxels
 from ctflow.errors import ScanError
 from ctflow.files import replaced
+from ctflow.formats import Orientation, VoxelType
 from ctflow.hounsfield import sample_of, scale_of, why_not_hu
 from ctflow.types import HUVolume
 
@@ -19,29 +21,32 @@ _DESCRIPTION_BYTES = 79
 _MAX_TILT_DEGREES = 2.0
 
 
-def write_nifti(path: Path | str, volume: HUVolume, metadata: str = "") -> None:
-    """Write a volume as int16 HU on RAS+ axes, with slope 1 and its spacing, so that it opens upright.
+def write_nifti(
+    path: Path | str,
+    volume: HUVolume,
+    metadata: str = "",
+    dtype: VoxelType = "int16",
+    orientation: Orientation = "RAS",
+    placement: Affine | None = None,
+) -> None:
+    """Write a volume in HU, with slope 1 and its spacing, so that it opens upright.
 
     Args:
         path: Ends in ``.nii`` or ``.nii.gz``; written under a temporary name and renamed. Folders are made.
-        volume: HU are rounded; values beyond int16 are clipped to it.
+        volume: HU, S,P,R.
         metadata: Text of the header's description, cut to 79 bytes.
+        dtype: ``int16``: HU are rounded, and clipped to its range; ``float32``.
+        orientation: Order of the voxels.
+        placement: See ``write_volume``.
 
     Raises:
         ScanError: The path has another ending, or the volume has values that are no numbers.
     """
     path = Path(path)
-    if not path.name.endswith((".nii", ".nii.gz")):
+    if not path.name.lower().endswith((".nii", ".nii.gz")):
         raise ScanError(f"a volume cannot be written to {path}", "a name ending in .nii or .nii.gz")
-    if not np.isfinite(volume.hu).all():
-        raise ScanError(f"the volume for {path} has values that are not finite", "HU in every voxel")
-    limits = np.iinfo(np.int16)
-    hu = np.clip(np.rint(volume.hu), limits.min, limits.max).astype(np.int16)
-    data = hu.transpose(2, 1, 0)[:, ::-1, :]  # [S, P, R] → [R, A, S]
-    scale = np.array(volume.spacing[::-1])
-    affine = np.diag([*scale, 1.0])
-    affine[:3, 3] = -scale * (np.array(data.shape) - 1) / 2.0  # the centre lies at the origin
-    image = nib.Nifti1Image(data, affine)
+    array, affine = laid_out(volume, orientation, placement)
+    image = nib.Nifti1Image(voxels(array, dtype), affine)
     image.header.set_xyzt_units("mm")
     image.set_sform(affine, code=1)
     image.set_qform(affine, code=1)

@@ -27,8 +27,6 @@ from ctflow.generation import (
 from ctflow.models import AVAE, FMvT, TextEncoder
 from ctflow.types import HUVolume
 
-ENCODE_BATCH = 16
-
 
 @dataclass
 class EvalSystem:
@@ -90,8 +88,7 @@ class EvalSystem:
             )
         low = self.avae.config.intensity.hu_min
         hu = at_side(torch.from_numpy(volume.hu).clamp_min(low), side)
-        means = [self.avae.encode_hu(part.to(self.device)).mean for part in hu.split(ENCODE_BATCH)]
-        return self.avae.whiten(torch.cat(means)).transpose(0, 1).contiguous()
+        return self.generator().encode(hu)
 
     def decode(self, latents: Tensor) -> np.ndarray:
         """Whitened latents ``[C, S, h, w]`` to float32 HU ``[S, H, W]``."""

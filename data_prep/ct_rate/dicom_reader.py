@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ctflow.data.placement import LPS_TO_RAS
 from data_prep.ct_rate.dicom_headers import DicomHeader, read_header
 from data_prep.ct_rate.dicom_multiframe import frame_headers
 from data_prep.ct_rate.dicom_pixels import read_pixels, same_pixels
 from data_prep.ct_rate.reasons import ScanRefused
-from data_prep.ct_rate.scan import LPS_TO_RAS, MIN_SLICES, SAME_PLACE_MM, RawScan, check_shape
+from data_prep.ct_rate.scan import MIN_SLICES, SAME_PLACE_MM, RawScan, check_shape
 
 TILT_DEGREES = 0.5
 _SAME_SPACING = 1e-3

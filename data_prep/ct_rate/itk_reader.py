@@ -9,9 +9,10 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
+from ctflow.data.placement import LPS_TO_RAS
 from data_prep.ct_rate.itk_headers import check_files, check_voxels, has_patient_space, read_place
-from data_prep.ct_rate.reasons import ScanRefused
-from data_prep.ct_rate.scan import LPS_TO_RAS, RawScan, check_shape
+from data_prep.ct_rate.reasons import ScanRefused, printable
+from data_prep.ct_rate.scan import RawScan, check_shape
 
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
 
@@ -57,8 +58,16 @@ def read_itk_scan(path: Path, root: Path, memory_bytes: float) -> RawScan:
         raise ScanRefused("unreadable", "SimpleITK unpacks other values than the compressed voxels hold")
     lost = _FORMATS[path.suffix.lower()] == "NRRD" and not has_patient_space(place.fields)
     unplaced = "the NRRD header has no anatomical space (left, posterior …)" if lost else ""
-    stored = array.transpose(2, 1, 0)
-    return RawScan(stored, itk_affine(image), format=_FORMATS[path.suffix.lower()], unplaced=unplaced)
+    comment = place.fields.get("comment") or (
+        reader.GetMetaData("Comment") if reader.HasMetaDataKey("Comment") else ""
+    )
+    return RawScan(
+        array.transpose(2, 1, 0),
+        itk_affine(image),
+        format=_FORMATS[path.suffix.lower()],
+        facts={"description": printable(comment)} if comment else {},
+        unplaced=unplaced,
+    )
 
 
 def itk_affine(image: sitk.Image) -> NDArray[np.float64]:

@@ -173,7 +173,7 @@ def _sort(item: Item, outcome: Outcome) -> None:
 def _prepare_volume(job: Job, outcome: Outcome) -> None:
     if job.row.doubts:
         raise ScanRefused("ambiguous_row", "; ".join(job.row.doubts))
-    scan = _read(job.item, Path(job.config.source), worker_bytes(job.config.memory_gb))
+    scan = read_item(job.item, Path(job.config.source), worker_bytes(job.config.memory_gb))
     scan = with_geometry(scan, job.row.spacing, job.row.tags)
     check_affine(scan.affine)
     flags = list(scan.flags)
@@ -245,7 +245,18 @@ def _status(flags: list[list[str]], config: IngestConfig) -> str:
     return FLAGGED if flags else ACCEPTED
 
 
-def _read(item: Item, source: Path, memory_bytes: float) -> RawScan:
+def read_item(item: Item, source: Path, memory_bytes: float) -> RawScan:
+    """Read an item that is one volume.
+
+    Args:
+        item: A ``nifti``, ``itk`` or ``series`` item.
+        source: File or folder it was found under.
+        memory_bytes: What reading may use.
+
+    Raises:
+        ScanRefused: See ``reasons``.
+        ScanExcluded: A label map under the name of a volume.
+    """
     path = Path(item.files[0])
     if item.shared_name and item.kind == "nifti" and is_label_map_file(path):
         raise ScanExcluded("label_map", "few different whole numbers under the name of another file")

@@ -14,7 +14,6 @@ MIN_SLICES = 8
 MIN_SIDE = 32
 SAME_PLACE_MM = 0.02
 """Most millimetres between two slices at one place: jitter, far below what a scanner can step."""
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 @dataclass

@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from ctflow.data.placement import LPS_TO_RAS
 from ctflow.types import SHARP, SOFT, Acquisition
 from data_prep.ct_rate.geometry import Spacing
 from data_prep.ct_rate.layout import VOLUME
 from data_prep.ct_rate.reasons import ScanRefused
-from data_prep.ct_rate.scan import LPS_TO_RAS, RawScan
+from data_prep.ct_rate.scan import RawScan
 
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 _SHARP_FROM = 50

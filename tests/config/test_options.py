@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ctflow.config.accuracy import AccuracyConfig
 from ctflow.config.bench import BenchConfig
-from ctflow.config.commands import GenerateConfig
+from ctflow.config.commands import ConvertConfig, GenerateConfig
 from ctflow.config.data import CheckConfig, EncodeConfig
 from ctflow.config.demo import DemoConfig
 from ctflow.config.evaluation import EvalConfig
@@ -24,8 +24,8 @@ from ctflow.config.system import SystemConfig
 from ctflow.config.training import TrainConfig
 
 SCHEMAS = [
-    TrainConfig, GenerateConfig, IngestConfig, EncodeConfig, CheckConfig, PhantomConfig, PackConfig,
-    BenchConfig, SystemConfig, DemoConfig, EvalConfig, AccuracyConfig,
+    TrainConfig, ConvertConfig, GenerateConfig, IngestConfig, EncodeConfig, CheckConfig, PhantomConfig,
+    PackConfig, BenchConfig, SystemConfig, DemoConfig, EvalConfig, AccuracyConfig,
 ]  # fmt: skip
 
 

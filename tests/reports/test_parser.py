@@ -38,6 +38,11 @@ SENTENCES = {
         "pleural effusion right, 30 mm; pleural effusion left, 15 mm"
     ),
     "Bilateral pleural effusions, larger on the right.": "pleural effusion both",
+    # a side without a size of its own stays
+    "Bilateral pleural effusions, right 300 ml.": "pleural effusion right, 300 ml; pleural effusion left",
+    "Bilateral nodules, the largest 8 mm in the right upper lobe.": (
+        "lung nodule right upper lobe, 8 mm; lung nodule left"
+    ),
     "Effusion is seen on the right but not on the left.": "pleural effusion right; no pleural effusion left",
     "There is a large effusion on the right side and none on the left.": (
         "pleural effusion right, large; no pleural effusion left"

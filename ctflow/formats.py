@@ -1,0 +1,57 @@
+"""Files a volume can be written to: their endings, and the choices there are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from ctflow.errors import ScanError
+
+NIFTI, ITK, DICOM = (".nii.gz", ".nii"), (".mha", ".nrrd"), (".dcm",)
+ENDINGS = (*NIFTI, *ITK, *DICOM)
+"""Endings of all formats; ``.dcm`` is a folder with a file per slice."""
+
+VoxelType = Literal["int16", "float32"]
+"""What a file stores for HU: rounded, or as they are."""
+VOXEL_TYPES: tuple[VoxelType, ...] = ("int16", "float32")
+
+Orientation = Literal["RAS", "LPS"]
+"""Where a file's voxel indices grow to: right, front, up; or left, back, up."""
+ORIENTATIONS: tuple[Orientation, ...] = ("RAS", "LPS")
+
+
+def ending_of(path: Path | str) -> str:
+    """Which of ``ENDINGS`` a path has.
+
+    Raises:
+        ScanError: None of them.
+    """
+    name = Path(path).name
+    for ending in ENDINGS:
+        if name.lower().endswith(ending) and len(name) > len(ending):
+            return ending
+    raise ScanError(
+        f"a volume cannot be written to {path}",
+        f"a name ending in {', '.join(ENDINGS[:-1])} or .dcm (a folder with a DICOM series)",
+    )
+
+
+def check_choices(path: Path | str, dtype: str | None, orientation: str | None) -> None:
+    """Whether a file of this ending can be written so.
+
+    Args:
+        path: Names the format.
+        dtype: One of ``VOXEL_TYPES``; None: ``int16``.
+        orientation: One of ``ORIENTATIONS``; None: RAS for NIfTI, LPS for all others.
+
+    Raises:
+        ScanError: Another ending, or a choice that DICOM does not have.
+    """
+    if ending_of(path) not in DICOM:
+        return
+    if dtype == "float32":
+        raise ScanError("float32 for a DICOM series", "int16", "write .nii.gz, .mha or .nrrd for fractions")
+    if orientation == "RAS":
+        raise ScanError(
+            "orientation RAS for a DICOM series", "LPS, as CT images are", "leave out the orientation"
+        )
