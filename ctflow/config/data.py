@@ -122,6 +122,9 @@ class EncodeConfig:
         avae_output: Folder for ``whitening=measured``.
         posteriors: Latent shards of the same slices and A-VAE: their posteriors are taken over and the
             reports alone are encoded, for another text encoder.
+        part: Which share of the shards this run encodes, from 0; null: what SLURM's array, ``srun`` or
+            ``torchrun`` say of the process, else all of them. Parts know nothing of each other.
+        parts: Shares in all; null: as for ``part``.
     """
 
     avae: str = ""
@@ -137,6 +140,8 @@ class EncodeConfig:
     whitening: str = "model"
     avae_output: str = ""
     posteriors: str = ""
+    part: int | None = None
+    parts: int | None = None
 
     def __post_init__(self) -> None:
         if self.precision not in ("fp32", "bf16"):
