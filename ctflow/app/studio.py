@@ -31,9 +31,9 @@ from ctflow.evaluation.backbones import ClipScorer
 from ctflow.evaluation.system import scorer_name
 from ctflow.generation import Cancelled, SliceUpdate
 from ctflow.pipeline import CTFlow, EmptyVolume, GeneratedVolume, GenerationRequest
+from ctflow.processes import log_threads
 from ctflow.reports import parse_report, summarised
 from ctflow.seeding import SINGLE_REPORT_CASE
-from ctflow.threads import log_threads
 from ctflow.types import BLOCK_LENGTH, HUVolume
 
 log = logging.getLogger("ctflow")
