@@ -270,7 +270,7 @@ class Collector:
                 self.rollout,
                 self.config.seed,
                 self.config.precision,
-                progress=lambda state: note(f"block {state.block + 1}"),
+                progress=lambda state: note(f"block {state.index + 1}"),
                 memo=self.memo,
             )
 

@@ -25,7 +25,7 @@ from ctflow.evaluation.results import (
     Reading,
     Row,
 )
-from ctflow.evaluation.rows import Compared, clip_rows, inception_row, readings, report_rows, slice_rows
+from ctflow.evaluation.rows import Compared, clip_rows, readings, slice_rows, source_rows
 from ctflow.evaluation.settings import SETTINGS, Setting
 from ctflow.types import BLOCK_LENGTH
 
@@ -115,19 +115,6 @@ class Comparer:
 
     def _restricted(self, kind: str, cases: Sequence[RealCase], setting: Setting) -> list[CaseFeatures]:
         return [features.restricted(setting) for features in self.collected.of(kind, cases)]
-
-
-def source_rows(compared: Compared, backbones: Backbones, reports: dict[str, str]) -> list[Row]:
-    """All metrics of one scored set against its reference."""
-    rows: list[Row] = []
-    for side in compared.plan.resolutions:
-        for backbone in backbones.slices:
-            rows += slice_rows(compared, backbone, side)
-        for backbone in backbones.clips:
-            for frames in compared.plan.clip_lengths:
-                rows += clip_rows(compared, backbone, frames, side)
-        rows.append(inception_row(compared, backbones, side))
-    return rows + report_rows(compared, backbones, reports)
 
 
 def pictures(compared: Compared, backbones: Backbones) -> list[Picture]:

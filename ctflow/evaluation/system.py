@@ -21,8 +21,8 @@ from ctflow.evaluation.features import FeatureExtractor, FeaturePlan, real_volum
 from ctflow.evaluation.settings import ScoredVolume, Setting
 from ctflow.generation import (
     BlockMemo,
-    BlockProgress,
     RolloutCase,
+    RolloutRound,
     StopReason,
     VolumeGenerator,
     seeded_noise,
@@ -124,13 +124,15 @@ def extractor_of(config: EvalConfig, system: EvalSystem) -> FeatureExtractor:
     return FeatureExtractor(FeaturePlan.of(config, system.config.image_size), backbones, system.device)
 
 
-def scorer_at(folder: Path | str, device: torch.device) -> ClipScorer:
+def scorer_at(
+    folder: Path | str, device: torch.device | str = "cpu", tokenizer: Path | str | None = None
+) -> ClipScorer:
     """The text and image pair of a folder, for the agreement of reports and volumes.
 
     Raises:
         WeightsError: No such folder, or another layout.
     """
-    encoder = load_text_encoder(folder)
+    encoder = load_text_encoder(folder, tokenizer)
     encoder.clip.to(device)
     return ClipScorer(encoder, scorer_name(encoder), folder_fingerprint(folder))
 
@@ -148,7 +150,7 @@ def generate_batch(
     config: RolloutConfig,
     seed: int,
     precision: str = "fp32",
-    progress: Callable[[BlockProgress], None] | None = None,
+    progress: Callable[[RolloutRound], None] | None = None,
     memo: BlockMemo | None = None,
 ) -> Iterator[ScoredVolume]:
     """Generate from real cases in one setting; only what may be scored comes back unmasked.

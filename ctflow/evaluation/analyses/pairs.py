@@ -27,7 +27,7 @@ from ctflow.evaluation.features import CaseFeatures
 from ctflow.evaluation.settings import SETTINGS
 from ctflow.evaluation.system import EvalSystem
 from ctflow.flow import LinearPath
-from ctflow.generation.guidance import encode_reports
+from ctflow.generation import encode_reports
 from ctflow.metrics.bias import share_interval
 from ctflow.metrics.images import spacing_at
 from ctflow.models import Conditions, TextCondition
