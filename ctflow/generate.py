@@ -20,9 +20,9 @@ from ctflow.errors import CTFlowError
 from ctflow.files import write_text
 from ctflow.formats import ORIENTATIONS, VOXEL_TYPES, check_choices, ending_of
 from ctflow.outputs import check_writable
+from ctflow.processes import log_threads
 from ctflow.seeding import SINGLE_REPORT_CASE
 from ctflow.text_files import read_table, read_text
-from ctflow.threads import log_threads
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -21,7 +21,7 @@ from ctflow.config.training import TrainConfig
 from ctflow.data import LatentDataModule
 from ctflow.data.stream import EvaluationLoader
 from ctflow.errors import ConfigError
-from ctflow.threads import log_threads
+from ctflow.processes import log_threads
 from ctflow.training.base import CountingModule
 from ctflow.training.callbacks import LearningRate, Limits, PeriodicCheckpoint, SeedEachBatch, remove_partial
 from ctflow.training.checkpoint_io import BesideTarget

@@ -9,7 +9,7 @@ import pytest
 FAULTS = """
 import resource, sys
 import torch
-from ctflow.evaluation.processes import keep_freed_buffers
+from ctflow.processes import keep_freed_buffers
 if sys.argv[1] == "kept":
     assert keep_freed_buffers()
 for _ in range(20):

@@ -6,8 +6,8 @@ import pytest
 from ctflow.config.evaluation import AnalysisConfig, EvalConfig
 from ctflow.data import SliceRecord, SliceShardWriter
 from ctflow.evaluation.analyses import ANALYSES, Context
-from ctflow.evaluation.processes import Ranks
 from ctflow.metrics.damage import DAMAGES
+from ctflow.processes import Ranks
 from data_prep.phantom import make_phantom, sample_spec
 
 SIDE, CASES = 32, 8  # the side of the tiny system, at which the monitors look
@@ -36,7 +36,7 @@ def phantoms(tmp_path_factory):
 @pytest.mark.slow
 def test_every_damage_stands_above_the_floor_on_phantoms(tiny_system, phantoms, tmp_path, monkeypatch):
     third = {name: (damage, levels[2:3]) for name, (damage, levels) in DAMAGES.items()}
-    monkeypatch.setattr("ctflow.evaluation.analyses.severity.DAMAGES", third)
+    monkeypatch.setattr("ctflow.evaluation.analyses.yardsticks.DAMAGES", third)
     config = EvalConfig(
         slices=str(phantoms),
         cache=str(tmp_path / "cache"),

@@ -18,26 +18,26 @@ from ctflow.config.evaluation import ANALYSIS_NAMES, AnalysisConfig, EvalConfig
 from ctflow.data import SliceRecord, SliceShardWriter
 from ctflow.errors import CTFlowError
 from ctflow.evaluation.analyses import ANALYSES, Context, run_analysis
-from ctflow.evaluation.analyses.contrast import COLUMNS, ReportPair, read_pairs, shows
-from ctflow.evaluation.analyses.limits import spread
 from ctflow.evaluation.analyses.memorisation import nearest_distances
-from ctflow.evaluation.analyses.pairs import difference, wilson
-from ctflow.evaluation.analyses.reading import as_seen, named_findings, systematic
-from ctflow.evaluation.analyses.severity import HalvedReader, halved, rises
+from ctflow.evaluation.analyses.pairs import COLUMNS, ReportPair, read_pairs, shows
+from ctflow.evaluation.analyses.reading import named_findings, systematic
+from ctflow.evaluation.analyses.yardsticks import HalvedReader, halved, rises, spread
 from ctflow.evaluation.cases import RealCase
+from ctflow.evaluation.compare import ALL, findings_table
 from ctflow.evaluation.features import CaseFeatures, Key, Samples, VolumeFacts
-from ctflow.evaluation.findings import ALL, findings_table
-from ctflow.evaluation.processes import Ranks
 from ctflow.evaluation.results import MODEL
 from ctflow.evaluation.run import evaluate
 from ctflow.metrics.damage import DAMAGES
+from ctflow.metrics.images import volume_at
 from ctflow.metrics.monitors import MonitorRecord
 from ctflow.metrics.reconstruction import ReconstructionMetric
+from ctflow.processes import Ranks
 from ctflow.types import Acquisition, HUVolume
 
-from .conftest import soft_volume, write_shards
+from ..conftest import soft_volume, write_shards
 
 KEY = Key("rand2d", 32)
+YARDSTICKS = "ctflow.evaluation.analyses.yardsticks.DAMAGES"
 
 
 @pytest.fixture
@@ -91,16 +91,6 @@ def test_pairs_tell_whether_the_report_is_read(tiny_system, context, tmp_path):
         ANALYSES["pairs"](with_analysis(replace(context, config=replace(context.config, slices=str(
             write_shards(tmp_path / "alone", [20])
         ))), name="pairs"))  # fmt: skip
-
-
-def test_what_two_reports_differ_in():
-    assert difference("Cardiomegaly.", "Heart size is normal.") == "Cardiomegaly, presence"
-    right, left = (f"There is a small {side} pleural effusion." for side in ("right", "left"))
-    assert difference(right, left) == "Pleural effusion, side"
-    assert difference(right, right.replace("small", "large")) == "Pleural effusion, size"
-    assert difference(right, right) == "not told"
-    low, high = wilson(9, 10)
-    assert (round(low, 3), round(high, 3)) == (0.596, 0.982)  # Newcombe 1998, by hand
 
 
 def test_reconstruction_counts_its_slices_and_writes_everything(context):
@@ -216,7 +206,7 @@ def test_severity_sweep_rises_above_the_floor(context, monkeypatch):
     some = {name: (DAMAGES[name][0], (60.0, 250.0)) for name in ("noise", "seam", "shift", "checkerboard")}
     some["blur"] = (DAMAGES["blur"][0], (1.0, 4.0))
     # These few bodies are alike from end to end; test_severity_phantoms.py has every damage and metric.
-    monkeypatch.setattr("ctflow.evaluation.analyses.severity.DAMAGES", some)
+    monkeypatch.setattr(YARDSTICKS, some)
     records = ANALYSES["severity"](context).records
     assert records[0]["damage"] == "none" and len(records) == 1 + 2 * len(some)
     for name in some:
@@ -227,7 +217,7 @@ def test_severity_sweep_rises_above_the_floor(context, monkeypatch):
 
 
 def test_severity_of_a_single_scan_holds_its_odd_slices_against_its_even_ones(context, tmp_path, monkeypatch):
-    monkeypatch.setattr("ctflow.evaluation.analyses.severity.DAMAGES", {"blur": (DAMAGES["blur"][0], (2.0,))})
+    monkeypatch.setattr(YARDSTICKS, {"blur": (DAMAGES["blur"][0], (2.0,))})
     folder = write_shards(tmp_path / "one", [41])
     one = replace(context, config=replace(context.config, slices=str(folder)))
     (scan,) = one.reader().cases()
@@ -394,7 +384,7 @@ def test_systematic_reports_name_every_finding_about_equally_often():
 
 
 def test_real_items_are_shown_at_the_models_own_resolution():
-    seen = as_seen(HUVolume(soft_volume(4, 0, side=64).astype(np.float32), (4.0, 1.0, 1.0)), 32)
+    seen = volume_at(HUVolume(soft_volume(4, 0, side=64).astype(np.float32), (4.0, 1.0, 1.0)), 32)
     assert seen.hu.shape == (4, 32, 32) and seen.spacing == (4.0, 2.0, 2.0)
 
 

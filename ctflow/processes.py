@@ -1,20 +1,23 @@
-"""The processes of an evaluation: who makes what, on which device, and how memory is handed out.
+"""This process among others on its machine: who makes what, on which device, with which threads and memory.
 
-Batches are shared out, results are read from the common cache.
+PyTorch is imported where it is used: the commands check their arguments before.
 """
 
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import torch
-import torch.distributed as dist
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger("ctflow")
 
 ItemT = TypeVar("ItemT")
 
@@ -37,6 +40,8 @@ class Ranks:
     def wait(self) -> None:
         """Wait for all ranks."""
         if self.size > 1:
+            import torch.distributed as dist
+
             dist.barrier()
 
     @property
@@ -52,6 +57,8 @@ def joined_ranks() -> Iterator[Ranks]:
     if size == 1:
         yield Ranks()
         return
+    import torch.distributed as dist
+
     own = not dist.is_initialized()
     if own:
         dist.init_process_group("gloo")
@@ -64,6 +71,8 @@ def joined_ranks() -> Iterator[Ranks]:
 
 def device_of(name: str) -> torch.device:
     """``auto`` is CUDA where there is one."""
+    import torch
+
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
@@ -83,3 +92,26 @@ def keep_freed_buffers() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     # musl exports no mallopt; glibc answers 1 where it accepts a setting.
     return mallopt is not None and all(mallopt(*setting) == 1 for setting in MALLOC_SETTINGS)
+
+
+def log_threads() -> None:
+    """Say the number of threads, and warn where other processes keep the cores busy.
+
+    Threads that wait for each other on a busy core are 5 to 10 times slower than one thread. The number is
+    not changed by itself: sums round by it, and a run that goes on is to repeat its losses.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    threads, cores = torch.get_num_threads(), len(os.sched_getaffinity(0))
+    load = os.getloadavg()[0]
+    log.info("threads: %d on %d cores (OMP_NUM_THREADS=N sets another number)", threads, cores)
+    if threads > 1 and load + threads > cores + 1:
+        log.warning(
+            "other processes keep %.1f of %d cores busy: %d threads then run several times slower than one; "
+            "OMP_NUM_THREADS=1 is the better choice on a shared machine",
+            load,
+            cores,
+            threads,
+        )

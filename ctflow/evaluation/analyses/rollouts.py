@@ -1,4 +1,4 @@
-"""Full-body volumes over a range of lengths, and over solvers and numbers of steps."""
+"""How blocks join, and full-body volumes over a range of lengths, solvers and numbers of steps."""
 
 from __future__ import annotations
 
@@ -6,14 +6,114 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+import torch
 from matplotlib.figure import Figure
 
+from ctflow.errors import EvaluationError
 from ctflow.evaluation.analyses.base import AnalysisResult, Context, slice_distance
 from ctflow.evaluation.cases import RealCase, choose_cases
 from ctflow.evaluation.features import CaseFeatures, FeatureExtractor
-from ctflow.evaluation.monitoring import readings
 from ctflow.evaluation.results import MODEL
+from ctflow.evaluation.rows import readings
 from ctflow.evaluation.settings import SETTINGS, Setting
+from ctflow.evaluation.system import usable_in
+from ctflow.metrics.images import at_side, spacing_at
+from ctflow.metrics.monitors.seam import SeamMonitor, step_sizes
+from ctflow.metrics.reconstruction import ReconstructionMetric
+from ctflow.pictures import LUNG, SOFT_TISSUE, axial, coronal
+from ctflow.types import BLOCK_LENGTH, HUVolume
+
+REAL, LIMIT = "real scan", "A-VAE"
+ROLLOUTS = ("gt-head", "next-block")
+_TILE = 256
+
+
+def seams(context: Context) -> AnalysisResult:
+    """Seam ratios and PSNR of two rollouts of the first case that has more than one block; a picture too.
+
+    Raises:
+        EvaluationError: No such case.
+    """
+    system, reader = context.system, context.reader()
+    case = next((c for c in reader.cases() if usable_in(SETTINGS["gt-head"], c)), None)
+    if case is None:
+        raise EvaluationError(
+            f"no case of more than {BLOCK_LENGTH} slices in {reader.folder}",
+            "a scan longer than one block",
+            "give slices=FOLDER",
+        )
+    real = reader.volume(case)
+    limit = min(len(real.hu), context.rollout.max_slices)
+    through = system.decode(system.encode(real))[:limit]
+    side = through.shape[1]
+    volumes = {REAL: at_side(torch.from_numpy(real.hu[:limit]), side).numpy(), LIMIT: through}
+    volumes |= {name: context.generate(name, case, reader).hu for name in ROLLOUTS}
+    spacing = spacing_at(real.spacing, real.hu.shape[1], side)
+    # The blocks of next-block follow real slices and repeat none.
+    overlaps = {"gt-head": context.rollout.overlap}
+    records = [_record(name, hu, volumes[REAL], overlaps.get(name, 0)) for name, hu in volumes.items()]
+    text = (
+        f"Case {case.case_id}, {limit} slices of {spacing[0]:g} mm, blocks of {BLOCK_LENGTH}. The given "
+        "first block of gt-head is not scored. A seam ratio near 1: the step over a boundary of blocks is "
+        "like the steps beside it."
+    )
+    figures = {
+        "volumes": (_picture(volumes, spacing), "The middle slice and a coronal cut"),
+        "profile": (_profile(volumes), "Step from slice to slice"),
+    }
+    return AnalysisResult("Seams of rollouts from real blocks", text, records, figures)
+
+
+def _record(name: str, hu: np.ndarray, real: np.ndarray, overlap: int) -> dict[str, Any]:
+    """A line of the table; what is NaN (given) counts nowhere."""
+    monitor, quality = SeamMonitor(), ReconstructionMetric()
+    monitor.update(torch.from_numpy(hu), overlap)
+    scored = np.flatnonzero(np.isfinite(hu).all(axis=(1, 2)))
+    scored = scored[scored < len(real)]
+    if name != REAL and len(scored):
+        quality.update(*(torch.from_numpy(v[scored]).unsqueeze(1) for v in (hu, real)))
+    values = quality.compute()
+    return {
+        "volume": name,
+        "slices": len(hu),
+        "scored slices": len(scored),
+        **{key: round(value, 3) for key, value in monitor.compute().items()},
+        "psnr to the scan": None if name == REAL else round(values["psnr"], 2),
+        "ssim to the scan": None if name == REAL else round(values["ssim"], 3),
+    }
+
+
+def _picture(volumes: dict[str, np.ndarray], spacing: tuple[float, float, float]) -> Figure:
+    """A column per volume: middle slice in two windows, coronal cut; given slices are black."""
+    figure = Figure(figsize=(2.3 * len(volumes), 6.2), layout="tight")
+    axes = figure.subplots(3, len(volumes))
+    for column, (name, hu) in enumerate(volumes.items()):
+        volume = HUVolume(np.nan_to_num(hu, nan=-3000.0), spacing)
+        middle = len(hu) // 2
+        tiles = [axial(volume, middle, window, _TILE) for window in (LUNG, SOFT_TISSUE)]
+        for row, tile in enumerate([*tiles, coronal(volume, LUNG, _TILE)]):
+            axes[row, column].imshow(tile, cmap="gray", vmin=0, vmax=255)
+            axes[row, column].axis("off")
+        axes[0, column].set_title(name, fontsize=9)
+    return figure
+
+
+def _profile(volumes: dict[str, np.ndarray]) -> Figure:
+    """Mean absolute difference of neighbouring slices inside the body, block boundaries marked."""
+    figure = Figure(figsize=(9, 3), layout="tight")
+    axes = figure.add_subplot()
+    for name, hu in volumes.items():
+        steps = step_sizes(torch.from_numpy(hu)).numpy()
+        axes.plot(np.arange(len(steps)) + 0.5, steps, ".-", label=name, linewidth=1)
+    longest = max(len(hu) for hu in volumes.values())
+    for boundary in range(BLOCK_LENGTH, longest, BLOCK_LENGTH):
+        axes.axvline(boundary - 0.5, color="grey", linestyle=":", linewidth=1)
+    axes.set_xlabel("slice (dotted: every 16, the block boundaries without overlap)")
+    axes.set_ylabel("step in HU")
+    axes.legend(fontsize=8)
+    return figure
+
 
 MONITORS = ("seam_ratio", "drift_z", "drift_z_slope", "drift_last_over_first", "premature", "length_error")
 EVALUATIONS = {"euler": 1, "midpoint": 2, "heun": 2}

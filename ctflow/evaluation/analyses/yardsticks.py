@@ -1,4 +1,4 @@
-"""``severity``: real volumes damaged more and more; every metric and monitor must rise where it should."""
+"""What real volumes alone tell: floors, the A-VAE's loss, and how every metric answers to damage."""
 
 from __future__ import annotations
 
@@ -9,22 +9,120 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 
 from ctflow.evaluation.analyses.base import AnalysisResult, Context
 from ctflow.evaluation.cases import CaseReader, CaseSets, RealCase, choose_cases
 from ctflow.evaluation.collect import Batch, Group, Wanted
+from ctflow.evaluation.compare import FLOORS, Comparer
 from ctflow.evaluation.features import FeatureExtractor, real_volume
-from ctflow.evaluation.monitoring import readings
 from ctflow.evaluation.results import OTHER_REAL
-from ctflow.evaluation.rows import Compared, clip_rows, slice_rows
+from ctflow.evaluation.rows import Compared, clip_rows, readings, slice_rows
 from ctflow.evaluation.settings import REAL, ScoredVolume
 from ctflow.metrics.damage import DAMAGES
+from ctflow.metrics.images import SCORE_WINDOW, at_side
+from ctflow.metrics.reconstruction import ReconstructionMetric, load_lpips, lpips_input
+from ctflow.pictures import LUNG, SOFT_TISSUE
 from ctflow.types import HUVolume
 
 UNDAMAGED = "none"
 EVEN, ODD = "even slices", "odd slices"
 SHOWN = ("fid_rand2d", "kid_rand2d", "fvd_rand3d_f16", "seam_ratio", "checkerboard_2", "drift_z")
+WINDOWS = {"lung": LUNG, "soft tissue": SOFT_TISSUE}
+NOTES = {
+    "psnr": "dB, of the squared error pooled over all slices, 2000 HU range; higher is better",
+    "ssim": "0 … 1, 2000 HU range; higher is better",
+    "ms_ssim": "0 … 1, five scales; higher is better",
+    "ms_ssim_s3": "0 … 1, three scales (sides up to 160); not comparable with ms_ssim",
+}
+
+
+def floors(context: Context) -> AnalysisResult:
+    """Every metric of both floors over whole volumes; nothing is generated.
+
+    The features are those of the table's floors, so that a table on the same cases, A-VAE and CT-CLIP finds
+    them in the cache.
+    """
+    config = context.config
+    reader, extractor = context.reader(), context.extractor()
+    sets = choose_cases(reader.cases(), config.cases, floors=True, choice=config.evaluated)
+    findings = any(case.truth_path for case in sets.evaluated)
+    collected = context.collector(reader, extractor, findings=findings).collect(sets, [])
+    comparer = Comparer(config, extractor.plan, extractor.backbones, sets, collected)
+    records: list[dict[str, Any]] = [
+        {
+            "source": row.source,
+            "metric": row.metric,
+            "px": row.resolution or "",
+            "value [95 %]": row.text(),
+            "at infinite N [95 %]": row.extrapolated_text(),
+            "N": row.samples,
+            "note": row.reason,
+        }
+        for source in FLOORS
+        for row in comparer.source_rows(REAL, source)
+    ]
+    text = (
+        f"{len(sets.others)} real cases of other patients, and their A-VAE reconstructions, against "
+        f"{len(sets.evaluated)} real cases. A generator on this A-VAE is not expected below the second."
+    )
+    return AnalysisResult("Floors", text, records)
+
+
+def reconstruction(context: Context) -> AnalysisResult:
+    """PSNR, SSIM, MS-SSIM in HU, by window too, and LPIPS of ``analysis.reconstructed_slices`` slices."""
+    reader = context.reader()
+    cases = reader.cases()
+    wanted = context.config.analysis.reconstructed_slices
+    metrics = {"": ReconstructionMetric()}
+    metrics |= {f" ({name} window)": ReconstructionMetric(_limits(w)) for name, w in WINDOWS.items()}
+    files = context.config.backbones
+    lpips = load_lpips(Path(files.lpips), files.lpips_sha256) if files.lpips else None
+    distances: dict[str, list[float]] = {name: [] for name in WINDOWS}
+    for case, indices in zip(cases, spread([c.shape[0] for c in cases], wanted), strict=True):
+        if not indices:
+            continue
+        real = reader.volume(case)
+        chosen = HUVolume(real.hu[indices], real.spacing)
+        made = torch.from_numpy(context.system.decode(context.system.encode(chosen))).unsqueeze(1)
+        original = at_side(torch.from_numpy(chosen.hu), made.shape[-1]).unsqueeze(1)
+        for metric in metrics.values():
+            metric.update(made, original)
+        for name, window in WINDOWS.items() if lpips is not None else ():
+            assert lpips is not None
+            distances[name] += lpips(lpips_input(made, window), lpips_input(original, window)).tolist()
+    slices = int(metrics[""].slices)
+    records: list[dict[str, Any]] = [
+        {"metric": name + words, "value": value, "slices": slices, "note": NOTES[name]}
+        for words, metric in metrics.items()
+        for name, value in metric.compute().items()
+    ]
+    for name, values in distances.items():
+        note = "" if values else "n/a: no AlexNet weights given (backbones.lpips)"
+        value = float(np.mean(values)) if values else None
+        records.append(
+            {"metric": f"lpips ({name} window)", "value": value, "slices": len(values), "note": note}
+        )
+    text = f"{slices} slices of {len(cases)} real cases through the A-VAE's posterior mean and back."
+    return AnalysisResult("A-VAE reconstruction", text, records)
+
+
+def spread(lengths: list[int], wanted: int) -> list[list[int]]:
+    """Evenly spaced slices over volumes laid end to end: indices per volume, ``wanted`` in all at most."""
+    total = sum(lengths)
+    chosen = np.unique(np.linspace(0, total - 1, min(wanted, total)).round().astype(int))
+    starts = np.cumsum([0, *lengths[:-1]])
+    return [
+        [int(i - start) for i in chosen if start <= i < start + n]
+        for start, n in zip(starts, lengths, strict=True)
+    ]
+
+
+def _limits(window: tuple[float, float]) -> tuple[float, float]:
+    """Lowest and highest HU of a window, no further than what the metrics compare."""
+    centre, width = window
+    return max(centre - width / 2, SCORE_WINDOW[0]), min(centre + width / 2, SCORE_WINDOW[1])
 
 
 def severity(context: Context) -> AnalysisResult:
