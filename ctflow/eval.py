@@ -36,8 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = parse_command(EvalConfig, "ctflow eval", DESCRIPTION, FLAGS, argv).config
     # These take seconds to import: after the arguments are checked.
     from ctflow.default_data import ensure_cases
-    from ctflow.evaluation.processes import joined_ranks
     from ctflow.evaluation.run import run
+    from ctflow.processes import joined_ranks
 
     output = Path(config.output) / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     checkpoint = _checkpoint_of(config)

@@ -20,7 +20,7 @@ from ctflow.metrics.trained_backbones import (
     InceptionBackbone,
 )
 from ctflow.models import TextEncoder
-from ctflow.models.ctclip_preprocess import volume_input
+from ctflow.models.ctclip import volume_input
 from ctflow.types import HUVolume
 
 INCEPTION = "inception"

@@ -12,13 +12,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from ctflow.anatomy import Found, findings, measure
 from ctflow.config.evaluation import EvalConfig
 from ctflow.evaluation.backbones import FEATURES, Backbone, Backbones
 from ctflow.evaluation.settings import REAL, ScoredVolume, Setting
-from ctflow.metrics.images import clip_at, slices_at
+from ctflow.metrics.images import at_side, clip_at, slices_at
 from ctflow.metrics.monitors import MonitorRecord
 from ctflow.pictures import montage
 from ctflow.types import BLOCK_LENGTH, HUVolume
@@ -300,10 +299,3 @@ class FeatureExtractor:
 def real_volume(case_id: str, volume: HUVolume) -> ScoredVolume:
     """A real case (or its reconstruction) on its way into a reference or a floor."""
     return ScoredVolume(case_id, REAL, volume.hu, volume.spacing, requested=len(volume.hu))
-
-
-def at_side(hu: Tensor, side: int) -> Tensor:
-    """Slices ``[S, H, W]`` in HU resampled to ``side``² (bilinear, antialiased), NaN slices staying NaN."""
-    if tuple(hu.shape[1:]) == (side, side) or not len(hu):
-        return hu
-    return F.interpolate(hu.unsqueeze(1), size=(side, side), mode="bilinear", antialias=True)[:, 0]

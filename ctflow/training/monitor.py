@@ -35,8 +35,8 @@ class RolloutMonitor(L.Callback):
     The metrics live here and not in the module: a bf16 module would cast their float64 sums. They carry the
     names of an evaluation: those of the embedded backbones (``fid_rand2d``, ``fvd_rand3d_f16``), and ``fid``,
     ``fvd_f16``, ``fd_ct3d`` where ``settings.backbones`` names their weights. The reference are the same
-    cases' real latents, decoded by the same A-VAE, so that they show the transformer's error alone; its features are
-    computed once.
+    cases' real latents, decoded by the same A-VAE, so that they show the transformer's error alone; its
+    features are computed once.
 
     The first rollout comes before the first step, the next ones at validations 1, 2, 4, 8 … until
     ``rollout_every`` is reached, and at its multiples from then on.
@@ -57,13 +57,13 @@ class RolloutMonitor(L.Callback):
         self.metrics: list[RolloutMetric] = []
         self._generator: VolumeGenerator | None = None
         self._real: dict[int, Tensor] = {}
-        self._validations = 0
         self._measured = False
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Generate when due; cases are split over the processes."""
-        self._validations += 1
-        if due(self._validations, self.settings.rollout_every):
+        assert isinstance(pl_module, FlowModule)
+        validation = pl_module.batches // int(trainer.val_check_batch or 1)
+        if due(validation, self.settings.rollout_every):
             self._roll_out(trainer, pl_module)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -78,12 +78,9 @@ class RolloutMonitor(L.Callback):
         if self.settings.frechet:
             self.metrics = rollout_metrics(self.settings.backbones, device)
 
-    def _roll_out(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        stopping = any(isinstance(c, StopOnSignal) and c.received for c in trainer.callbacks)  # type: ignore[attr-defined]
-        if stopping and trainer.world_size == 1:
-            return
+    def _roll_out(self, trainer: L.Trainer, pl_module: FlowModule) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
-        assert isinstance(pl_module, FlowModule) and isinstance(data, LatentDataModule)
+        assert isinstance(data, LatentDataModule)
         shards = data.view("valid").shards
         assert isinstance(shards, LatentShards)
         mine = range(trainer.global_rank, min(self.settings.cases, len(shards)), trainer.world_size)
@@ -108,10 +105,13 @@ class RolloutMonitor(L.Callback):
             # The true length is what the network was trained with; ``max_slices`` cuts longer volumes short.
             prepared.append(RolloutCase(entry.case_id, text, text_mask, entry.slices, entry.spacing))
         config = replace(self.sampling, max_slices=limit)
-        results = generator.latents(prepared, config, seeded_noise(self.seed))
+        results = generator.latents(
+            prepared, config, seeded_noise(self.seed), lambda progress: stop_asked_for(module)
+        )
         for case in cases:
             if case not in self._real:
                 self._real[case] = torch.from_numpy(generator.decode(shards.whitened(case)[:, :limit]))
+                stop_asked_for(module)
         volumes = [torch.from_numpy(generator.decode(result.latents)) for result in results]
         return dict(zip(cases, volumes, strict=True))
 
@@ -166,6 +166,17 @@ class RolloutMonitor(L.Callback):
 def due(validation: int, every: int) -> bool:
     """Whether a rollout belongs to this validation (the first is 1): a short training sees several."""
     return validation % every == 0 or (validation < every and validation & (validation - 1) == 0)
+
+
+def stop_asked_for(module: L.LightningModule) -> None:
+    """Stop a long validation where a signal has asked for it.
+
+    Raises:
+        Stopped: With the signal's status.
+    """
+    for callback in module.trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, StopOnSignal):
+            callback.stop_validation(module.trainer, module)
 
 
 def _stacked(images: list[Tensor]) -> Tensor:

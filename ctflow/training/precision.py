@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ctflow.errors import ConfigError
-from ctflow.threads import bf16_supported
+from ctflow.processes import bf16_supported
 
 
 def resolve_precision(precision: str, device_type: str) -> str:

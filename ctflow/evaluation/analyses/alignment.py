@@ -24,6 +24,7 @@ from ctflow.evaluation.settings import SETTINGS
 from ctflow.generation import seeded_noise
 from ctflow.metrics import bias
 from ctflow.metrics.clip_score import clip_scores
+from ctflow.metrics.images import spacing_at
 from ctflow.metrics.statistics import PerCaseMean
 from ctflow.models import Conditions
 from ctflow.types import BLOCK_LENGTH
@@ -105,8 +106,7 @@ def text_effect(context: Context, case: RealCase) -> float:
     system = context.system
     model, embedded = system.fmvt, system.text.encode([case.report])
     noise = seeded_noise(context.config.seed)(case.case_id, 0, _block_shape(context)).to(system.device)[None]
-    zoom = case.shape[1] / system.config.image_size
-    spacing = [case.spacing[0], case.spacing[1] * zoom, case.spacing[2] * zoom]
+    spacing = spacing_at(case.spacing, case.shape[1], system.config.image_size)
     conditions = Conditions(
         text=model.encode_text(embedded.tokens.to(system.device), embedded.mask.to(system.device)),
         previous=system.generator().start[:, None].expand(-1, BLOCK_LENGTH, -1, -1)[None].to(system.device),

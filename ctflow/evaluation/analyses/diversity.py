@@ -14,12 +14,12 @@ from tqdm import tqdm
 
 from ctflow.evaluation.analyses.base import AnalysisResult, Context
 from ctflow.evaluation.cases import RealCase, choose_cases
-from ctflow.evaluation.features import at_side
 from ctflow.evaluation.results import MODEL, Row
 from ctflow.evaluation.rows import Compared
 from ctflow.evaluation.settings import SETTINGS
 from ctflow.evaluation.whole import neighbour_rows
 from ctflow.metrics import bias
+from ctflow.metrics.images import at_side
 from ctflow.metrics.reconstruction import THREE_SCALES_ABOVE, ReconstructionMetric, multiscale_name
 from ctflow.metrics.statistics import PerCaseMean
 

@@ -81,9 +81,9 @@ def utility(context: Context) -> AnalysisResult:
             records.append(line | {"AUROC [95 %]": row.text(), "held out": len(test)})
     text = (
         f"A small 3D network ({GRID[0]}×{GRID[1]}×{GRID[2]} voxels, {config.analysis.classifier_steps} steps "
-        f"of {BATCH}) trained on {len(train)} real and {len(made)} synthetic volumes, tested on {len(test)} real "
-        "ones of other patients. 0.5 is chance. Intervals: jackknife over the held-out volumes; another seed "
-        "of training moves the numbers too."
+        f"of {BATCH}) trained on {len(train)} real and {len(made)} synthetic volumes, tested on "
+        f"{len(test)} real ones of other patients. 0.5 is chance. Intervals: jackknife over the held-out "
+        "volumes; another seed of training moves the numbers too."
     )
     return AnalysisResult("Utility of synthetic volumes", text, records)
 
