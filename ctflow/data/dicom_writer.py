@@ -131,7 +131,7 @@ def _write_slice(path: Path, shared: Dataset, plane: NDArray[np.int16], affine: 
     position = affine[:3, 3] + affine[:3, 2] * number
     data.ImagePositionPatient = [_decimal(x) for x in position]
     normal = affine[:3, 2] / np.linalg.norm(affine[:3, 2])
-    data.SliceLocation = _decimal(position @ normal)
+    data.SliceLocation = _decimal(float(position @ normal))
     data.PixelData = plane.astype("<i2").tobytes()
     data["PixelData"].VR = "OW"
     data.file_meta = FileMetaDataset()
