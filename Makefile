@@ -29,6 +29,10 @@ $(INSTALLED): setup.cfg pyproject.toml
 demo: $(INSTALLED) ## From nothing to a generated chest CT with pictures (runs/demo/index.html)
 	$(RUN) -m ctflow.demo $(ARGS)
 
+.PHONY: app
+app: $(INSTALLED) ## Reports to chest CTs in the browser, on this machine (Ctrl-C ends it)
+	$(RUN) -m ctflow.app $(ARGS)
+
 .PHONY: train-vae
 train-vae: $(INSTALLED) ## Train the A-VAE [CONFIG=file.yaml ARGS="key=value …"]
 	$(RUN) -m ctflow.train --config $(or $(CONFIG),configs/train/vae.yaml) $(ARGS)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ctflow.anatomy import LABELS, Found, findings, measure
-from ctflow.reports import parse_report, summarised
+from ctflow.anatomy import LABELS, SIDES, Found, Measurement, findings, measure
+from ctflow.reports import StatedFinding, parse_report, summarised
 from ctflow.types import HUVolume
 
 
@@ -31,6 +31,64 @@ class AskedAndFound:
         return "; ".join(parts)
 
 
+FOUND, MISSING, ABSENT, UNWANTED, UNASKED = (
+    "found",
+    "missing",
+    "absent, as asked",
+    "found against it",
+    "not asked",
+)
+UNMEASURED = "not measured"
+"""What became of a finding; see ``Verdict``."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One finding, as the report has it and as the volume has it.
+
+    Attributes:
+        asked: The report's statement; empty where it says nothing of it.
+        found: What is measured under its label, on its side; empty where nothing is.
+        verdict: ``found`` or ``missing`` (the report states it), ``absent, as asked`` or ``found against it``
+            (the report denies it), ``not asked``, or ``not measured``.
+    """
+
+    asked: str
+    found: str
+    verdict: str
+
+
+def verdicts(report: str, measurement: Measurement) -> list[Verdict]:
+    """A report's statements beside what was measured, then what was measured beyond them.
+
+    Args:
+        report: The text; may be empty.
+        measurement: Of the volume.
+    """
+    found = findings(measurement)
+    lines, told = [], set()
+    for stated in summarised(parse_report(report)):
+        if stated.label not in LABELS:
+            lines.append(Verdict(str(stated), "", UNMEASURED))
+            continue
+        own = [one for one in found.get(stated.label, []) if _beside(stated, one)]
+        told |= {(stated.label, one) for one in own}
+        words = ", ".join(_told(stated.label, one) for one in own)
+        if not stated.present:
+            lines.append(Verdict(str(stated), words, UNWANTED if own else ABSENT))
+        else:
+            sides = {one.side for one in own}
+            whole = bool(own) and (stated.side != "both" or sides >= {*SIDES})
+            lines.append(Verdict(str(stated), words, FOUND if whole else MISSING))
+    beyond = ((label, one) for label, own in found.items() for one in own if (label, one) not in told)
+    return lines + [Verdict("", _told(label, one), UNASKED) for label, one in beyond]
+
+
+def _beside(stated: StatedFinding, found: Found) -> bool:
+    """Whether something measured lies on the side that is stated."""
+    return stated.side in (None, "both") or found.side in (None, stated.side)
+
+
 def asked_and_found(report: str, volume: HUVolume) -> AskedAndFound:
     """Compare a report's statements with the findings measured in a volume (docs/anatomy.md).
 
@@ -41,8 +99,13 @@ def asked_and_found(report: str, volume: HUVolume) -> AskedAndFound:
     Raises:
         CTFlowError: A spacing that gives slices no body part's size.
     """
+    return asked_beside(report, measure(volume))
+
+
+def asked_beside(report: str, measurement: Measurement) -> AskedAndFound:
+    """``asked_and_found`` of a volume that has been measured."""
     stated = summarised(parse_report(report))
-    found = findings(measure(volume))
+    found = findings(measurement)
     return AskedAndFound(
         asked=[str(finding) for finding in stated if finding.label in LABELS],
         unmeasured=[str(finding) for finding in stated if finding.label not in LABELS],

@@ -14,6 +14,7 @@ Window = tuple[float, float]
 SOFT_TISSUE: Window = (40.0, 400.0)
 """Centre and width in HU."""
 LUNG: Window = (-600.0, 1500.0)
+BONE: Window = (450.0, 1800.0)
 WHOLE: Window = (0.0, 2000.0)
 DIFFERENCE: Window = (0.0, 800.0)
 """Of differences: none is middle grey."""

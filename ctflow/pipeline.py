@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -205,6 +205,7 @@ class CTFlow:
         progress: Callable[[SliceUpdate], None] | None = None,
         precision: str = "fp32",
         cancelled: Callable[[], bool] | None = None,
+        given: Mapping[str, Tensor] | None = None,
     ) -> list[GeneratedVolume | EmptyVolume]:
         """Generate several volumes side by side; each is the same as it would be alone.
 
@@ -214,6 +215,7 @@ class CTFlow:
             progress: Called with every volume's new slices as soon as they are decoded.
             precision: ``fp32`` or ``bf16`` autocast of the FMvT.
             cancelled: Asked before each evaluation of the network; True ends everything with ``Cancelled``.
+            given: As for ``stream``.
 
         Returns:
             One volume per request, in their order; an error, not raised, where nothing came but the end.
@@ -221,7 +223,7 @@ class CTFlow:
         config = (sampling or SamplingChoice()).applied_to(self.system.config.rollout)
         parts: dict[str, list[NDArray[np.float32]]] = {request.case_id: [] for request in requests}
         results: dict[str, CaseRollout] = {}
-        for update in self.stream(requests, config, precision, cancelled):
+        for update in self.stream(requests, config, precision, cancelled, given):
             parts[update.case_id].append(update.hu)
             if update.result is not None:
                 results[update.case_id] = update.result
@@ -239,6 +241,7 @@ class CTFlow:
         config: RolloutConfig,
         precision: str = "fp32",
         cancelled: Callable[[], bool] | None = None,
+        given: Mapping[str, Tensor] | None = None,
     ) -> Iterator[SliceUpdate]:
         """Generate volumes side by side and give each block's slices as soon as they are decoded.
 
@@ -247,6 +250,7 @@ class CTFlow:
             config: Sampling, e.g. ``self.system.config.rollout``.
             precision: ``fp32`` or ``bf16`` autocast of the FMvT.
             cancelled: Asked before each evaluation of the network.
+            given: First slices that a case's volume continues (``encode``), by case id.
 
         Yields:
             What ``VolumeGenerator.stream`` yields.
@@ -274,11 +278,29 @@ class CTFlow:
         spacings = [self.spacing(request) for request in requests]
         text = self.text_encoder.encode([request.report for request in requests])
         cases = [
-            RolloutCase(request.case_id, tokens, mask, request.slices, spacing)
+            RolloutCase(
+                request.case_id, tokens, mask, request.slices, spacing, (given or {}).get(request.case_id)
+            )
             for request, spacing, tokens, mask in zip(requests, spacings, text.tokens, text.mask, strict=True)
         ]
-        generator = VolumeGenerator(self.fmvt, self.avae, self.system.config.image_size, precision)
-        yield from generator.stream(cases, config, noise, cancelled)
+        yield from self.generator(precision).stream(cases, config, noise, cancelled)
+
+    def generator(self, precision: str = "fp32") -> VolumeGenerator:
+        """The networks as the one system that generates, encodes and decodes."""
+        return VolumeGenerator(self.fmvt, self.avae, self.system.config.image_size, precision)
+
+    def encode(self, hu: NDArray[np.float32]) -> Tensor:
+        """Whitened latents ``[C, S, h, w]`` of slices in HU ``[S, image_size, image_size]``.
+
+        Raises:
+            CTFlowError: Slices of another size.
+        """
+        side = self.system.config.image_size
+        if hu.ndim != 3 or hu.shape[1:] != (side, side):
+            raise CTFlowError(
+                f"slices of shape {hu.shape}", f"[S, {side}, {side}], the model's own size", "resample them"
+            )
+        return self.generator().encode(torch.from_numpy(hu))
 
     def spacing(self, request: GenerationRequest) -> tuple[float, float, float]:
         """Millimetres between slices, rows and columns of the volume that a request becomes.
@@ -352,6 +374,8 @@ class CTFlow:
             "spacing_mm": list(volume.spacing),
             "stop": str(result.stop),
         }
+        if result.given_slices:
+            provenance["given_slices"] = result.given_slices
         return GeneratedVolume(request, volume, str(result.stop), provenance)
 
 

@@ -76,9 +76,7 @@ def read_table(path: Path | str) -> Table:
         lines = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True))
     except csv.Error as error:
         raise CTFlowError(f"{path} cannot be read as CSV: {error}", "cells in closed quotes") from error
-    filled = [
-        (n, [cell.strip() for cell in row]) for n, row in enumerate(lines, 1) if any(map(str.strip, row))
-    ]
+    filled = [(n, cells) for n, row in enumerate(lines, 1) if any(cells := [cell.strip() for cell in row])]
     if not filled:
         raise CTFlowError(f"{path} is empty", "a CSV with a header")
     columns = filled[0][1]

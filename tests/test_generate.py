@@ -12,7 +12,7 @@ from PIL import Image
 
 from ctflow.data.nifti import read_nifti
 from ctflow.errors import CTFlowError, WeightsError
-from ctflow.generate import _read_table, _report_text, main
+from ctflow.generate import _report_text, main, read_requests
 from ctflow.pipeline import EMBEDDED, CTFlow, GenerationRequest, resolve_checkpoint
 from data_prep.convert import read_placed
 
@@ -266,7 +266,7 @@ def test_tables_in_any_usual_dialect(tmp_path, separator, encoding):
     ]
     path = tmp_path / "r.csv"
     path.write_bytes("\n".join(separator.join(line) for line in lines).encode(encoding))
-    rows, refused = _read_table(path)
+    rows, refused = read_requests(path)
     assert not refused
     assert rows == [
         {"case_id": "a", "report": "M\u00fcller: clear", "seed": 1},
@@ -291,6 +291,6 @@ def test_tables_in_any_usual_dialect(tmp_path, separator, encoding):
 def test_a_row_that_cannot_be_made_refuses_itself_alone(tmp_path, cells, words):
     path = tmp_path / "r.csv"
     path.write_text(f"case_id,report,seed\n{cells}\ngood,Clear,3\n", encoding="utf-8")
-    rows, (refused,) = _read_table(path)
+    rows, (refused,) = read_requests(path)
     assert [row["case_id"] for row in rows] == ["good"]
     assert words in refused and refused.startswith("line 2 of")

@@ -26,7 +26,7 @@ from ctflow.files import replaced, write_text
 from ctflow.formats import Orientation
 from ctflow.outputs import check_writable
 from ctflow.pipeline import CTFlow, EmptyVolume, GeneratedVolume, GenerationRequest
-from ctflow.threads import log_threads
+from ctflow.processes import log_threads
 from ctflow.types import BLOCK_LENGTH, HUVolume
 
 log = logging.getLogger("ctflow.challenge")

@@ -22,12 +22,14 @@ from ctflow.checkpoint.loading import (
     load_tokenizer,
     read_weights,
 )
-from ctflow.checkpoint.saving import save_avae, save_ctclip, save_fmvt
 from ctflow.checkpoint.system import (
     System,
     check_fit,
     folder_fingerprint,
     load_system,
+    save_avae,
+    save_ctclip,
+    save_fmvt,
     save_system,
     write_system_config,
 )

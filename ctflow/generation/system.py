@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ctflow.config.generation import RolloutConfig
-from ctflow.generation.cases import BlockProgress, CaseRollout, NoiseSource, RolloutCase
-from ctflow.generation.memo import BlockMemo
-from ctflow.generation.rollout import rollout, rollout_stream
-from ctflow.generation.stop import StopRule
+from ctflow.generation.rollout import BlockMemo, rollout, rollout_stream
+from ctflow.generation.volumes import Cancelled, CaseRollout, NoiseSource, RolloutCase, RolloutRound, StopRule
 from ctflow.models import AVAE, FMvT
+
+ENCODE_BATCH = 16
+CANCEL_SLICES = 4
+"""Slices decoded between two questions whether to go on."""
 
 
 @dataclass(frozen=True)
@@ -73,13 +75,19 @@ class VolumeGenerator:
         cases: Sequence[RolloutCase],
         config: RolloutConfig,
         noise: NoiseSource,
-        progress: Callable[[BlockProgress], None] | None = None,
+        progress: Callable[[RolloutRound], None] | None = None,
         memo: BlockMemo | None = None,
     ) -> list[CaseRollout]:
         """Whole volumes as latents, all cases at once; see ``ctflow.generation.rollout``."""
         with self._autocast():
             rule = self.stop_rule(config)
             return rollout(self.fmvt, cases, self.start, rule, config, noise, progress, memo)
+
+    @torch.no_grad()
+    def encode(self, hu: Tensor) -> Tensor:
+        """HU ``[S, image_size, image_size]`` to whitened posterior means ``[C, S, h, w]``."""
+        means = [self.avae.encode_hu(part.to(self.device)).mean for part in hu.split(ENCODE_BATCH)]
+        return self.avae.whiten(torch.cat(means)).transpose(0, 1).contiguous()
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> NDArray[np.float32]:
@@ -101,7 +109,8 @@ class VolumeGenerator:
             cases: What to generate, with different ids.
             config: Solver, guidance, overlap, limit and stop rule.
             noise: Source of the noise.
-            cancelled: Asked before each evaluation of the network; True ends the stream with ``Cancelled``.
+            cancelled: Asked before each evaluation of the network and every few decoded slices; True ends the
+                stream with ``Cancelled``.
 
         Yields:
             After each round of blocks one update for every volume that grew or ended. A volume's updates
@@ -120,9 +129,18 @@ class VolumeGenerator:
             finished = {result.case_id: result for result in round_.finished}
             for case_id, latents in round_.slices.items():
                 blocks[case_id] += 1
-                hu = self.decode(latents)
+                hu = self._decode_unless(latents, cancelled)
                 yield SliceUpdate(case_id, told[case_id], hu, blocks[case_id], finished.get(case_id))
                 told[case_id] += len(hu)
+
+    def _decode_unless(self, latents: Tensor, cancelled: Callable[[], bool] | None) -> NDArray[np.float32]:
+        """``decode``, a few slices at a time."""
+        parts = []
+        for part in latents.split(CANCEL_SLICES, dim=1):
+            if cancelled is not None and cancelled():
+                raise Cancelled
+            parts.append(self.decode(part))
+        return np.concatenate(parts)
 
     def _autocast(self) -> AbstractContextManager[object]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")

@@ -17,8 +17,9 @@ from test_ct_rate_run import contents, run, table
 from ctflow.config.prep import IngestConfig
 from ctflow.errors import CTFlowError
 from data_prep.ct_rate import dicom_series
-from data_prep.ct_rate.discovery import Item, Source, case_id_of, find_items
+from data_prep.ct_rate.discovery import Item, Source, find_items
 from data_prep.ct_rate.likeness import GRID, Looks, alike
+from data_prep.ct_rate.naming import case_id_of
 from data_prep.ct_rate.patients import PatientLinks
 from data_prep.ct_rate.prepare import Job, Outcome, prepare
 from data_prep.ct_rate.report import write_reports
@@ -35,23 +36,24 @@ def test_folders_and_files_that_may_not_be_read_are_told(tmp_path, monkeypatch):
     save_nifti(tmp_path / "in" / "closed" / "two.nii.gz", chest())
     (tmp_path / "in" / "half").mkdir()
     (tmp_path / "in" / "half" / "three.nii.gz").write_bytes(b"")
-    scandir, status = os.scandir, Path.stat
+    (tmp_path / "in" / "half").chmod(0o744)  # may be listed, not entered
+    scandir, status = os.scandir, os.lstat
 
     def closed(path):
         if str(path).endswith("closed"):
             raise PermissionError(13, "Permission denied", str(path))
         return scandir(path)
 
-    def half(self, **keys):
-        if self.parent.name == "half":
-            raise PermissionError(13, "Permission denied", str(self))
-        return status(self, **keys)
+    def half(path, **keys):
+        if "half" in str(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return status(path, **keys)
 
     monkeypatch.setattr(os, "scandir", closed)
-    monkeypatch.setattr(Path, "stat", half)
+    monkeypatch.setattr(os, "lstat", half)
     assert told(tmp_path / "in") == {
         "closed/": ("refused", "not_read"),
-        "half/three.nii.gz": ("refused", "not_read"),
+        "half/": ("refused", "not_read"),
     }
     assert run(tmp_path / "in", tmp_path / "out") == 1
     rows = {r["source"]: r["detail"] for r in table(tmp_path / "out" / "quarantine.csv")}
@@ -220,6 +222,14 @@ def test_one_patient_for_all_scans_is_a_warning(tmp_path, caplog):
     assert "3 of 3 scans count as one patient (ANONYMOUS)" in caplog.text and "patient_pattern" in caplog.text
     caplog.clear()
     assert run(tmp_path / "in", tmp_path / "o2", "patient_pattern=(case[0-9])") == 0
+    assert "count as one patient" not in caplog.text
+
+
+def test_copies_of_one_scan_are_no_warning(tmp_path, caplog):
+    for name in ("a/one.nii.gz", "b/two.nii.gz"):
+        save_nifti(tmp_path / "in" / name, chest())
+    assert run(tmp_path / "in", tmp_path / "out") == 0
+    assert [r["reason"] for r in table(tmp_path / "out" / "quarantine.csv")] == ["duplicate_content"]
     assert "count as one patient" not in caplog.text
 
 

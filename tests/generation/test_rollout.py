@@ -20,9 +20,8 @@ from ctflow.generation import (
     rollout_stream,
     seeded_noise,
 )
-from ctflow.generation.guidance import encode_reports, guided_velocity
-from ctflow.models import Conditions, FMvT
-from ctflow.models.fmvt_text import TextCondition
+from ctflow.generation.rollout import encode_reports, guided_velocity
+from ctflow.models import Conditions, FMvT, TextCondition
 
 C, SIDE = 4, 4
 WHITE = torch.full((C, SIDE, SIDE), 5.0)
@@ -114,8 +113,8 @@ def test_full_body_is_generated_trimmed_and_stopped():
     assert result.stop is StopReason.END_RECOGNISED
     assert result.white.tolist() == [False] * 37 + [True] * 11
     assert result.positions == [0, 16, 32]
-    assert [(r.block, r.generated, r.finished, r.cases) for r in rounds] == [
-        (0, ["case1.0"], 0, 1), (1, ["case1.0"], 0, 1), (2, ["case1.0"], 1, 1)
+    assert [(r.index, list(r.slices), len(r.finished)) for r in rounds] == [
+        (0, ["case1.0"], 0), (1, ["case1.0"], 0), (2, ["case1.0"], 1)
     ]  # fmt: skip
     firsts = model.calls[:: EULER.steps]
     assert torch.equal(firsts[0]["previous"][0], AIR[:, None].expand(-1, 16, -1, -1))

@@ -56,14 +56,15 @@ def boundary_ratios(hu: Tensor) -> Tensor:
     return (steps - around).exp()
 
 
-def block_boundaries(steps: int, overlap: int = 0) -> Tensor:
+def block_boundaries(steps: int, overlap: int = 0, first: int = BLOCK_LENGTH) -> Tensor:
     """Which steps ``[steps]`` lie between blocks: k = 15, and from there every 16 less ``overlap`` slices.
 
     Args:
         steps: Slices less one.
         overlap: Slices that each block repeats of the one before (``RolloutConfig.overlap``).
+        first: Slices before the first boundary: a block, or those that were given.
     """
-    after_first = torch.arange(steps) - (BLOCK_LENGTH - 1)
+    after_first = torch.arange(steps) - (first - 1)
     return (after_first >= 0) & (after_first % (BLOCK_LENGTH - overlap) == 0)
 
 
