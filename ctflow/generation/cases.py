@@ -65,9 +65,12 @@ class CaseRollout:
 
     Attributes:
         case_id: The case.
-        latents: Whitened latents ``[C, S, h, w]``, given slices included, end slices trimmed.
+        latents: Whitened latents ``[C, S, h, w]``, given slices included, end slices trimmed; none of them
+            where they were not kept.
+        slices: Number of slices of the volume.
         given_slices: How many of the leading slices were given.
-        blocks: Every generated block as solved ``[K, C, T, h, w]``, overlap included.
+        blocks: Every generated block as solved ``[K, C, T, h, w]``, overlap included; none where they were
+            not kept.
         positions: Index of each block's first slice ``[K]``.
         white: For each slice before trimming ``[S']``, whether it is white.
         stop: Why the rollout ended.
@@ -75,16 +78,12 @@ class CaseRollout:
 
     case_id: str
     latents: Tensor
+    slices: int
     given_slices: int
     blocks: Tensor
     positions: list[int]
     white: Tensor
     stop: StopReason
-
-    @property
-    def slices(self) -> int:
-        """Number of slices of the volume."""
-        return self.latents.shape[1]
 
 
 class Cancelled(Exception):

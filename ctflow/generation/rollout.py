@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
@@ -28,17 +29,25 @@ from ctflow.types import BLOCK_LENGTH
 
 
 class _Running:
-    """The growing volume of one case."""
+    """The growing volume of one case.
 
-    def __init__(self, case: RolloutCase, row: int, start: Tensor, config: RolloutConfig) -> None:
-        self.case, self.row = case, row
+    With ``keep=False`` slices that have been told are forgotten but for those that the next block needs, so
+    that memory does not grow with the volume.
+    """
+
+    def __init__(
+        self, case: RolloutCase, row: int, start: Tensor, config: RolloutConfig, rule: StopRule, keep: bool
+    ) -> None:
+        self.case, self.row, self.keep = case, row, keep
         self.given = 0 if case.given is None else case.given.shape[1]
-        # The start block stands before slice 0, so that slice s is at index s + BLOCK_LENGTH.
+        # The start block stands before slice 0, so that slice s is at index s + BLOCK_LENGTH - forgotten.
+        self.forgotten = 0
         self.volume = start if case.given is None else torch.cat([start, case.given.to(start)], dim=1)
         self.real = None if case.real is None else torch.cat([start, case.real.to(start)], dim=1)
         self.limit = config.max_slices if case.length is None else min(case.length, config.max_slices)
         if case.real is not None:
             self.limit = case.real.shape[1]
+        self.white = rule.white_slices(self.volume[:, BLOCK_LENGTH:]).cpu()
         self.blocks: list[Tensor] = []
         self.positions: list[int] = []
         self.stop: StopReason | None = None
@@ -49,7 +58,7 @@ class _Running:
     @property
     def slices(self) -> int:
         """Slices of the volume so far."""
-        return self.volume.shape[1] - BLOCK_LENGTH
+        return self.forgotten + self.volume.shape[1] - BLOCK_LENGTH
 
     @property
     def held(self) -> int:
@@ -64,12 +73,26 @@ class _Running:
     @property
     def block_index(self) -> int:
         """Index of the next block within the volume; given slices count as blocks."""
-        return len(self.blocks) + -(-self.given // BLOCK_LENGTH)
+        return len(self.positions) + -(-self.given // BLOCK_LENGTH)
 
     def before(self) -> Tensor:
         """The 16 slices before the next block ``[C, T, h, w]``."""
-        source = self.volume if self.real is None else self.real
-        return source[:, self.position : self.position + BLOCK_LENGTH]
+        if self.real is not None:
+            return self.real[:, self.position : self.position + BLOCK_LENGTH]
+        return self.between(self.position - BLOCK_LENGTH, self.position)
+
+    def between(self, first: int, stop: int) -> Tensor:
+        """Slices ``first … stop−1`` ``[C, n, h, w]``; those before slice 0 are the start block's."""
+        offset = BLOCK_LENGTH - self.forgotten
+        return self.volume[:, first + offset : stop + offset]
+
+    def forget(self, told: int) -> None:
+        """Let go of slices that were told and that no later block is generated from."""
+        last = min(told, self.position - BLOCK_LENGTH)
+        surplus = last + BLOCK_LENGTH - self.forgotten
+        if not self.keep and surplus > 0:
+            self.volume = self.volume[:, surplus:].clone()  # a view would keep what it was cut from
+            self.forgotten += surplus
 
     def known(self, block: Tensor) -> tuple[Tensor, Tensor]:
         """Mask ``[1, T, 1, 1]`` and values ``[C, T, h, w]`` of the slices that the next block repeats."""
@@ -90,30 +113,31 @@ class _Running:
         facts = f"{self.position} {case.length} {case.spacing} {config}"
         return block_key(facts, z1, self.before(), case.text, case.text_mask)
 
-    def ready(self, rule: StopRule) -> int:
+    def ready(self) -> int:
         """Slices that are final: white ones at the end may turn out to be the volume's end."""
         if self.stop is not None:
-            return self.kept(rule)
-        return self.slices - trailing_run(rule.white_slices(self.volume[:, BLOCK_LENGTH:]))
+            return self.kept()
+        return self.slices - trailing_run(self.white)
 
-    def kept(self, rule: StopRule) -> int:
+    def kept(self) -> int:
         """Slices of the finished volume."""
         whole = min(self.slices, max(self.limit, self.given))
         if self.real is not None:
             return whole
-        white = rule.white_slices(self.volume[:, BLOCK_LENGTH:][:, :whole])
-        return max(min(whole - trailing_run(white), self.slices - self.end), self.given)
+        return max(min(whole - trailing_run(self.white[:whole]), self.slices - self.end), self.given)
 
     def append(self, block: Tensor, rule: StopRule) -> None:
         """Add a solved block ``[C, T, h, w]`` and decide whether the volume ends."""
         self.positions.append(self.position)
-        self.blocks.append(block)
+        if self.keep:
+            self.blocks.append(block)
         new = block[:, self.held :]
+        flags = rule.white_slices(new).cpu()
         self.volume = torch.cat([self.volume, new], dim=1)
+        self.white = torch.cat([self.white, flags])
         if self.real is not None:
             self.stop = StopReason.REAL_LENGTH if self.slices >= self.limit else None
             return
-        flags = rule.white_slices(new)
         if rule.is_end(flags) and self.slices - rule.end_run(flags) < self.limit:
             self.stop = StopReason.END_RECOGNISED
             self.end = rule.end_run(flags)
@@ -121,15 +145,16 @@ class _Running:
             asked = self.limit == self.case.length
             self.stop = StopReason.LENGTH_REACHED if asked else StopReason.LIMIT_REACHED
 
-    def result(self, rule: StopRule) -> CaseRollout:
+    def result(self) -> CaseRollout:
         """The finished volume, trimmed."""
         assert self.stop is not None
-        latents = self.volume[:, BLOCK_LENGTH:][:, : max(self.limit, self.given)]
-        white = rule.white_slices(latents)
+        latents = self.between(0, self.kept()) if self.keep else self.volume[:, :0]
+        white = self.white[: max(self.limit, self.given)]
         blocks = torch.stack(self.blocks) if self.blocks else self.volume.new_zeros(0, *self.before().shape)
         return CaseRollout(
             self.case.case_id,
-            latents[:, : self.kept(rule)],
+            latents,
+            self.kept(),
             self.given,
             blocks,
             self.positions,
@@ -171,8 +196,10 @@ def rollout_stream(
     noise: NoiseSource | None = None,
     cancelled: Callable[[], bool] | None = None,
     memo: BlockMemo | None = None,
+    side_by_side: int = 0,
+    keep: bool = True,
 ) -> Iterator[RolloutRound]:
-    """Generate volumes block by block; a case that has ended leaves the batch.
+    """Generate volumes block by block; the next case takes the place of one that has ended.
 
     A case's noise is a function of (case id, block index), so that its volume depends on no other case.
 
@@ -187,6 +214,9 @@ def rollout_stream(
         noise: Source of the noise; None: ``seeded_noise(0)``.
         cancelled: Asked before each evaluation of the network; True ends the rollout with ``Cancelled``.
         memo: Blocks of this model solved before, not to be solved again.
+        side_by_side: Cases of a batch; 0: all of them.
+        keep: Whether finished cases hold their latents and blocks; without them memory does not grow with a
+            volume's length.
 
     Yields:
         After each round of blocks, what has become final.
@@ -199,8 +229,8 @@ def rollout_stream(
     if len(set(ids)) != len(ids) or not cases:
         raise ValueError(f"a rollout needs cases with different ids, found {ids}")
     start = _start_block(start, model)
-    running = [_Running(case, row, start, config) for row, case in enumerate(cases)]
-    for case in running:
+    waiting = deque(_Running(case, row, start, config, rule, keep) for row, case in enumerate(cases))
+    for case in waiting:
         if case.real is None and case.slices >= case.limit:
             raise ValueError(
                 f"case {case.case.case_id}: {case.given} slices are given, the limit is {case.limit}"
@@ -210,8 +240,10 @@ def rollout_stream(
     )
     source = seeded_noise(0) if noise is None else noise
     told = dict.fromkeys(ids, 0)
-    index = 0
-    while active := [case for case in running if case.stop is None]:
+    index, active = 0, list[_Running]()
+    while active or waiting:
+        while waiting and (not side_by_side or len(active) < side_by_side):
+            active.append(waiting.popleft())
         noises = {case.row: case.noise(source) for case in active}
         fresh = _recall(active, noises, memo, config, rule)
         for group in [[case] for case in fresh] if config.solver == ADAPTIVE_SOLVER else [fresh]:
@@ -223,10 +255,13 @@ def rollout_stream(
                 case.append(block, rule)
         slices = {}
         for case in active:
-            name, ready = case.case.case_id, case.ready(rule)
-            slices[name] = case.volume[:, BLOCK_LENGTH + told[name] : BLOCK_LENGTH + max(ready, told[name])]
-            told[name] = max(ready, told[name])
-        finished = [case.result(rule) for case in active if case.stop is not None]
+            name = case.case.case_id
+            ready = max(case.ready(), told[name])
+            slices[name] = case.between(told[name], ready)
+            told[name] = ready
+            case.forget(ready)
+        finished = [case.result() for case in active if case.stop is not None]
+        active = [case for case in active if case.stop is None]
         yield RolloutRound(index, slices, finished)
         index += 1
 
