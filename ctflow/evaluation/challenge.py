@@ -28,7 +28,6 @@ from tqdm import tqdm
 from ctflow.config.evaluation import BackboneFiles, EvalConfig
 from ctflow.errors import EvaluationError, MetricError, WeightsError
 from ctflow.evaluation.backbones import ClipScorer
-from ctflow.evaluation.processes import Ranks, device_of
 from ctflow.evaluation.provenance import run_facts
 from ctflow.evaluation.results import MODEL, Results, Row
 from ctflow.files import file_sha256, replaced
@@ -37,6 +36,7 @@ from ctflow.metrics.challenge import clip_input, clip_score
 from ctflow.metrics.ctnet import CTNet, ctnet_input, stratified_fvd
 from ctflow.metrics.planes import PLANES, RADIMAGENET, SQUEEZENET, PlaneBackbone, plane_volume
 from ctflow.metrics.statistics import CaseStatistic, FrechetStatistic, MeanOf, PerCaseMean
+from ctflow.processes import Ranks, device_of
 from ctflow.types import HUVolume
 
 log = logging.getLogger(__name__)
