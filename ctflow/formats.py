@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from ctflow.errors import ScanError
 
 NIFTI, ITK, DICOM = (".nii.gz", ".nii"), (".mha", ".nrrd"), (".dcm",)
@@ -18,6 +20,9 @@ VOXEL_TYPES: tuple[VoxelType, ...] = ("int16", "float32")
 Orientation = Literal["RAS", "LPS"]
 """Where a file's voxel indices grow to: right, front, up; or left, back, up."""
 ORIENTATIONS: tuple[Orientation, ...] = ("RAS", "LPS")
+
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+"""Affine from the one to the other, and back."""
 
 
 def ending_of(path: Path | str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +14,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import ctflow
-from ctflow.checkpoint import CONFIG_FILE, FMVT_FOLDER, System, folder_fingerprint, load_system
+from ctflow.checkpoint import (
+    CONFIG_FILE,
+    FMVT_FOLDER,
+    System,
+    fetch,
+    folder_fingerprint,
+    is_repository,
+    load_system,
+    save_system,
+    send,
+)
 from ctflow.config.commands import MAX_UNKNOWN, SamplingChoice
 from ctflow.config.generation import RolloutConfig
 from ctflow.errors import CTFlowError, WeightsError
@@ -104,19 +115,54 @@ class CTFlow:
         self.text_encoder.clip.to(self.device)
 
     @classmethod
-    def from_pretrained(cls, folder: Path | str | None = None, device: str = "auto") -> CTFlow:
+    def from_pretrained(
+        cls, folder: Path | str | None = None, device: str = "auto", revision: str | None = None
+    ) -> CTFlow:
         """Load a checkpoint; the log names what was taken.
 
         Args:
-            folder: A checkpoint folder, ``run:NAME`` or ``latest`` (see ``resolve_checkpoint``); None takes
-                the embedded checkpoint.
+            folder: A checkpoint folder, ``run:NAME``, ``latest``, or ``org/name`` on the hub (see
+                ``resolve_checkpoint``); None takes the embedded checkpoint.
             device: ``auto``, ``cpu`` or ``cuda``.
+            revision: Of a repository on the hub: branch, tag or commit.
 
         Raises:
             WeightsError: A part is missing or damaged, or the parts do not fit one another.
         """
-        path = resolve_checkpoint(folder)
+        path = resolve_checkpoint(folder, revision=revision)
         return cls(load_system(path), str(path), folder_fingerprint(path), device)
+
+    def save_pretrained(self, folder: Path | str, card: str = "", half: bool = False) -> Path:
+        """Write a checkpoint folder: configurations, safetensors, tokenizer, and a card with metadata.
+
+        Args:
+            folder: Made if missing.
+            card: Markdown of the model card; empty: a short description. Metadata are put before it.
+            half: Store the weights as float16.
+
+        Returns:
+            The folder.
+        """
+        return save_system(folder, self.system, card, half)
+
+    def push_to_hub(self, repository: str, card: str = "", half: bool = False, private: bool = False) -> str:
+        """Write what ``save_pretrained`` writes to the hub, as the user who is logged in there.
+
+        Args:
+            repository: ``org/name``; made if missing.
+            card: See ``save_pretrained``.
+            half: See ``save_pretrained``.
+            private: Whether a new repository is private.
+
+        Returns:
+            Address of the commit.
+
+        Raises:
+            WeightsError: Not logged in, not allowed, or offline.
+        """
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = self.save_pretrained(Path(temporary) / "checkpoint", card, half)
+            return send(folder, repository, private, f"ctflow {ctflow.__version__} checkpoint")
 
     def generate(
         self,
@@ -373,19 +419,26 @@ LATEST, RUN = "latest", "run:"
 """Ways to name a checkpoint of one's own training, besides its folder."""
 
 
-def resolve_checkpoint(name: Path | str | None = None, runs_dir: Path | str = "runs") -> Path:
+def resolve_checkpoint(
+    name: Path | str | None = None, runs_dir: Path | str = "runs", revision: str | None = None
+) -> Path:
     """The folder of a checkpoint; the log names it.
 
     Args:
         name: A folder (of a checkpoint, or of a run that has exported one), ``run:NAME`` (that run of
-            ``make train-flow``), ``latest`` (its newest run); empty: the embedded checkpoint, whatever else
-            is there.
+            ``make train-flow``), ``latest`` (its newest run), ``org/name`` (a repository on the hub, from its
+            cache where that has it; a folder of that name goes before, and is read without the network);
+            empty: the embedded checkpoint, whatever else is there.
         runs_dir: Where runs lie.
+        revision: Of a repository on the hub.
 
     Raises:
         WeightsError: There is none.
     """
-    path = _named_checkpoint(str(name), Path(runs_dir)) if name else EMBEDDED
+    if name and is_repository(str(name)):
+        path = fetch(str(name), revision)
+    else:
+        path = _named_checkpoint(str(name), Path(runs_dir)) if name else EMBEDDED
     if not (path / CONFIG_FILE).is_file():
         raise WeightsError(
             f"no checkpoint at {path}",

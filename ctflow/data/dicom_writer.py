@@ -13,9 +13,10 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from pydicom.valuerep import DSfloat
 
 import ctflow
-from ctflow.data.placement import LPS_TO_RAS, Affine, laid_out, voxels
+from ctflow.data.placement import Affine, laid_out, voxels
 from ctflow.errors import ScanError
 from ctflow.files import replaced_folder
+from ctflow.formats import LPS_TO_RAS
 from ctflow.types import HUVolume
 
 _SLICE_NAME = re.compile(r"slice_\d{4,}\.dcm")

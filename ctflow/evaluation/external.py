@@ -14,18 +14,25 @@ from ctflow.errors import EvaluationError
 from ctflow.evaluation.backbones import Backbones, build_backbones
 from ctflow.evaluation.cases import CaseSets, RealCase
 from ctflow.evaluation.collect import Batch, FeatureCache, Wanted
-from ctflow.evaluation.compare import pictures, source_rows
+from ctflow.evaluation.compare import pictures
 from ctflow.evaluation.features import CaseFeatures, FeatureExtractor, FeaturePlan
-from ctflow.evaluation.monitoring import readings
-from ctflow.evaluation.processes import Ranks, device_of
-from ctflow.evaluation.provenance import provenance
-from ctflow.evaluation.results import MODEL, NOT_AVAILABLE, OTHER_REAL, RECONSTRUCTION, Results, Row
-from ctflow.evaluation.rows import Compared
+from ctflow.evaluation.results import (
+    MODEL,
+    NOT_AVAILABLE,
+    OTHER_REAL,
+    RECONSTRUCTION,
+    Results,
+    Row,
+    provenance,
+)
+from ctflow.evaluation.rows import Compared, readings
 from ctflow.evaluation.settings import ScoredVolume, Setting
+from ctflow.evaluation.whole import source_rows
 from ctflow.files import file_sha256
 from ctflow.hounsfield import sample_of, why_not_hu
 from ctflow.metrics.clip_score import TextVolumeScorer
 from ctflow.orientation import orientation_doubt
+from ctflow.processes import Ranks, device_of
 from ctflow.text_files import read_table
 
 log = logging.getLogger(__name__)

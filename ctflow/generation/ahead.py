@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from ctflow.generation.cases import RolloutRound
+from ctflow.generation.volumes import RolloutRound
 
 Rounds = Callable[[Callable[[], bool]], Iterator[RolloutRound]]
 AHEAD = 1

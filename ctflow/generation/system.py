@@ -14,17 +14,8 @@ from torch import Tensor
 
 from ctflow.config.generation import RolloutConfig
 from ctflow.generation.ahead import run_ahead
-from ctflow.generation.cases import (
-    BlockProgress,
-    Cancelled,
-    CaseRollout,
-    NoiseSource,
-    RolloutCase,
-    RolloutRound,
-)
-from ctflow.generation.memo import BlockMemo
-from ctflow.generation.rollout import rollout, rollout_stream
-from ctflow.generation.stop import StopRule
+from ctflow.generation.rollout import BlockMemo, rollout, rollout_stream
+from ctflow.generation.volumes import Cancelled, CaseRollout, NoiseSource, RolloutCase, RolloutRound, StopRule
 from ctflow.models import AVAE, FMvT
 
 ENCODE_BATCH = 16
@@ -86,7 +77,7 @@ class VolumeGenerator:
         cases: Sequence[RolloutCase],
         config: RolloutConfig,
         noise: NoiseSource,
-        progress: Callable[[BlockProgress], None] | None = None,
+        progress: Callable[[RolloutRound], None] | None = None,
         memo: BlockMemo | None = None,
     ) -> list[CaseRollout]:
         """Whole volumes as latents, all cases at once; see ``ctflow.generation.rollout``."""

@@ -12,10 +12,9 @@ import pydicom
 import pytest
 import SimpleITK as sitk
 
-from ctflow.data.placement import LPS_TO_RAS
 from ctflow.data.writers import write_volume
 from ctflow.errors import ScanError
-from ctflow.formats import ending_of
+from ctflow.formats import LPS_TO_RAS, ending_of
 from ctflow.types import HUVolume
 from data_prep.ct_rate.dicom_reader import read_dicom_series
 from data_prep.ct_rate.geometry import to_patient_axes

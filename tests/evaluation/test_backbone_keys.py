@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,8 +12,8 @@ from torch import nn
 from ctflow.config import parse_command
 from ctflow.config.evaluation import EvalConfig
 from ctflow.errors import CTFlowError, WeightsError
-from ctflow.evaluation.analyses.limits import _lpips
 from ctflow.evaluation.backbones import build_backbones
+from ctflow.metrics.reconstruction import load_lpips
 
 CPU = torch.device("cpu")
 
@@ -67,8 +66,8 @@ def test_lpips_files_are_checked_alike(tmp_path: Path) -> None:
         ([f"backbones.lpips={tmp_path / 'none'}"], "no file"),
     ):
         with pytest.raises(WeightsError, match=words):
-            _lpips(SimpleNamespace(config=config_of(*keys)))
-    assert _lpips(SimpleNamespace(config=config_of())) is None
+            files = config_of(*keys).backbones
+            load_lpips(Path(files.lpips), files.lpips_sha256)
 
 
 def test_protocols() -> None:

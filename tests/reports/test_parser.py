@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ctflow.reports import LABELS, StatedFinding, parse_report, sentences, summarised
+from ctflow.reports import LABELS, StatedFinding, difference, parse_report, sentences, summarised
 from data_prep.phantom import spec
 from data_prep.phantom.report import report_for
 from data_prep.phantom.sampling import sample_spec
@@ -215,3 +215,11 @@ def test_real_reports() -> None:
         assert {"lymphadenopathy right, 35 mm", "lymphadenopathy left, 37 mm"} <= found[name]
         assert {"bronchiectasis", "peribronchial thickening", "lung opacity"} <= found[name]
         assert not any(f.startswith("no ") or "effusion" in f for f in found[name])
+
+
+def test_what_two_reports_differ_in() -> None:
+    assert difference("Cardiomegaly.", "Heart size is normal.") == "Cardiomegaly, presence"
+    right, left = (f"There is a small {side} pleural effusion." for side in ("right", "left"))
+    assert difference(right, left) == "Pleural effusion, side"
+    assert difference(right, right.replace("small", "large")) == "Pleural effusion, size"
+    assert difference(right, right) == "not told"

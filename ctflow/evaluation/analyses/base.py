@@ -13,14 +13,14 @@ from tqdm import tqdm
 from ctflow.config.evaluation import EvalConfig
 from ctflow.config.generation import RolloutConfig
 from ctflow.evaluation.cases import CaseReader, RealCase
-from ctflow.evaluation.collect import Collector, extractor_of
+from ctflow.evaluation.collect import Collector
 from ctflow.evaluation.features import CaseFeatures, FeatureExtractor
-from ctflow.evaluation.processes import Ranks
 from ctflow.evaluation.report.write import AnalysisResult
 from ctflow.evaluation.results import MODEL
 from ctflow.evaluation.rows import Compared, slice_rows
 from ctflow.evaluation.settings import SETTINGS, ScoredVolume, Setting
-from ctflow.evaluation.system import EvalSystem, generate_batch
+from ctflow.evaluation.system import EvalSystem, extractor_of, generate_batch
+from ctflow.processes import Ranks
 
 __all__ = ["AnalysisResult", "Context", "slice_distance"]
 
