@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ctflow.config.commands import SamplingChoice
 from ctflow.evaluation.backbones import ClipScorer
@@ -43,6 +44,14 @@ def noise_of(request: GenerationRequest, number: int) -> str:
     return own if number == 0 else f"{own}/candidate{number + 1}"
 
 
+def drawn_for(request: GenerationRequest, candidates: int) -> list[GenerationRequest]:
+    """What is generated for a request, case by case."""
+    return [
+        replace(request, case_id=f"{request.case_id}/{i + 1}", noise_id=noise_of(request, i))
+        for i in range(candidates)
+    ]
+
+
 def generate_best(
     model: CTFlow,
     requests: Sequence[GenerationRequest],
@@ -50,6 +59,8 @@ def generate_best(
     sampling: SamplingChoice | None = None,
     progress: Callable[[SliceUpdate], None] | None = None,
     precision: str = "fp32",
+    cancelled: Callable[[], bool] | None = None,
+    given: Mapping[str, Tensor] | None = None,
 ) -> list[GeneratedVolume | EmptyVolume]:
     """Draw several volumes for each request and keep the best one.
 
@@ -60,20 +71,21 @@ def generate_best(
         sampling: Replaces the sampling that the checkpoint recommends.
         progress: Called with every candidate's new slices.
         precision: ``fp32`` or ``bf16`` autocast of the FMvT.
+        cancelled: As for ``CTFlow.generate_many``.
+        given: First slices that a request's volumes continue, by its case id (``CTFlow.stream``).
 
     Returns:
         As ``CTFlow.generate_many``; ``provenance["candidates"]`` tells of all that were drawn.
     """
     if candidates == 1:
-        return model.generate_many(requests, sampling, progress, precision)
+        return model.generate_many(requests, sampling, progress, precision, cancelled, given)
     scorer = ClipScorer(model.text_encoder, "clip", model.fingerprint)
     best: list[GeneratedVolume | EmptyVolume] = []
     for request in requests:
-        drawn = [
-            replace(request, case_id=f"{request.case_id}/{i + 1}", noise_id=noise_of(request, i))
-            for i in range(candidates)
-        ]
-        results = model.generate_many(drawn, sampling, progress, precision)
+        drawn = drawn_for(request, candidates)
+        own = (given or {}).get(request.case_id)
+        starts = None if own is None else {one.case_id: own for one in drawn}
+        results = model.generate_many(drawn, sampling, progress, precision, cancelled, starts)
         volumes = [result for result in results if isinstance(result, GeneratedVolume)]
         if not volumes:
             best.append(results[0])

@@ -115,3 +115,15 @@ def log_threads() -> None:
             cores,
             threads,
         )
+
+
+def bf16_supported(device_type: str) -> bool:
+    """Whether bfloat16 arithmetic runs in hardware (a CPU needs AVX512-BF16 or AMX)."""
+    import torch
+
+    if device_type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device_type == "cpu":
+        checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        return any(getattr(torch.cpu, name, bool)() for name in checks)
+    return False

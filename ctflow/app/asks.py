@@ -10,7 +10,7 @@ from ctflow.config.commands import SamplingChoice
 from ctflow.errors import CTFlowError
 
 MOST_LETTERS = 20_000
-MOST_STEPS, MOST_GUIDANCE, MOST_SEED = 500, 20.0, 2**53 - 1
+MOST_STEPS, MOST_GUIDANCE, MOST_CANDIDATES, MOST_SEED = 500, 20.0, 8, 2**53 - 1
 """Bounds of what a page may ask for; a seed is a whole number that JavaScript holds."""
 
 
@@ -24,6 +24,7 @@ class Ask:
         slices: Requested number; None: the model decides.
         z_spacing: Requested millimetres between slices; None: the checkpoint's.
         sampling: Replaces what the checkpoint recommends.
+        candidates: Volumes drawn, of which the best is told.
         source: Volume to be continued; empty: none.
         keep: Its first and last slice that are kept.
     """
@@ -33,6 +34,7 @@ class Ask:
     slices: int | None
     z_spacing: float | None
     sampling: SamplingChoice
+    candidates: int = 1
     source: str = ""
     keep: tuple[int, int] = (0, 0)
 
@@ -49,7 +51,7 @@ def read_ask(body: Any, most_slices: int) -> Ask:
     """
     if not isinstance(body, dict):
         raise CTFlowError("the request is no JSON object", "report, seed, slices …")
-    known = {"reports", "seed", "slices", "z_spacing", "steps", "guidance", "source", "keep"}
+    known = {"reports", "seed", "slices", "z_spacing", "steps", "guidance", "candidates", "source", "keep"}
     if strange := sorted(set(body) - known):
         raise CTFlowError(f"unknown keys {', '.join(strange)[:100]}", ", ".join(sorted(known)))
     reports = body.get("reports")
@@ -69,6 +71,9 @@ def read_ask(body: Any, most_slices: int) -> Ask:
         raise CTFlowError(
             f"slices {first} to {last} of a volume, {len(reports)} reports", "rising, and one report"
         )
+    candidates = _whole(body, "candidates", 1, MOST_CANDIDATES) or 1
+    if candidates > 1 and (source or len(reports) > 1):
+        raise CTFlowError("candidates of a comparison or a continued volume", "one report from nothing")
     try:
         sampling = SamplingChoice(
             steps=_whole(body, "steps", 1, MOST_STEPS),
@@ -82,6 +87,7 @@ def read_ask(body: Any, most_slices: int) -> Ask:
         _whole(body, "slices", 1, most_slices),
         _number(body, "z_spacing", 0.05, 20.0),
         sampling,
+        candidates,
         source,
         (first, last),
     )

@@ -21,6 +21,10 @@ _REMEMBERED = 8
 log = logging.getLogger("ctflow")
 
 
+def _nothing() -> None:
+    """What is called where nothing is to be done."""
+
+
 @dataclass
 class Job:
     """Work that was asked for.
@@ -39,6 +43,7 @@ class Job:
         arrived: When its newest slices came; None: none has come.
         closed: When it ended.
         message: Why it failed.
+        after: Called when it has ended, however it did.
     """
 
     id: str
@@ -54,6 +59,7 @@ class Job:
     arrived: float | None = None
     closed: float | None = None
     message: str = ""
+    after: Callable[[], None] = _nothing
     ended: threading.Event = field(default_factory=threading.Event, repr=False)
     _stop: threading.Event = field(default_factory=threading.Event, repr=False)
 
@@ -116,8 +122,8 @@ class Queue:
         self._thread = threading.Thread(target=self._work, name="ctflow-app", daemon=True)
         self._thread.start()
 
-    def submit(self, kind: str, title: str, act: Act) -> Job:
-        """Put work at the queue's end.
+    def submit(self, kind: str, title: str, act: Act, after: Callable[[], None] = _nothing) -> Job:
+        """Put work at the queue's end; ``after`` is called when it has ended, also where it never began.
 
         Raises:
             CTFlowError: Too much is waiting.
@@ -126,7 +132,7 @@ class Queue:
             if len(self._waiting) >= MOST_WAITING:
                 raise CTFlowError(f"{MOST_WAITING} jobs are waiting", "fewer", "wait, or cancel some")
             self._made += 1
-            job = Job(f"j{self._made}", kind, title)
+            job = Job(f"j{self._made}", kind, title, after=after)
             self._jobs[job.id] = job
             self._waiting.append((job, act))
             self._more.notify()
@@ -199,4 +205,5 @@ class Queue:
         ended = [other.id for other in self._jobs.values() if other.ended.is_set()]
         for old in ended[: max(len(ended) + 1 - _REMEMBERED, 0)]:
             del self._jobs[old]
+        job.after()
         job.ended.set()

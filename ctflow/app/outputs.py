@@ -6,13 +6,15 @@ import io
 import json
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ctflow.app.store import Entry, Library
-from ctflow.data.nifti import write_nifti
+from ctflow.app.store import CONTINUED, GENERATED, Entry, Library
+from ctflow.data.writers import write_volume
 from ctflow.errors import CTFlowError
 from ctflow.pictures import (
     BONE,
@@ -103,12 +105,24 @@ def _write_record(path: Path, volume: HUVolume, entry: Entry) -> None:
     path.write_text(text + "\n", encoding="utf-8")
 
 
-def _write_nifti(path: Path, volume: HUVolume, entry: Entry) -> None:
-    write_nifti(path, volume, f"ctflow {entry.kind} CT in HU")
+def _write_volume(path: Path, volume: HUVolume, entry: Entry) -> None:
+    made = entry.kind in (GENERATED, CONTINUED)
+    write_volume(path, volume, f"ctflow {entry.kind} CT in HU", synthetic=made)
+
+
+def _write_dicom_zip(path: Path, volume: HUVolume, entry: Entry) -> None:
+    with TemporaryDirectory(dir=path.parent) as folder:
+        series = Path(folder) / f"{file_name(entry)}.dcm"
+        _write_volume(series, volume, entry)
+        with ZipFile(path, "w", ZIP_DEFLATED) as archive:
+            for file in sorted(series.iterdir()):
+                archive.write(file, f"{file_name(entry)}/{file.name}")
 
 
 FORMATS: dict[str, tuple[str, str, Callable[[Path, HUVolume, Entry], None]]] = {
-    "nifti": (".nii.gz", "application/gzip", _write_nifti),
+    "nifti": (".nii.gz", "application/gzip", _write_volume),
+    "dicom": (".zip", "application/zip", _write_dicom_zip),
+    "mha": (".mha", "application/octet-stream", _write_volume),
     "json": (".json", "application/json", _write_record),
     "png": (".png", "image/png", _write_montage),
 }
@@ -134,7 +148,12 @@ def write_download(library: Library, volume_id: str, kind: str) -> tuple[Path, s
     except BaseException:
         path.unlink(missing_ok=True)
         raise
-    return path, f"ctflow-{entry.kind}-{entry.id}{ending}", media
+    return path, f"{file_name(entry)}{ending}", media
+
+
+def file_name(entry: Entry) -> str:
+    """What a volume's files are called, without ending."""
+    return f"ctflow-{entry.kind}-{entry.id}"
 
 
 def _chosen(library: Library, volume_id: str, minus: str) -> Callable[[slice], NDArray[np.int16]]:

@@ -24,6 +24,7 @@ from starlette.templating import Jinja2Templates
 import ctflow
 from ctflow.app.asks import read_ask
 from ctflow.app.examples import EXAMPLES
+from ctflow.app.opening import ending_of
 from ctflow.app.outputs import FORMATS, WINDOWS, slice_png, thumbnail_png, voxel_bytes, write_download
 from ctflow.app.security import Guard
 from ctflow.app.studio import Studio
@@ -86,6 +87,7 @@ class Server:
             Route("/api/jobs", self.submit, methods=["POST"]),
             Route("/api/jobs/{job}/cancel", self.cancel, methods=["POST"]),
             Route("/api/reports", self.reports, methods=["POST"]),
+            Route("/api/open", self.open, methods=["POST"]),
             Route(volume, self.volume),
             Route(volume, self.remove, methods=["DELETE"]),
             Route(volume + "/reconstruct", self.reconstruct, methods=["POST"]),
@@ -148,6 +150,18 @@ class Server:
         finally:
             path.unlink(missing_ok=True)
         return JSONResponse({"rows": rows[:MOST_ROWS], "refused": refused[:20], "found": len(rows)})
+
+    async def open(self, request: Request) -> Response:
+        """Take a file that is to be opened; its name gives the ending and the title."""
+        name = request.query_params.get("name", "")
+        path = self.studio.library.temporary(ending_of(name))
+        try:
+            await _save(request, path, int(self.studio.config.upload_gb * 2**30))
+            job = self.studio.open_file(path, name)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+        return JSONResponse(job.snapshot(), 202)
 
     async def volume(self, request: Request) -> Response:
         """All that is known of a volume."""

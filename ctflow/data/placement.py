@@ -14,7 +14,6 @@ from ctflow.formats import Orientation, VoxelType
 from ctflow.types import HUVolume
 
 Affine = NDArray[np.float64]
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 def centred(volume: HUVolume) -> Affine:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import signal
 from collections.abc import Iterator, Sequence
 from typing import Any, Self
@@ -68,6 +70,16 @@ def rank_cases(cases: int, rank: int, world_size: int) -> range:
     """Cases a rank evaluates: every case on exactly one rank."""
     return range(rank, cases, world_size)
 
+
+_ORDER = {
+    "seed": "seed",
+    "global_batch": "global_batch",
+    "shuffle_shards": "data.shuffle_shards",
+    "repeat": "data.repeat",
+    "set_size": "samples of an epoch",
+    "train": "cases of data.train (fingerprint)",
+}
+"""What decides the order of an epoch, and its name in messages."""
 
 ItemBatches = Sequence[Sequence[int]] | NDArray[np.int64]
 
@@ -149,6 +161,8 @@ class TrainLoader(_Loader):
         self.seed, self.shuffle_shards = seed, shuffle_shards
         self.rank, self.world_size = rank, world_size
         self.epoch, self.position = 0, 0
+        cases = [view.shard_items(), [case.case_id for case in view.shards.cases]]
+        self._set = hashlib.sha256(json.dumps(cases).encode()).hexdigest()[:12]
         self._order(0)  # too small a set fails here, not after the first checkpoint is loaded
 
     @property
@@ -188,23 +202,27 @@ class TrainLoader(_Loader):
             "seed": self.seed,
             "set_size": len(self.view) * self.repeat,
             "global_batch": self.micro_batch * self.accumulate,
+            "shuffle_shards": self.shuffle_shards,
+            "repeat": self.repeat,
+            "train": self._set,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to a saved place.
 
         Raises:
-            ConfigError: In mid-epoch, the data set, the seed or the global batch is another one.
+            ConfigError: In mid-epoch, something that decides the order is another one.
         """
         ours = self.state_dict()
-        changed = [k for k in ("seed", "set_size", "global_batch") if state[k] != ours[k]]
+        changed = [k for k in _ORDER if k in state and state[k] != ours[k]]
         if changed and state["samples"]:
-            was = ", ".join(f"{k}={state[k]}" for k in changed)
-            now = ", ".join(f"{k}={ours[k]}" for k in changed)
+            was = ", ".join(f"{_ORDER[k]}={state[k]}" for k in changed)
+            now = ", ".join(f"{_ORDER[k]}={ours[k]}" for k in changed)
             raise ConfigError(
                 f"the run to resume stopped in mid-epoch with {was}, now {now}",
-                "the same data, seed and global batch in mid-epoch",
-                "keep batch_size x devices x accumulation, or resume from an end-of-epoch checkpoint",
+                "what decides the order of the data stays as it is in mid-epoch",
+                "give these keys their old values (global_batch is data.batch_size x devices x nodes x "
+                "accumulate), or start a new run with another name=…",
             )
         self.epoch, self.position = state["epoch"], state["samples"] // self.micro_batch
 

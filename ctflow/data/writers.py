@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from ctflow.data.nifti import write_nifti
-from ctflow.data.placement import LPS_TO_RAS, Affine, laid_out, voxels
+from ctflow.data.placement import Affine, laid_out, voxels
 from ctflow.files import replaced
-from ctflow.formats import ITK, NIFTI, Orientation, VoxelType, check_choices, ending_of
+from ctflow.formats import ITK, LPS_TO_RAS, NIFTI, Orientation, VoxelType, check_choices, ending_of
 from ctflow.types import HUVolume
 
 

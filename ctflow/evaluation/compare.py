@@ -25,8 +25,9 @@ from ctflow.evaluation.results import (
     Reading,
     Row,
 )
-from ctflow.evaluation.rows import Compared, clip_rows, readings, slice_rows, source_rows
+from ctflow.evaluation.rows import Compared, clip_rows, readings, slice_rows
 from ctflow.evaluation.settings import SETTINGS, Setting
+from ctflow.evaluation.whole import source_rows
 from ctflow.types import BLOCK_LENGTH
 
 FLOORS = {OTHER_REAL: REAL_SET, RECONSTRUCTION: RECONSTRUCTED}

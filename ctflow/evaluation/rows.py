@@ -57,19 +57,6 @@ class Compared:
         return row.noted(f"upsampled from {own}") if side > own else row
 
 
-def source_rows(compared: Compared, backbones: Backbones, reports: dict[str, str]) -> list[Row]:
-    """All metrics of one scored set against its reference."""
-    rows: list[Row] = []
-    for side in compared.plan.resolutions:
-        for backbone in backbones.slices:
-            rows += slice_rows(compared, backbone, side)
-        for backbone in backbones.clips:
-            for frames in compared.plan.clip_lengths:
-                rows += clip_rows(compared, backbone, frames, side)
-        rows.append(inception_row(compared, backbones, side))
-    return rows + report_rows(compared, backbones, reports)
-
-
 def slice_rows(compared: Compared, backbone: Backbone, side: int) -> list[Row]:
     """Fréchet and kernel distance over slices."""
     key = Key(backbone.name, side)

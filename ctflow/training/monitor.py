@@ -52,18 +52,14 @@ class RolloutMonitor(L.Callback):
         self.metrics = [FrechetSliceMetric(), FrechetClipMetric(BLOCK_LENGTH)] if settings.frechet else []
         self._generator: VolumeGenerator | None = None
         self._real: dict[int, Tensor] = {}
-        self._validations = 0
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Generate when due; cases are split over the processes."""
-        self._validations += 1
-        stopping = any(isinstance(c, StopOnSignal) and c.received for c in trainer.callbacks)  # type: ignore[attr-defined]
-        if stopping and trainer.world_size == 1:
-            return
-        if self._validations % self.settings.rollout_every:
+        assert isinstance(pl_module, FlowModule)
+        if pl_module.batches // int(trainer.val_check_batch or 1) % self.settings.rollout_every:
             return
         data = trainer.datamodule  # type: ignore[attr-defined]
-        assert isinstance(pl_module, FlowModule) and isinstance(data, LatentDataModule)
+        assert isinstance(data, LatentDataModule)
         shards = data.view("valid").shards
         assert isinstance(shards, LatentShards)
         mine = range(trainer.global_rank, min(self.settings.cases, len(shards)), trainer.world_size)
@@ -88,10 +84,13 @@ class RolloutMonitor(L.Callback):
             # The true length is what the network was trained with; ``max_slices`` cuts longer volumes short.
             prepared.append(RolloutCase(entry.case_id, text, text_mask, entry.slices, entry.spacing))
         config = replace(self.sampling, max_slices=limit)
-        results = generator.latents(prepared, config, seeded_noise(self.seed))
+        results = generator.latents(
+            prepared, config, seeded_noise(self.seed), lambda progress: stop_asked_for(module)
+        )
         for case in cases:
             if case not in self._real:
                 self._real[case] = torch.from_numpy(generator.decode(shards.whitened(case)[:, :limit]))
+                stop_asked_for(module)
         volumes = [torch.from_numpy(generator.decode(result.latents)) for result in results]
         return dict(zip(cases, volumes, strict=True))
 
@@ -133,6 +132,17 @@ class RolloutMonitor(L.Callback):
         if module.trainer.is_global_zero:
             for line in alarms(values, own):
                 log.warning("ALARM at update %d: %s", module.updates, line)
+
+
+def stop_asked_for(module: L.LightningModule) -> None:
+    """Stop a long validation where a signal has asked for it.
+
+    Raises:
+        Stopped: With the signal's status.
+    """
+    for callback in module.trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, StopOnSignal):
+            callback.stop_validation(module.trainer, module)
 
 
 def _clips(volume: Tensor) -> Tensor:

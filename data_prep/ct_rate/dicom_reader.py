@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ctflow.data.placement import LPS_TO_RAS
+from ctflow.formats import LPS_TO_RAS
 from data_prep.ct_rate.dicom_headers import DicomHeader, read_header
 from data_prep.ct_rate.dicom_multiframe import frame_headers
 from data_prep.ct_rate.dicom_pixels import read_pixels, same_pixels

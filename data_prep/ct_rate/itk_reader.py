@@ -9,7 +9,7 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from ctflow.data.placement import LPS_TO_RAS
+from ctflow.formats import LPS_TO_RAS
 from data_prep.ct_rate.itk_headers import check_files, check_voxels, has_patient_space, read_place
 from data_prep.ct_rate.reasons import ScanRefused, printable
 from data_prep.ct_rate.scan import RawScan, check_shape

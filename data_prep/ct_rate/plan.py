@@ -82,13 +82,12 @@ def make_plan(config: IngestConfig) -> Plan:
     plan = Plan(folders=len(survey.loose))
     for group in layout.left_out:
         plan.left_out[f"{group.code} ({group.place})"] += group.count
-    for _, status, code, _ in survey.told:
-        plan.left_out[code] += status == "refused"
     if excluded:
         plan.left_out["listed_no_chest"] += len(excluded)
-    for _, status, code, _ in survey.told:
+    for key, status, code, detail in survey.told:
         if status == "refused":
             plan.expected[code] += 1
+            log.warning("%s: %s (%s)", key, code, detail)
     scans, patients, voxels = set(), set(), np.zeros(2)
     for key in layout.kept:
         case, row = case_id_of(key), tables.row(key, len(layout.kept) == 1)

@@ -24,7 +24,7 @@ from data_prep.ct_rate.discovery import Source
 from data_prep.ct_rate.layout import LeftOut
 from data_prep.ct_rate.naming import is_published
 from data_prep.ct_rate.prepare import ACCEPTED, EXCLUDED, EXPANDED, FLAGGED, IGNORED, REFUSED, Outcome
-from data_prep.ct_rate.run import SPLITS
+from data_prep.ct_rate.units import SPLITS
 
 log = logging.getLogger(__name__)
 QUARANTINE, VOLUMES, SUMMARY, SHEET = "quarantine.csv", "volumes.csv", "summary.json", "contact_sheet.png"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ctflow.data.placement import LPS_TO_RAS
+from ctflow.formats import LPS_TO_RAS
 from ctflow.types import SHARP, SOFT, Acquisition
 from data_prep.ct_rate.geometry import Spacing
 from data_prep.ct_rate.layout import VOLUME

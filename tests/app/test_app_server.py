@@ -68,7 +68,7 @@ def test_slices_come_block_by_block_and_are_never_taken_back(client):
     """The stream's own words: progress rises, voxels stay as they were told first."""
     seen: list[tuple[int, np.ndarray]] = []
     events: list[dict] = []
-    real = client.studio._finish
+    real = client.studio.work._finish
     reached = threading.Event()
 
     def finish(*arguments):
@@ -85,11 +85,11 @@ def test_slices_come_block_by_block_and_are_never_taken_back(client):
         seen.append((client.studio.library[volume].done, client.studio.library.voxels(volume).copy()))
 
     client.studio.library.append = recorded
-    client.studio._finish = finish
+    client.studio.work._finish = finish
     try:
         (volume,) = made(client, slices=40)
     finally:
-        client.studio.library.append, client.studio._finish = append, real
+        client.studio.library.append, client.studio.work._finish = append, real
     assert reached.is_set() and len(client.state()["volumes"]) == before + 1
     assert [done for done, _ in seen] == [16, 32, 40]
     whole = client.studio.library.voxels(volume["id"])
@@ -139,6 +139,16 @@ def test_a_volume_is_continued_from_its_slices(client):
         model.generator().decode(model.encode(kept)),
         atol=1.5,
     )
+
+
+def test_of_candidates_all_are_shown_and_one_is_the_best(client, tiny_checkpoint):
+    volumes = made(client, candidates=2)
+    assert [v["done"] for v in volumes] == [20, 20] and {v["state"] for v in volumes} == {"whole"}
+    assert sorted("the best" in v["title"] for v in volumes) == [False, True]
+    assert [v["record"]["request"]["noise_id"] for v in volumes] == ["report", "report/candidate2"]
+    assert all(v["facts"]["score"] for v in volumes)
+    (alone,) = made(client)
+    np.testing.assert_allclose(voxels(client, volumes[0]["id"]), voxels(client, alone["id"]), atol=1.0)
 
 
 @pytest.mark.parametrize(
@@ -224,6 +234,8 @@ def test_one_thing_at_a_time_and_a_queue_that_has_an_end(client, monkeypatch):
         ({"reports": ["a"], "guidance": "3"}, "no number"),
         ({"reports": ["a"], "z_spacing": 1e9}, "0.05 to 20"),
         ({"reports": ["a"], "z_spacing": 2.0}, "trained at"),
+        ({"reports": ["a"], "candidates": 9}, "1 to 8"),
+        ({"reports": ["a", "b"], "candidates": 2}, "comparison"),
         ({"reports": ["a"], "output": "/etc/x"}, "unknown keys"),
         ({"reports": ["a"], "keep": [1]}, "kept slices"),
     ],

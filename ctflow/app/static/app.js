@@ -41,7 +41,7 @@ async function show(id, other = '') {
   byId('welcome').hidden = true;
   panels = options.map((one) => new Kind(byId('panels'), one));
   const now = panels;
-  for (const panel of now) await panel.open();
+  await Promise.all(now.map((panel) => panel.loading));
   if (now !== panels) return;
   panels.forEach((panel) => panel.arrange(layout));
   if (measuring) panels.forEach((panel) => panel.ruler(true));
@@ -103,14 +103,13 @@ function actionsFor(entry) {
   const button = (/** @type {string} */ text, /** @type {() => any} */ act) =>
     make('button', { type: 'button', onclick: () => attempt(act) }, text);
   if (entry.state === 'growing' || !entry.done) return actions;
-  const onGrid = about.ready && entry.side === about.side;
-  if (onGrid) actions.push(button('Continue from here', () => form.startFrom(entry)));
-  if (onGrid && entry.kind === 'opened' && !entry.pair) {
-    actions.push(button('Reconstruct by the A-VAE', () => ask(`/api/volumes/${entry.id}/reconstruct`)));
+  const onGrid = volume(entry.grid) ?? (about.ready && entry.side === about.side ? entry : null);
+  if (onGrid) actions.push(button('Continue from here', () => form.startFrom(onGrid)));
+  const pair = volume(onGrid?.pair ?? '');
+  if (onGrid?.kind === 'opened' && !pair) {
+    actions.push(button('Reconstruct by the A-VAE', () => ask(`/api/volumes/${onGrid.id}/reconstruct`)));
   }
-  if (entry.pair && volume(entry.pair) && !shown.includes('-')) {
-    actions.push(button('Compare', () => showPair(entry)));
-  }
+  if (pair && !shown.includes('-')) actions.push(button('Compare', () => showPair(onGrid)));
   const first = shown.split('-')[0];
   if (shown.includes('-')) actions.push(button('Show alone', () => show(first)));
   return actions;
@@ -280,7 +279,7 @@ function watchJobs() {
     if (!mine.has(job.id)) continue;
     if (job.state === 'failed') form.problem(job.message);
     const there = job.volumes.map(volume).filter(Boolean);
-    if (there.length && there.length === job.volumes.length) attempt(() => open(there[there.length - 1]));
+    if (there.length && there.length === job.volumes.length) attempt(() => open(there[0]));
     if (there.length || !['waiting', 'running'].includes(job.state)) {
       if (job.volumes.length || job.state !== 'running') mine.delete(job.id);
     }
@@ -312,6 +311,19 @@ byId('form').addEventListener('submit', (/** @type {Event} */ event) => {
   event.preventDefault();
   attempt(() => ask('/api/jobs', form.ask()));
 });
+byId('open-file').addEventListener('change', () => attempt(async () => {
+  const [file] = byId('open-file').files;
+  byId('open-file').value = '';
+  if (!file) return;
+  byId('open-progress').hidden = false;
+  byId('open-progress').textContent = `Sending ${file.name} …`;
+  try {
+    const answer = await call(`/api/open?name=${encodeURIComponent(file.name)}`, { method: 'POST', body: file });
+    mine.add((await answer.json()).id);
+  } finally {
+    byId('open-progress').hidden = true;
+  }
+}));
 byId('windows').addEventListener('click', (/** @type {any} */ event) => event.target.dataset.window && chooseWindow(event.target.dataset.window));
 byId('layouts').addEventListener('click', (/** @type {any} */ event) => event.target.dataset.layout && chooseLayout(event.target.dataset.layout));
 byId('ruler').addEventListener('click', toggleRuler);

@@ -2,8 +2,10 @@
 import { make, whole } from './api.js';
 
 const NAMES = { nifti: 'NIfTI', dicom: 'DICOM (zip)', mha: 'MHA', json: 'JSON', png: 'Montage (PNG)' };
+/** A mark, so that colour alone says nothing, and a tone. */
 const TONES = {
-  found: 'good', 'absent, as asked': 'good', missing: 'bad', 'found against it': 'bad', 'not asked': 'warn', 'not measured': '',
+  found: ['✓', 'good'], 'absent, as asked': ['✓', 'good'], missing: ['✗', 'bad'], 'found against it': ['✗', 'bad'],
+  'not asked': ['+', 'warn'], 'not measured': ['·', ''],
 };
 const SVG = 'http://www.w3.org/2000/svg';
 
@@ -53,13 +55,15 @@ function findings(entry) {
   }
   if (found.verdicts.length) {
     const body = make('tbody');
-    for (const line of found.verdicts) {
-      const tone = /** @type {any} */ (TONES)[line.verdict];
-      body.append(make('tr', {}, make('td', {}, line.asked || '–'), make('td', {}, line.found || '–'),
-        make('td', { className: `verdict ${tone}` }, line.verdict)));
+    const order = (/** @type {any} */ line) => (line.asked.startsWith('no ') || line.verdict === 'not measured' ? 1 : 0);
+    for (const line of [...found.verdicts].sort((a, b) => order(a) - order(b))) {
+      const [mark, tone] = /** @type {any} */ (TONES)[line.verdict];
+      const words = make('td', {}, line.asked || line.found);
+      if (line.asked && line.found) words.append(make('div', { className: 'small' }, `measured: ${line.found}`));
+      body.append(make('tr', {}, words, make('td', { className: `verdict ${tone}` }, `${mark} ${line.verdict}`)));
     }
-    section.append(make('table', {}, make('thead', {}, make('tr', {}, make('th', { scope: 'col' }, 'Report'),
-      make('th', { scope: 'col' }, 'Measured'), make('th', { scope: 'col' }, ''))), body));
+    section.append(make('table', {}, make('thead', {}, make('tr', {}, make('th', { scope: 'col' }, 'Report, and what is measured'),
+      make('th', { scope: 'col' }, 'Verdict'))), body));
   } else {
     section.append(make('p', { className: 'small' }, 'Nothing is measured that counts as a finding.'));
   }

@@ -10,6 +10,7 @@ export class FlatPanel {
     this.options = options;
     this.windowName = 'lung';
     this.done = 0;
+    this.loading = Promise.resolve();
     this.index = /** @type {Record<string, number>} */ ({});
     this.pictures = make('div', { className: 'pictures' });
     this.parts = /** @type {Record<string, any>} */ ({});
@@ -29,8 +30,6 @@ export class FlatPanel {
       make('div', { className: options.pair ? 'stage pair' : 'stage' }, this.pictures));
     host.append(this.node);
   }
-
-  async open() {}
 
   /** @param {any} entry */
   async sync(entry) {

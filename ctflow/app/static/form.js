@@ -44,6 +44,7 @@ export function ask() {
   return {
     reports, seed: number('seed') ?? 0, slices: number('slices'), z_spacing: source ? null : number('spacing'),
     steps: number('steps'), guidance: number('guidance'),
+    candidates: source || byId('compare').checked ? null : number('candidates'),
     ...(source && { source, keep: [number('keep-first') ?? 0, number('keep-last') ?? 0] }),
   };
 }

@@ -6,7 +6,7 @@ const AIR = -1000;
 const HEADER_BYTES = 352;
 /** The solid is left out above this many voxels: it needs a second copy of them. */
 const MOST_SOLID = 1e8;
-const SOLIDS = { lung: 'ct_airways', soft: 'ct_surface', bone: 'ct_bones' };
+const SOLIDS = { lung: 'chest', soft: 'ct_surface', bone: 'ct_bones' };
 const PLANES = { axial: 0, coronal: 1, sagittal: 2 };
 /** Places of the planes: left, top, width, height as shares of the canvas. */
 const LAYOUTS = {
@@ -57,8 +57,7 @@ export class Panel {
     this.side = this.slices = this.done = 0;
     this.windowName = 'lung';
     this.layout = 'all';
-    this.loading = Promise.resolve();
-    this.closed = this.quiet = false;
+    this.closed = this.quiet = this.touched = false;
     this.flat = make('canvas', { tabIndex: 0, role: 'img', 'aria-label': `${options.title}: planes` });
     this.solid = make('canvas', { role: 'img', 'aria-label': `${options.title}: three dimensions` });
     this.stage = make('div', { className: options.pair ? 'stage pair' : 'stage' },
@@ -66,6 +65,8 @@ export class Panel {
     this.node = make('section', { className: 'panel', 'aria-label': options.title },
       make('h2', {}, options.title), this.stage);
     host.append(this.node);
+    /** What is done with the canvases, one thing after the other. */
+    this.loading = this.open();
   }
 
   /** Set both canvases up. */
@@ -78,8 +79,11 @@ export class Panel {
       multiplanarShowRender: niivue.SHOW_RENDER.NEVER,
     });
     await this.planes.attachToCanvas(this.flat, false);
+    this.planes.addColormap('difference', DIFFERENCE);
     this.planes.onLocationChange = (/** @type {any} */ at) => {
-      if (!this.quiet && at.values.length) this.options.moved(this, [...at.mm].slice(0, 3), at.values[0].value, [...at.vox]);
+      if (this.quiet || !at.values.length) return;
+      this.touched ||= !this.telling;
+      this.options.moved(this, [...at.mm].slice(0, 3), at.values[0].value, [...at.vox]);
     };
     this.flat.addEventListener('wheel', (event) => {
       if (!event.ctrlKey) return;
@@ -90,6 +94,7 @@ export class Panel {
     if (!this.options.pair) {
       this.body = new niivue.Niivue({ ...shared, show3Dcrosshair: false, isOrientCube: false, isOrientationTextVisible: false });
       await this.body.attachToCanvas(this.solid, false);
+      this.body.addColormap('chest', CHEST);
       this.body.setSliceType(niivue.SLICE_TYPE.RENDER);
       this.body.setRenderAzimuthElevation(200, 12);
     }
@@ -121,7 +126,8 @@ export class Panel {
       this.done += part.length / plane;
       this.draw();
     }
-    if (!before && this.done) this.centre(entry.state === 'growing' ? this.done / 2 : this.done * 0.5);
+    // Until the user looks elsewhere, the crosshair stays in the middle of what is there.
+    if (this.done !== before && !this.touched) this.centre(this.done / 2);
   }
 
   /** @param {any} entry @param {number} slices */
@@ -141,7 +147,6 @@ export class Panel {
       if (this.closed) return;
       if (old) image.img.set(old.subarray(0, image.img.length));
       while (nv.volumes.length) nv.removeVolume(nv.volumes[0]);
-      if (colours === 'difference') nv.addColormap('difference', DIFFERENCE);
       image.colormap = colours;
       nv.addVolume(image);
       this.images.push(image);
@@ -152,7 +157,7 @@ export class Panel {
   }
 
   solidColours() {
-    return /** @type {any} */ (SOLIDS)[this.windowName] ?? 'ct_airways';
+    return /** @type {any} */ (SOLIDS)[this.windowName] ?? 'chest';
   }
 
   /** Grey values that are black and white, or the range that the solid's colours are made for. @param {any} nv */
@@ -229,7 +234,7 @@ export class Panel {
 
   /** @param {number[]} mm */
   moveTo(mm) {
-    if (!this.planes.volumes.length) return;
+    if (!this.planes?.volumes.length) return;
     this.quiet = true;
     this.planes.scene.crosshairPos = this.planes.mm2frac(mm);
     this.planes.drawScene();
@@ -238,16 +243,19 @@ export class Panel {
 
   /** Say what is under the crosshair. */
   tell() {
+    this.telling = true;
     this.planes.createOnLocationChange();
+    this.telling = false;
   }
 
   /** @param {number} x voxels to the patient's right @param {number} y to the front @param {number} z up */
   step(x, y, z) {
-    this.planes.moveCrosshairInVox(x, y, z);
+    if (this.done) this.planes.moveCrosshairInVox(x, y, z);
   }
 
   /** @param {number} factor */
   zoom(factor) {
+    if (!this.done) return;
     const [x, y, z, old] = this.planes.scene.pan2Dxyzmm;
     const now = Math.min(Math.max(old * factor, 0.5), 12);
     this.planes.setPan2Dxyzmm([x, y, z, now]);
@@ -255,11 +263,13 @@ export class Panel {
 
   /** @param {boolean} on */
   ruler(on) {
+    if (!this.planes) return;
     this.planes.opts.dragModePrimary = on ? niivue.DRAG_MODE.measurement : niivue.DRAG_MODE.crosshair;
     if (!on) this.planes.clearAllMeasurements();
   }
 
   reset() {
+    if (!this.done) return;
     this.planes.setPan2Dxyzmm([0, 0, 0, 1]);
     this.planes.clearAllMeasurements();
     this.body?.setRenderAzimuthElevation(200, 12);
@@ -275,6 +285,14 @@ export class Panel {
     this.node.remove();
   }
 }
+
+/** Glassy lungs, ivory bones, a breath of skin; air and soft tissue are left out. HU from -1000 to 1000. */
+const CHEST = {
+  min: -1000, max: 1000,
+  R: [0, 30, 50, 90, 120, 120, 235, 245, 255], G: [0, 140, 170, 200, 200, 200, 215, 232, 250],
+  B: [0, 150, 170, 195, 200, 200, 185, 215, 240], A: [0, 0, 14, 14, 4, 0, 0, 50, 110],
+  I: [0, 5, 14, 36, 60, 80, 155, 175, 255],
+};
 
 /** Blue where the second is darker, black where equal, orange where it is brighter. */
 const DIFFERENCE = {

@@ -20,6 +20,7 @@ from ctflow.evaluation.features import FeatureExtractor, real_volume
 from ctflow.evaluation.results import OTHER_REAL
 from ctflow.evaluation.rows import Compared, clip_rows, readings, slice_rows
 from ctflow.evaluation.settings import REAL, ScoredVolume
+from ctflow.evaluation.whole import volume_rows
 from ctflow.metrics.damage import DAMAGES
 from ctflow.metrics.images import SCORE_WINDOW, at_side
 from ctflow.metrics.reconstruction import ReconstructionMetric, load_lpips, lpips_input
@@ -28,7 +29,10 @@ from ctflow.types import HUVolume
 
 UNDAMAGED = "none"
 EVEN, ODD = "even slices", "odd slices"
-SHOWN = ("fid_rand2d", "kid_rand2d", "fvd_rand3d_f16", "seam_ratio", "checkerboard_2", "drift_z")
+SHOWN = (
+    "fid_rand2d", "kid_rand2d", "fvd_rand3d_f16", "seam_ratio", "checkerboard_2", "drift_z", "fd_ct3d",
+    "kd_ct3d",
+)  # fmt: skip
 WINDOWS = {"lung": LUNG, "soft tissue": SOFT_TISSUE}
 NOTES = {
     "psnr": "dB, of the squared error pooled over all slices, 2000 HU range; higher is better",
@@ -153,6 +157,7 @@ def severity(context: Context) -> AnalysisResult:
         rows = slice_rows(compared, first, side)
         for frames in plan.clip_lengths:
             rows += clip_rows(compared, backbones.clips[0], frames, side)
+        rows += volume_rows(compared, backbones) if backbones.volumes else []
         found = readings(REAL, OTHER_REAL, fake, real, others, first, side)
         values = {row.metric: row.value for row in rows} | {r.monitor: r.value for r in found}
         numbers = {key: value if math.isfinite(value) else None for key, value in values.items()}
@@ -185,7 +190,7 @@ def plot(records: Sequence[dict[str, Any]]) -> Figure:
             axes.plot(range(len(values)), [math.nan if v is None else v for v in values], ".-", label=damage)
         axes.set_title(name, fontsize=9)
         axes.set_xticks(range(5), ["floor", "1", "2", "3", "4"])
-        if name.startswith("kid"):  # unbiased, so it may be negative
+        if name.startswith(("kid", "kd")):  # unbiased, so it may be negative
             values = [record[name] for record in records if record[name] is not None]
             linear = max(abs(floor or 0.01), 1e-4)
             axes.set_yscale("symlog", linthresh=linear)

@@ -43,6 +43,31 @@ _MEANINGS = (  # the longest fitting beginning counts
         "is",
         Meaning("↑", "Inception score of the slices, 1 … 1008; needs varied and recognisable slices"),
     ),
+    (
+        "fd_ct3d",
+        Meaning("↓", f"whole volumes: {_FRECHET}; 2048 features of a 3D ResNet-152 trained on chest CT"),
+    ),
+    ("kd_ct3d", Meaning("↓", f"whole volumes: {_KERNEL}; the same features")),
+    ("fid_2p5d", Meaning("↓", "mean of the distances over the three planes")),
+    *(
+        (f"fid_2p5d_{plane}", Meaning("↓", f"slices of the {plane} plane at 1 mm, 512²: {_FRECHET}"))
+        for plane in ("xy", "yz", "xz")
+    ),
+    (
+        "FVD_CTNet",
+        Meaning("↓", "the challenge's: mean over strata of 4 pairs of the Fréchet distance of CT-Net"),
+    ),
+    ("CLIPScore", Meaning("↑", f"the challenge's, CT-CLIP_v2: {_PAIR}")),
+    ("CLIPScore_I2I", Meaning("↑", "the challenge's: the same of a generated and its real volume")),
+    ("CLIPScore_mean", Meaning("↑", "the challenge's: mean of the two before")),
+    ("FID_2p5D_Avg", Meaning("↓", "the challenge's: mean of the distances over three planes")),
+    *(
+        (
+            f"FID_2p5D_{plane}",
+            Meaning("↓", f"the challenge's: slices of the {plane} plane at 1 mm, 512²: {_FRECHET}"),
+        )
+        for plane in ("XY", "YZ", "XZ")
+    ),
     ("clip", Meaning("↑", f"CT-CLIP: {_PAIR}")),
     ("clip_shuffled", Meaning("", f"CT-CLIP: {_PAIR}, against the other cases' reports: its zero point")),
     ("clip_phantom", Meaning("↑", f"the embedded pair trained on phantoms, not CT-CLIP: {_PAIR}")),
