@@ -130,7 +130,8 @@ def length(context: Context) -> AnalysisResult:
     sets = choose_cases(reader.cases(), config.analysis.reports, floors=False, choice=config.evaluated)
     records: list[dict[str, Any]] = []
     curves: dict[str, list[Interval]] = {}
-    wanted = [(mm, slices) for mm in config.analysis.spacings or [None] for slices in config.analysis.lengths]
+    spacings: list[float | None] = [*config.analysis.spacings] or [None]
+    wanted = [(mm, slices) for mm in spacings for slices in config.analysis.lengths]
     volumes = len(sets.evaluated) * (1 + config.analysis.seeds * len(wanted))
     with context.progress(volumes) as bar:
         real = context.collector(reader, extractor, bar=bar).real(sets.evaluated)
