@@ -6,13 +6,14 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ctflow.config import Flag, parse_command, run_command
 from ctflow.config.commands import START_PREFIX, GenerateConfig
@@ -20,7 +21,8 @@ from ctflow.errors import CTFlowError
 from ctflow.files import write_text
 from ctflow.formats import ORIENTATIONS, VOXEL_TYPES, check_choices, ending_of
 from ctflow.outputs import check_writable
-from ctflow.processes import log_threads
+from ctflow.parts import this_part
+from ctflow.processes import log_threads, use_own_device
 from ctflow.seeding import SINGLE_REPORT_CASE
 from ctflow.text_files import read_table, read_text
 
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
     from ctflow.generation import SliceUpdate
     from ctflow.nearest import RetrievedStart
-    from ctflow.pipeline import GeneratedVolume, GenerationRequest
+    from ctflow.pipeline import CTFlow, EmptyVolume, GeneratedVolume, GenerationRequest
 
 log = logging.getLogger("ctflow")
 
@@ -37,6 +39,8 @@ DESCRIPTION = """Turn a radiology report into a whole chest CT in Hounsfield uni
 The ending of --output names the format. Beside each out.nii.gz lie out.json (all that is needed to make it
 again) and out.png (a montage)."""
 
+_TEXTS = 256
+"""Reports whose text vectors are held at a time."""
 _LONGEST_CASE_ID = 200
 """Bytes of a case's name, so that a file name holds it and an ending."""
 
@@ -105,6 +109,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         refused: list[str] = []
     else:
         rows, refused = read_requests(table)
+        part = this_part(config.part, config.parts)
+        if part.count > 1:
+            log.info("%s: every %d-th row", part, part.count)
+            rows = [row for number, row in enumerate(rows) if part.owns(number)]
+            refused = refused if part.index == 0 else []
         folder = Path(config.output or "generated")
         paths = {str(row["case_id"]): folder / f"{row['case_id']}{config.format}" for row in rows}
     if rows:
@@ -120,11 +129,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _generate(config: GenerateConfig, rows: list[dict[str, Any]], paths: dict[str, Path]) -> list[str]:
     """Make and write what is not there yet; returns what could not be made and why."""
     # These take seconds: after the arguments.
-    from ctflow.candidates import generate_best
     from ctflow.nearest import StartShards
     from ctflow.pipeline import CTFlow, EmptyVolume, GenerationRequest
 
     requests = [GenerationRequest(**{**config.request(), **row}) for row in rows]
+    use_own_device()
     model = CTFlow.from_pretrained(config.checkpoint or None, config.device)
     starts = StartShards(config.start.removeprefix(START_PREFIX), model) if config.start else None
     log_threads()
@@ -155,30 +164,55 @@ def _generate(config: GenerateConfig, rows: list[dict[str, Any]], paths: dict[st
             failed.append(str(error))
             continue
         todo.append(request)
-    for start in range(0, len(todo), config.batch_size):
-        batch = todo[start : start + config.batch_size]
-        name = f"volumes {start + 1}–{start + len(batch)} of {len(todo)}" if len(todo) > 1 else "slices"
-        # Where no length is asked for, the typical one: the model decides.
-        expected = sum(request.slices or model.typical_slices(request) for request in batch)
-        expected *= config.candidates
-        began = time.perf_counter()
-        given = {case_id: slices for case_id, (_, _, slices) in found.items()}
-        asked = [found[request.case_id][0] if found else request for request in batch]
-        with tqdm(desc=name, unit="slice", total=expected) as bar:
-            show = partial(_show_progress, bar)
-            results = generate_best(
-                model, asked, config.candidates, config.sampling, show, config.precision, given=given
-            )
-        seconds = (time.perf_counter() - began) / len(batch)
-        for request, result in zip(batch, results, strict=True):
+    given = {case_id: slices for case_id, (_, _, slices) in found.items()}
+    asked = [found[request.case_id][0] if found else request for request in todo]
+    # Where no length is asked for, the typical one: the model decides.
+    lengths = [request.slices or model.typical_slices(request) for request in asked]
+    began = time.perf_counter()
+    with (
+        tqdm(desc="slices", unit="slice", total=sum(lengths) * config.candidates) as bar,
+        logging_redirect_tqdm(),
+    ):
+        show = partial(_show_progress, bar)
+        for done, (index, result) in enumerate(_volumes(model, asked, config, show, given), start=1):
+            request = todo[index]
             if isinstance(result, EmptyVolume):
                 failed.append(str(result))
                 continue
+            if config.candidates == 1 and bar.total is not None:
+                bar.total += len(result.volume.hu) - lengths[index]
+            if len(todo) > 1:
+                bar.set_postfix_str(f"{done} of {len(todo)} volumes", refresh=False)
             if starts is not None:
                 result = starts.told(result, found[request.case_id][1])
                 result = replace(result, provenance=result.provenance | {"request": asdict(request)})
-            _write(paths[request.case_id], result, seconds, config)
+            _write(paths[request.case_id], result, (time.perf_counter() - began) / done, config)
     return failed
+
+
+def _volumes(
+    model: CTFlow,
+    requests: Sequence[GenerationRequest],
+    config: GenerateConfig,
+    show: Callable[[SliceUpdate], None],
+    given: dict[str, Tensor],
+) -> Iterator[tuple[int, GeneratedVolume | EmptyVolume]]:
+    """Every request's index and volume, as soon as it is whole."""
+    from ctflow.candidates import generate_best
+
+    if config.candidates > 1:
+        for index, request in enumerate(requests):
+            made = generate_best(
+                model, [request], config.candidates, config.sampling, show, config.precision, given=given
+            )
+            yield index, made[0]
+        return
+    for first in range(0, len(requests), _TEXTS):  # so many reports are encoded at a time
+        group = requests[first : first + _TEXTS]
+        for index, volume in model.generate_each(
+            group, config.sampling, show, config.precision, None, given, config.batch_size
+        ):
+            yield first + index, volume
 
 
 def _choice(config: GenerateConfig) -> dict[str, Any]:

@@ -93,7 +93,10 @@ class GenerateConfig:
         start: ``nearest:FOLDER``: every volume starts with the first block of the case in these latent shards
             whose report is nearest (another patient); empty: nothing is given.
         candidates: Volumes drawn for each report, of which the best is kept; 1: no choice.
-        batch_size: Volumes generated side by side.
+        batch_size: Volumes generated side by side; the next row takes the place of one that has ended.
+        part: Which share of a CSV's rows this process makes, from 0; null: what SLURM's array, ``srun`` or
+            ``torchrun`` say of the process, else all of them.
+        parts: Shares in all; null: as for ``part``.
         device: ``auto`` (CUDA where there is one), ``cpu`` or ``cuda``.
         precision: ``fp32``, or ``bf16`` autocast: faster where the processor has it, fewer digits.
         max_unknown: Largest share of a report's words that the text encoder does not know (another language);
@@ -113,6 +116,8 @@ class GenerateConfig:
     start: str = ""
     candidates: int = 1
     batch_size: int = 4
+    part: int | None = None
+    parts: int | None = None
     device: str = "auto"
     precision: str = "fp32"
     max_unknown: float = MAX_UNKNOWN

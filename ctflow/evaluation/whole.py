@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -112,7 +113,11 @@ def _sets(
     if min(len(fake), len(real)) < MIN_VOLUMES:
         reason = f"{len(fake)} against {len(real)} volumes; at least {MIN_VOLUMES} are needed"
         return [row.without(reason) for row in rows]
-    counts = {"samples": sum(map(len, fake)), "reference": sum(map(len, real)), "cases": len(fake)}
+    counts: dict[str, Any] = {
+        "samples": sum(map(len, fake)),
+        "reference": sum(map(len, real)),
+        "cases": len(fake),
+    }
     filled = [replace(row, **counts) for row in rows]
     if compared.setting.spliced and compared.source == MODEL:
         filled = [row.noted("blocks generated independently, laid end to end") for row in filled]
@@ -149,7 +154,7 @@ def neighbour_rows(compared: Compared, backbones: Backbones) -> list[Row]:
         reason = f"{len(fake)} against {len(real)} volumes; more than {NEIGHBOURS} are needed"
         return [row.without(reason) for row in rows]
     x, y = torch.cat(fake), torch.cat(real)
-    counts = {"samples": len(x), "reference": len(y), "cases": len(x)}
+    counts: dict[str, Any] = {"samples": len(x), "reference": len(y), "cases": len(x)}
     return [
         replace(row, **counts).with_value(bias.jackknife(NeighbourStatistic(metric, x, y), compared.seed))
         for metric, row in zip(NAMES, rows, strict=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -60,8 +60,10 @@ def rollout_stream(
     noise: NoiseSource | None = None,
     cancelled: Callable[[], bool] | None = None,
     memo: BlockMemo | None = None,
+    side_by_side: int = 0,
+    keep: bool = True,
 ) -> Iterator[RolloutRound]:
-    """Generate volumes block by block; a case that has ended leaves the batch.
+    """Generate volumes block by block; the next case takes the place of one that has ended.
 
     A case's noise is a function of (case id, block index), so that its volume depends on no other case.
 
@@ -76,6 +78,9 @@ def rollout_stream(
         noise: Source of the noise; None: ``seeded_noise(0)``.
         cancelled: Asked before each evaluation of the network; True ends the rollout with ``Cancelled``.
         memo: Blocks of this model solved before, not to be solved again.
+        side_by_side: Cases of a batch; 0: all of them.
+        keep: Whether finished cases hold their latents and blocks; without them memory does not grow with a
+            volume's length.
 
     Yields:
         After each round of blocks, what has become final.
@@ -88,8 +93,8 @@ def rollout_stream(
     if len(set(ids)) != len(ids) or not cases:
         raise ValueError(f"a rollout needs cases with different ids, found {ids}")
     start = _start_block(start, model)
-    running = [GrowingVolume(case, row, start, config) for row, case in enumerate(cases)]
-    for case in running:
+    waiting = deque(GrowingVolume(case, row, start, config, rule, keep) for row, case in enumerate(cases))
+    for case in waiting:
         if case.real is None and case.slices >= case.limit:
             raise ValueError(
                 f"case {case.case.case_id}: {case.given} slices are given, the limit is {case.limit}"
@@ -99,8 +104,10 @@ def rollout_stream(
     )
     source = seeded_noise(0) if noise is None else noise
     told = dict.fromkeys(ids, 0)
-    index = 0
-    while active := [case for case in running if case.stop is None]:
+    index, active = 0, list[GrowingVolume]()
+    while active or waiting:
+        while waiting and (not side_by_side or len(active) < side_by_side):
+            active.append(waiting.popleft())
         noises = {case.row: case.noise(source) for case in active}
         fresh = _recall(active, noises, memo, config, rule)
         for group in [[case] for case in fresh] if config.solver == ADAPTIVE_SOLVER else [fresh]:
@@ -112,10 +119,13 @@ def rollout_stream(
                 case.append(block, rule)
         slices = {}
         for case in active:
-            name, ready = case.case.case_id, case.ready(rule)
-            slices[name] = case.volume[:, BLOCK_LENGTH + told[name] : BLOCK_LENGTH + max(ready, told[name])]
-            told[name] = max(ready, told[name])
-        finished = [case.result(rule) for case in active if case.stop is not None]
+            name = case.case.case_id
+            ready = max(case.ready(), told[name])
+            slices[name] = case.between(told[name], ready)
+            told[name] = ready
+            case.forget(ready)
+        finished = [case.result() for case in active if case.stop is not None]
+        active = [case for case in active if case.stop is None]
         yield RolloutRound(index, slices, finished)
         index += 1
 

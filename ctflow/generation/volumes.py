@@ -69,9 +69,12 @@ class CaseRollout:
 
     Attributes:
         case_id: The case.
-        latents: Whitened latents ``[C, S, h, w]``, given slices included, end slices trimmed.
+        latents: Whitened latents ``[C, S, h, w]``, given slices included, end slices trimmed; none of them
+            where they were not kept.
+        slices: Number of slices of the volume.
         given_slices: How many of the leading slices were given.
-        blocks: Every generated block as solved ``[K, C, T, h, w]``, overlap included.
+        blocks: Every generated block as solved ``[K, C, T, h, w]``, overlap included; none where they were
+            not kept.
         positions: Index of each block's first slice ``[K]``.
         white: For each slice before trimming ``[S']``, whether it is white.
         stop: Why the rollout ended.
@@ -79,16 +82,12 @@ class CaseRollout:
 
     case_id: str
     latents: Tensor
+    slices: int
     given_slices: int
     blocks: Tensor
     positions: list[int]
     white: Tensor
     stop: StopReason
-
-    @property
-    def slices(self) -> int:
-        """Number of slices of the volume."""
-        return self.latents.shape[1]
 
 
 class Cancelled(Exception):
@@ -188,22 +187,31 @@ class StopRule:
 class GrowingVolume:
     """The volume of one case, block by block.
 
+    With ``keep=False`` slices that have been told are forgotten but for those that the next block needs, so
+    that memory does not grow with the volume.
+
     Args:
         case: What is asked for.
         row: Index of the case within its rollout.
         start: Start block ``[C, T, h, w]``.
         config: Limit and overlap.
+        rule: How the end is recognised.
+        keep: Whether the result holds latents and blocks.
     """
 
-    def __init__(self, case: RolloutCase, row: int, start: Tensor, config: RolloutConfig) -> None:
-        self.case, self.row = case, row
+    def __init__(
+        self, case: RolloutCase, row: int, start: Tensor, config: RolloutConfig, rule: StopRule, keep: bool
+    ) -> None:
+        self.case, self.row, self.keep = case, row, keep
         self.given = 0 if case.given is None else case.given.shape[1]
-        # The start block stands before slice 0, so that slice s is at index s + BLOCK_LENGTH.
+        # The start block stands before slice 0, so that slice s is at index s + BLOCK_LENGTH - forgotten.
+        self.forgotten = 0
         self.volume = start if case.given is None else torch.cat([start, case.given.to(start)], dim=1)
         self.real = None if case.real is None else torch.cat([start, case.real.to(start)], dim=1)
         self.limit = config.max_slices if case.length is None else min(case.length, config.max_slices)
         if case.real is not None:
             self.limit = case.real.shape[1]
+        self.white = rule.white_slices(self.volume[:, BLOCK_LENGTH:]).cpu()
         self.blocks: list[Tensor] = []
         self.positions: list[int] = []
         self.stop: StopReason | None = None
@@ -214,7 +222,7 @@ class GrowingVolume:
     @property
     def slices(self) -> int:
         """Slices of the volume so far."""
-        return self.volume.shape[1] - BLOCK_LENGTH
+        return self.forgotten + self.volume.shape[1] - BLOCK_LENGTH
 
     @property
     def held(self) -> int:
@@ -229,12 +237,26 @@ class GrowingVolume:
     @property
     def block_index(self) -> int:
         """Index of the next block within the volume; given slices count as blocks."""
-        return len(self.blocks) + -(-self.given // BLOCK_LENGTH)
+        return len(self.positions) + -(-self.given // BLOCK_LENGTH)
 
     def before(self) -> Tensor:
         """The 16 slices before the next block ``[C, T, h, w]``."""
-        source = self.volume if self.real is None else self.real
-        return source[:, self.position : self.position + BLOCK_LENGTH]
+        if self.real is not None:
+            return self.real[:, self.position : self.position + BLOCK_LENGTH]
+        return self.between(self.position - BLOCK_LENGTH, self.position)
+
+    def between(self, first: int, stop: int) -> Tensor:
+        """Slices ``first … stop−1`` ``[C, n, h, w]``; those before slice 0 are the start block's."""
+        offset = BLOCK_LENGTH - self.forgotten
+        return self.volume[:, first + offset : stop + offset]
+
+    def forget(self, told: int) -> None:
+        """Let go of slices that were told and that no later block is generated from."""
+        last = min(told, self.position - BLOCK_LENGTH)
+        surplus = last + BLOCK_LENGTH - self.forgotten
+        if not self.keep and surplus > 0:
+            self.volume = self.volume[:, surplus:].clone()  # a view would keep what it was cut from
+            self.forgotten += surplus
 
     def known(self, block: Tensor) -> tuple[Tensor, Tensor]:
         """Mask ``[1, T, 1, 1]`` and values ``[C, T, h, w]`` of the slices that the next block repeats."""
@@ -249,30 +271,31 @@ class GrowingVolume:
         before = self.before()
         return source(self.case.case_id, self.block_index, before.shape).to(before)
 
-    def ready(self, rule: StopRule) -> int:
+    def ready(self) -> int:
         """Slices that are final: white ones at the end may turn out to be the volume's end."""
         if self.stop is not None:
-            return self.kept(rule)
-        return self.slices - trailing_run(rule.white_slices(self.volume[:, BLOCK_LENGTH:]))
+            return self.kept()
+        return self.slices - trailing_run(self.white)
 
-    def kept(self, rule: StopRule) -> int:
+    def kept(self) -> int:
         """Slices of the finished volume."""
         whole = min(self.slices, max(self.limit, self.given))
         if self.real is not None:
             return whole
-        white = rule.white_slices(self.volume[:, BLOCK_LENGTH:][:, :whole])
-        return max(min(whole - trailing_run(white), self.slices - self.end), self.given)
+        return max(min(whole - trailing_run(self.white[:whole]), self.slices - self.end), self.given)
 
     def append(self, block: Tensor, rule: StopRule) -> None:
         """Add a solved block ``[C, T, h, w]`` and decide whether the volume ends."""
         self.positions.append(self.position)
-        self.blocks.append(block)
+        if self.keep:
+            self.blocks.append(block)
         new = block[:, self.held :]
+        flags = rule.white_slices(new).cpu()
         self.volume = torch.cat([self.volume, new], dim=1)
+        self.white = torch.cat([self.white, flags])
         if self.real is not None:
             self.stop = StopReason.REAL_LENGTH if self.slices >= self.limit else None
             return
-        flags = rule.white_slices(new)
         if rule.is_end(flags) and self.slices - rule.end_run(flags) < self.limit:
             self.stop = StopReason.END_RECOGNISED
             self.end = rule.end_run(flags)
@@ -280,15 +303,16 @@ class GrowingVolume:
             asked = self.limit == self.case.length
             self.stop = StopReason.LENGTH_REACHED if asked else StopReason.LIMIT_REACHED
 
-    def result(self, rule: StopRule) -> CaseRollout:
+    def result(self) -> CaseRollout:
         """The finished volume, trimmed."""
         assert self.stop is not None
-        latents = self.volume[:, BLOCK_LENGTH:][:, : max(self.limit, self.given)]
-        white = rule.white_slices(latents)
+        latents = self.between(0, self.kept()) if self.keep else self.volume[:, :0]
+        white = self.white[: max(self.limit, self.given)]
         blocks = torch.stack(self.blocks) if self.blocks else self.volume.new_zeros(0, *self.before().shape)
         return CaseRollout(
             self.case.case_id,
-            latents[:, : self.kept(rule)],
+            latents,
+            self.kept(),
             self.given,
             blocks,
             self.positions,

@@ -249,6 +249,13 @@ def test_a_second_training_of_one_name_is_refused(tiny: TinyData, runs: Path) ->
     lock.release()
 
 
+@pytest.mark.parametrize("name", ["..", "a/b", "a\\b"])
+def test_a_name_is_one_folder(tiny: TinyData, tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match="no name of one folder"):
+        main(tiny.arguments("flow", tmp_path / "runs", f"name={name}"))
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_refused_run_leaves_no_folder(tiny: TinyData, tmp_path: Path) -> None:
     with pytest.raises(ConfigError):
         main(tiny.arguments("flow", tmp_path, "name=unfit", "flow.network.input_size=[16,4,4]"))

@@ -131,7 +131,7 @@ def length(context: Context) -> AnalysisResult:
     records: list[dict[str, Any]] = []
     curves: dict[str, list[Interval]] = {}
     spacings: list[float | None] = [*config.analysis.spacings] or [None]
-    wanted = [(spacing, slices) for spacing in spacings for slices in config.analysis.lengths]
+    wanted = [(mm, slices) for mm in spacings for slices in config.analysis.lengths]
     volumes = len(sets.evaluated) * (1 + config.analysis.seeds * len(wanted))
     with context.progress(volumes) as bar:
         real = context.collector(reader, extractor, bar=bar).real(sets.evaluated)
