@@ -1,8 +1,7 @@
-"""From features of cases to rows of the table and readings of the monitors."""
+"""From features of cases to rows of the table: one function per kind of metric, and all rows of a source."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -10,17 +9,33 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ctflow.evaluation.backbones import INCEPTION, LOGITS, Backbone, Backbones
+from ctflow.config.evaluation import CT3D_PACKAGE
+from ctflow.evaluation.backbones import (
+    CT3D,
+    INCEPTION,
+    LOGITS,
+    PLANES_2P5D,
+    WHOLE,
+    Backbone,
+    Backbones,
+    VolumeBackbone,
+)
 from ctflow.evaluation.features import CaseFeatures, FeaturePlan, Key
-from ctflow.evaluation.results import DOES_NOT_EXIST, MODEL, NOT_EXTRAPOLATED, Reading, Row
+from ctflow.evaluation.results import DOES_NOT_EXIST, MODEL, NOT_EXTRAPOLATED, Row
 from ctflow.evaluation.settings import Setting
 from ctflow.metrics import bias
 from ctflow.metrics.clip_score import clip_scores, shuffled_scores
-from ctflow.metrics.monitors import VolumeMonitors, theil_sen
-from ctflow.metrics.monitors.drift import last_over_first
-from ctflow.metrics.monitors.thresholds import limit, tripped
+from ctflow.metrics.ct_backbone import INSTALL
+from ctflow.metrics.planes import PLANES
 from ctflow.metrics.random_backbone import projected_features
-from ctflow.metrics.statistics import CaseStatistic, FrechetStatistic, KernelStatistic, PerCaseMean
+from ctflow.metrics.statistics import (
+    CaseStatistic,
+    DiagonalFrechetStatistic,
+    FrechetStatistic,
+    KernelStatistic,
+    MeanOf,
+    PerCaseMean,
+)
 from ctflow.metrics.trained_backbones import SPLITS, inception_score
 from ctflow.types import BLOCK_LENGTH
 
@@ -183,94 +198,94 @@ def _paired_clips(
     return first, second
 
 
-LEAST_FLOOR = 1e-3
-"""Smallest distance of a window, own or real against real, that a ratio is taken of."""
+FD_CT3D, KD_CT3D = "fd_ct3d", "kd_ct3d"
+MIN_VOLUMES = 4
+"""Fewest volumes for a distance between whole volumes."""
+REGULARISED = "N ≤ {width} dimensions: covariances are their diagonals, not comparable with full ones"
 
 
-def readings(
-    setting: Setting,
-    source: str,
-    cases: Sequence[CaseFeatures],
-    real: Sequence[CaseFeatures],
-    others: Sequence[CaseFeatures],
-    backbone: Backbone,
-    side: int,
-) -> list[Reading]:
-    """All monitors over one set of volumes.
+def source_rows(compared: Compared, backbones: Backbones, reports: dict[str, str]) -> list[Row]:
+    """All metrics of one scored set against its reference."""
+    rows: list[Row] = []
+    for side in compared.plan.resolutions:
+        for backbone in backbones.slices:
+            rows += slice_rows(compared, backbone, side)
+        for backbone in backbones.clips:
+            for frames in compared.plan.clip_lengths:
+                rows += clip_rows(compared, backbone, frames, side)
+        rows.append(inception_row(compared, backbones, side))
+    return rows + volume_rows(compared, backbones) + report_rows(compared, backbones, reports)
 
-    Args:
-        setting: Which volumes they are.
-        source: The model, or which floor.
-        cases: The scored volumes.
-        real: The reference set, restricted to the setting.
-        others: Other real cases, restricted to the setting; the floor of the windows' distances. Empty: no
-            such ratio.
-        backbone: Slice backbone of the windows' distances.
-        side: Resolution of its features.
-    """
-    monitors, reference = _monitors(cases), _monitors(real).checkerboard.compute()
-    for case in real:
-        monitors.update_real(case.monitors)
-    values = monitors.checkerboard.compute()
-    if not setting.spliced:
-        values |= monitors.seam.compute() | monitors.drift.compute()
-        values |= _windows(cases, real, others, Key(backbone.name, side), backbone)
-    if setting.stops and source == MODEL:
-        values |= monitors.end.compute()
-    ends = [case.facts.end_slices for case in cases if case.facts.end_slices is not None]
-    if ends:  # of rollouts; volumes from elsewhere have no latents
-        values["end_slices"] = float(np.mean(ends))
-    missing = "too few slices or cases" if others else "needs other real cases beside these"
+
+def volume_rows(compared: Compared, backbones: Backbones) -> list[Row]:
+    """``fd_ct3d`` and ``kd_ct3d``, and the distances over three planes where their network is given."""
+    found = {backbone.name: backbone for backbone in backbones.volumes}
+    rows = _ct3d_rows(compared, found.get(CT3D))
+    return rows + (_plane_rows(compared, found[PLANES_2P5D]) if PLANES_2P5D in found else [])
+
+
+def volume_values(cases: Sequence[CaseFeatures], backbone: str, output: str = WHOLE) -> list[Tensor]:
+    """Features ``[n, d]`` of the cases that have any."""
+    key = (backbone, output)
+    return [torch.from_numpy(case.volumes[key]) for case in cases if key in case.volumes]
+
+
+def _ct3d_rows(compared: Compared, backbone: VolumeBackbone | None) -> list[Row]:
+    rows = [compared.row(FD_CT3D), compared.row(KD_CT3D)]
+    if backbone is None:
+        return [row.without(f"no CT backbone: {INSTALL}, then backbones.ct3d={CT3D_PACKAGE}") for row in rows]
+    ready = _sets(compared, rows, CT3D, WHOLE)
+    if isinstance(ready, list):
+        return ready
+    rows, fake, real = ready
+    width = fake[0].shape[1]
+    few = min(rows[0].samples, rows[0].reference) <= width
+    distance: CaseStatistic = DiagonalFrechetStatistic(fake, real) if few else FrechetStatistic(fake, real)
+    first = rows[0].noted(REGULARISED.format(width=width)) if few else rows[0]
     return [
-        _reading(setting.name, source, name, value, reference.get(name, math.nan), missing)
-        for name, value in values.items()
+        _extrapolated(first, distance, 1 if few else width, compared.seed),
+        rows[1].with_value(bias.jackknife(KernelStatistic(fake, real), compared.seed)),
     ]
 
 
-def _monitors(cases: Sequence[CaseFeatures]) -> VolumeMonitors:
-    """The monitors of validation; every rank has all cases, so that nothing is summed over ranks."""
-    monitors = VolumeMonitors(sync_on_compute=False)
-    for case in cases:
-        monitors.update(case.monitors, case.facts.requested, case.facts.overlap)
-    return monitors
+def _plane_rows(compared: Compared, backbone: VolumeBackbone) -> list[Row]:
+    """One distance per plane and their mean."""
+    statistics: list[CaseStatistic] = []
+    filled: list[Row] = []
+    width = 0
+    for plane in PLANES:
+        ready = _sets(compared, [compared.row(f"{PLANES_2P5D}_{plane}")], PLANES_2P5D, plane)
+        if isinstance(ready, list):
+            return [*ready, replace(ready[0], metric=PLANES_2P5D)]
+        (row,), fake, real = ready
+        width = fake[0].shape[1]
+        statistics.append(FrechetStatistic(fake, real))
+        filled.append(_extrapolated(row.noted(backbone.label), statistics[-1], width, compared.seed))
+    mean = replace(filled[0], metric=PLANES_2P5D, reason=f"{backbone.label}; mean of three planes")
+    return [*filled, _extrapolated(mean, MeanOf(statistics), width, compared.seed)]
 
 
-def _reading(setting: str, source: str, name: str, value: float, real: float, missing: str) -> Reading:
-    threshold = limit(name, real)
-    reason = "" if math.isfinite(value) else missing
-    return Reading(setting, source, name, value, threshold, tripped(name, value, real), reason)
+def _sets(
+    compared: Compared, rows: list[Row], backbone: str, output: str
+) -> list[Row] | tuple[list[Row], list[Tensor], list[Tensor]]:
+    """Rows with their N, and both sets' features; or the rows with the reason why there is nothing."""
+    if compared.setting.given:
+        return [row.without("the scored slices are no whole volume") for row in rows]
+    fake, real = (volume_values(cases, backbone, output) for cases in (compared.fake, compared.real))
+    if min(len(fake), len(real)) < MIN_VOLUMES:
+        reason = f"{len(fake)} against {len(real)} volumes; at least {MIN_VOLUMES} are needed"
+        return [row.without(reason) for row in rows]
+    counts = {"samples": sum(map(len, fake)), "reference": sum(map(len, real)), "cases": len(fake)}
+    filled = [replace(row, **counts) for row in rows]
+    if compared.setting.spliced and compared.source == MODEL:
+        filled = [row.noted("blocks generated independently, laid end to end") for row in filled]
+    return filled, fake, real
 
 
-def _windows(
-    cases: Sequence[CaseFeatures],
-    real: Sequence[CaseFeatures],
-    others: Sequence[CaseFeatures],
-    key: Key,
-    backbone: Backbone,
-) -> dict[str, float]:
-    """Distance of each 16-slice window to real windows at its position, over the same between real cases."""
-    last = max((int(case.slices.starts.max(initial=0)) for case in cases), default=0)
-    ratios = []
-    for window in range(last // BLOCK_LENGTH + 1):
-        fake, ref, floor = (_in_window(group, key, window) for group in (cases, real, others))
-        if min(sum(map(len, x)) for x in (fake, ref, floor)) < MIN_SAMPLES:
-            ratios.append(math.nan)
-            continue
-        # The shorter sets decide: distances at different N are not compared.
-        number = min(len(fake), len(ref), len(floor))
-        numbers = list(range(number))
-        own = statistic_of(backbone, fake[:number], ref[:number], frechet=True)(numbers, numbers)
-        base = statistic_of(backbone, floor[:number], ref[:number], frechet=True)(numbers, numbers)
-        # A distance of nothing (a set against itself) is rounding, and says nothing about drift.
-        ratios.append(own / base if min(own, base) > LEAST_FLOOR else math.nan)
-    return {"drift_last_over_first": last_over_first(ratios), "drift_slope": theil_sen(ratios)}
-
-
-def _in_window(cases: Sequence[CaseFeatures], key: Key, window: int) -> list[Tensor]:
-    """Features of the slices of a full window, per case that has all of it."""
-    found = []
-    for case in cases:
-        inside = case.slices.keep(case.slices.starts // BLOCK_LENGTH == window)
-        if len(inside) == BLOCK_LENGTH:
-            found.append(torch.from_numpy(inside.values[key]))
-    return found
+def _extrapolated(row: Row, statistic: CaseStatistic, width: int, seed: int) -> Row:
+    """The row with its value, and with the value at infinite N where that can be told."""
+    row = row.with_value(bias.jackknife(statistic, seed))
+    found = bias.extrapolate(statistic, width, 4 if width <= 512 else 1, seed)
+    if found is None:
+        return row.noted(NOT_EXTRAPOLATED + bias.reason_against_extrapolation(statistic, width))
+    return row.with_extrapolation(found)
