@@ -21,8 +21,8 @@ from ctflow.errors import CTFlowError
 from ctflow.files import write_text
 from ctflow.formats import ORIENTATIONS, VOXEL_TYPES, check_choices, ending_of
 from ctflow.outputs import check_writable
-from ctflow.parts import this_part, use_own_device
-from ctflow.processes import log_threads
+from ctflow.parts import this_part
+from ctflow.processes import log_threads, use_own_device
 from ctflow.seeding import SINGLE_REPORT_CASE
 from ctflow.text_files import read_table, read_text
 

@@ -75,15 +75,6 @@ def this_part(part: int | None, parts: int | None, environment: Mapping[str, str
     return found
 
 
-def use_own_device(environment: Mapping[str, str] = os.environ) -> None:
-    """Take the CUDA device that is this process's among those of its node; without CUDA nothing happens."""
-    import torch
-
-    local = next((environment[n] for n in ("LOCAL_RANK", "SLURM_LOCALID") if n in environment), None)
-    if local is not None and torch.cuda.is_available():
-        torch.cuda.set_device(int(local) % torch.cuda.device_count())
-
-
 def _index(environment: Mapping[str, str]) -> int | None:
     """The number that a scheduler gives this process, as it is."""
     names = ["SLURM_ARRAY_TASK_ID", "RANK", *(["SLURM_PROCID"] if _in_a_step(environment) else [])]

@@ -127,3 +127,12 @@ def bf16_supported(device_type: str) -> bool:
         checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
         return any(getattr(torch.cpu, name, bool)() for name in checks)
     return False
+
+
+def use_own_device() -> None:
+    """Take the CUDA device that is this process's among those of its node; without CUDA nothing happens."""
+    import torch
+
+    local = next((os.environ[n] for n in ("LOCAL_RANK", "SLURM_LOCALID") if n in os.environ), None)
+    if local is not None and torch.cuda.is_available():
+        torch.cuda.set_device(int(local) % torch.cuda.device_count())

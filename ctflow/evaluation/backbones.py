@@ -75,7 +75,8 @@ class Backbones:
     @property
     def hashes(self) -> dict[str, str]:
         """SHA-256 of every backbone's weights, by name."""
-        found = {b.name: b.sha256 for b in (*self.slices, *self.clips, *self.volumes)}
+        networks: tuple[Backbone | VolumeBackbone, ...] = (*self.slices, *self.clips, *self.volumes)
+        found = {network.name: network.sha256 for network in networks}
         return found | ({self.scorer.name: self.scorer.sha256} if self.scorer else {})
 
     @property

@@ -284,7 +284,7 @@ def _clip_rows(
     values = [torch.tensor(agreement), torch.tensor(between)]
     return [
         _filled(row, PerCaseMean(value), len(fake), len(fake), config.seed)
-        for row, value in zip(rows, (*values, sum(values) / 2), strict=True)
+        for row, value in zip(rows, (*values, torch.stack(values).mean(dim=0)), strict=True)
     ]
 
 

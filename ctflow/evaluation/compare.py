@@ -30,10 +30,10 @@ from ctflow.evaluation.rows import (
     Compared,
     clip_rows,
     slice_rows,
-    source_rows,
     statistic_of,
 )
 from ctflow.evaluation.settings import SETTINGS, Setting
+from ctflow.evaluation.whole import source_rows
 from ctflow.metrics.monitors import VolumeMonitors, theil_sen
 from ctflow.metrics.monitors.drift import last_over_first
 from ctflow.metrics.monitors.thresholds import limit, tripped

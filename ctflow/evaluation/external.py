@@ -25,8 +25,9 @@ from ctflow.evaluation.results import (
     Row,
     provenance,
 )
-from ctflow.evaluation.rows import Compared, source_rows
+from ctflow.evaluation.rows import Compared
 from ctflow.evaluation.settings import ScoredVolume, Setting
+from ctflow.evaluation.whole import source_rows
 from ctflow.files import file_sha256
 from ctflow.hounsfield import sample_of, why_not_hu
 from ctflow.metrics.clip_score import TextVolumeScorer

@@ -72,6 +72,8 @@ def _check_files(config: EvalConfig) -> None:
     analysis, external = config.analysis, config.external
     named = {
         "analysis.pairs": shipped_path(analysis.pairs) if analysis.name == "contrast" else "",
+        "analysis.labels": analysis.labels,
+        "analysis.synthetic": analysis.synthetic,
         "analysis.readings": analysis.readings if analysis.name == "reading" else "",
         **{f"external.{key}": value for key, value in vars(external).items()},
         **{f"backbones.{key}": path for key, path in config.backbones.files.items()},

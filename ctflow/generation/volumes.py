@@ -187,14 +187,16 @@ class StopRule:
 class GrowingVolume:
     """The volume of one case, block by block.
 
+    With ``keep=False`` slices that have been told are forgotten but for those that the next block needs, so
+    that memory does not grow with the volume.
+
     Args:
         case: What is asked for.
         row: Index of the case within its rollout.
         start: Start block ``[C, T, h, w]``.
         config: Limit and overlap.
         rule: How the end is recognised.
-        keep: False: slices that have been told are forgotten but for those that the next block needs, so that
-            memory does not grow with the volume.
+        keep: Whether the result holds latents and blocks.
     """
 
     def __init__(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import replace
 
 import pytest
@@ -22,6 +21,7 @@ from ctflow.generation import (
     seeded_noise,
 )
 from ctflow.generation.rollout import encode_reports, guided_velocity
+from ctflow.generation.volumes import GrowingVolume
 from ctflow.models import Conditions, FMvT, TextCondition
 
 C, SIDE = 4, 4
@@ -37,11 +37,6 @@ TINY = FMvTConfig(
     text_tokens=3,
 )
 EULER = RolloutConfig(steps=4, max_slices=64)
-
-
-rollout_module = importlib.import_module(
-    "ctflow.generation.rollout"
-)  # the package gives the function this name
 
 
 class Scripted(nn.Module):
@@ -375,13 +370,13 @@ def test_a_stream_gives_the_slices_of_the_whole_volumes_as_they_become_final():
 @pytest.mark.parametrize("overlap", [0, 4])
 def test_without_latents_kept_the_same_slices_come_and_few_are_held(overlap, monkeypatch):
     held = []
-    forget = rollout_module._Running.forget
+    forget = GrowingVolume.forget
 
     def measured(self, told):
         forget(self, told)
         held.append(self.volume.untyped_storage().nbytes() // self.volume[:, 0].nbytes)
 
-    monkeypatch.setattr(rollout_module._Running, "forget", measured)
+    monkeypatch.setattr(GrowingVolume, "forget", measured)
     model = Scripted({1.0: scripted_volume(130), 2.0: scripted_volume(20, seed=1)})
     config = replace(EULER, overlap=overlap, max_slices=200)
     streams = [

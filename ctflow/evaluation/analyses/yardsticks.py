@@ -21,8 +21,9 @@ from ctflow.evaluation.collect import REAL_SET, Batch, Group, Wanted
 from ctflow.evaluation.compare import FLOORS, Comparer, readings
 from ctflow.evaluation.features import CaseFeatures, FeatureExtractor, Key, real_volume
 from ctflow.evaluation.results import OTHER_REAL
-from ctflow.evaluation.rows import Compared, clip_rows, slice_rows, volume_rows
+from ctflow.evaluation.rows import Compared, clip_rows, slice_rows
 from ctflow.evaluation.settings import REAL, SETTINGS, ScoredVolume
+from ctflow.evaluation.whole import volume_rows
 from ctflow.metrics.damage import DAMAGES
 from ctflow.metrics.images import SCORE_WINDOW, at_side
 from ctflow.metrics.reconstruction import ReconstructionMetric, load_lpips, lpips_input
