@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ctflow.config.evaluation import CT3D_PACKAGE
-from ctflow.evaluation.backbones import Backbones
+from ctflow.evaluation.backbones import CT3D, PLANES_2P5D, WHOLE, Backbones, VolumeBackbone
 from ctflow.evaluation.features import CaseFeatures, Key
 from ctflow.evaluation.results import MODEL, NOT_EXTRAPOLATED, Row
 from ctflow.evaluation.rows import (
@@ -21,7 +21,6 @@ from ctflow.evaluation.rows import (
     slice_rows,
     slice_values,
 )
-from ctflow.evaluation.volume_backbones import CT3D, PLANES_2P5D, WHOLE, VolumeBackbone
 from ctflow.metrics import bias
 from ctflow.metrics.ct_backbone import INSTALL
 from ctflow.metrics.neighbours import NAMES, NEIGHBOURS, NeighbourStatistic

@@ -19,14 +19,12 @@ from ctflow.data import SliceRecord, SliceShardWriter
 from ctflow.errors import CTFlowError
 from ctflow.evaluation.analyses import ANALYSES, Context, run_analysis
 from ctflow.evaluation.analyses.diversity import similarity, similarity_name
-from ctflow.evaluation.analyses.memorisation import nearest_distances
 from ctflow.evaluation.analyses.pairs import COLUMNS, ReportPair, read_pairs, shows
 from ctflow.evaluation.analyses.reading import named_findings, systematic
-from ctflow.evaluation.analyses.yardsticks import HalvedReader, halved, rises, spread
-from ctflow.evaluation.cases import RealCase
-from ctflow.evaluation.compare import ALL, findings_table
+from ctflow.evaluation.analyses.yardsticks import nearest_distances, rises, spread
+from ctflow.evaluation.cases import HalvedReader, RealCase, halved
 from ctflow.evaluation.features import CaseFeatures, Key, Samples, VolumeFacts
-from ctflow.evaluation.results import MODEL
+from ctflow.evaluation.results import ALL, MODEL, findings_table
 from ctflow.evaluation.run import evaluate
 from ctflow.metrics.damage import DAMAGES
 from ctflow.metrics.images import volume_at
