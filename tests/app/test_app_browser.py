@@ -1,6 +1,6 @@
 """The page in a real browser: Debian's Chromium, headless, drawing in software.
 
-``pytest tests/app/test_app_browser.py --screenshots DIR`` draws in full and leaves the pictures of the docs.
+``pytest tests/app/test_app_browser.py --screenshots DIR`` draws whole chests for the docs.
 """
 
 from __future__ import annotations
@@ -31,6 +31,14 @@ from data_prep.phantom.sampling import sample_spec
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 WAIT_MS = 600_000
+WATCH = """() => {
+  const text = document.getElementById('progress-text'), began = performance.now();
+  window.told = [];
+  const tell = () => window.told.push([text.textContent, performance.now() - began]);
+  new MutationObserver(tell).observe(text, {childList: true});
+}"""
+"""Keeps what the progress line says, and when."""
+
 COUNT = re.compile(r"(\d+) of about")
 FLAGS = ["--enable-unsafe-swiftshader", "--use-angle=swiftshader", "--no-sandbox"]
 
@@ -60,7 +68,7 @@ class Session:
     def keep(self, name: str) -> None:
         """Leave a picture for the docs, once the viewer has drawn."""
         if self.pictures:
-            self.page.wait_for_timeout(15_000)
+            self.page.wait_for_timeout(30_000)
             self.page.screenshot(path=self.pictures / f"{name}.jpg", type="jpeg", quality=78)
 
     def canvas(self, number: int = 0) -> np.ndarray:
@@ -112,12 +120,8 @@ def session(tmp_path_factory, pytestconfig) -> Iterator[Session]:
 
 def test_slices_arrive_block_by_block(session):
     full = session.pictures is not None
-    session.fill(0, seed="1", slices="" if full else "40", steps="" if full else "2")
-    session.page.evaluate(
-        """() => { window.told = []; const at = performance.now(), text = document.getElementById('progress-text');
-        new MutationObserver(() => window.told.push([text.textContent, performance.now() - at]))
-            .observe(text, {childList: true}); }"""
-    )
+    session.fill(0, seed="1", slices="" if full else "40", steps="5" if full else "2")
+    session.page.evaluate(WATCH)
     began = time.monotonic()
     session.page.click("#generate")
     session.until("document.getElementById('cursor').textContent.includes('HU')")
@@ -171,7 +175,7 @@ def test_two_reports_are_compared(session):
     page, full = session.page, session.pictures is not None
     if full:
         page.emulate_media(color_scheme="dark")
-    session.fill(0, slices="" if full else "24", steps="" if full else "2")
+    session.fill(0, slices="" if full else "24", steps="5" if full else "2")
     page.check("#compare")
     page.select_option("#examples-b", "1")
     page.click("#generate")
