@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ctflow.config.commands import SamplingChoice
 from ctflow.evaluation.backbones import ClipScorer
@@ -59,6 +60,7 @@ def generate_best(
     progress: Callable[[SliceUpdate], None] | None = None,
     precision: str = "fp32",
     cancelled: Callable[[], bool] | None = None,
+    given: Mapping[str, Tensor] | None = None,
 ) -> list[GeneratedVolume | EmptyVolume]:
     """Draw several volumes for each request and keep the best one.
 
@@ -70,17 +72,20 @@ def generate_best(
         progress: Called with every candidate's new slices.
         precision: ``fp32`` or ``bf16`` autocast of the FMvT.
         cancelled: As for ``CTFlow.generate_many``.
+        given: First slices that a request's volumes continue, by its case id (``CTFlow.stream``).
 
     Returns:
         As ``CTFlow.generate_many``; ``provenance["candidates"]`` tells of all that were drawn.
     """
     if candidates == 1:
-        return model.generate_many(requests, sampling, progress, precision, cancelled)
+        return model.generate_many(requests, sampling, progress, precision, cancelled, given)
     scorer = ClipScorer(model.text_encoder, "clip", model.fingerprint)
     best: list[GeneratedVolume | EmptyVolume] = []
     for request in requests:
         drawn = drawn_for(request, candidates)
-        results = model.generate_many(drawn, sampling, progress, precision, cancelled)
+        own = (given or {}).get(request.case_id)
+        starts = None if own is None else {one.case_id: own for one in drawn}
+        results = model.generate_many(drawn, sampling, progress, precision, cancelled, starts)
         volumes = [result for result in results if isinstance(result, GeneratedVolume)]
         if not volumes:
             best.append(results[0])

@@ -19,6 +19,7 @@ COMMANDS = {
     "check": ("data_prep.check", "verify a folder of shards and draw a contact sheet"),
     "phantom": ("data_prep.phantom", "make chest CT phantoms with reports"),
     "app": ("ctflow.app", "reports to chest CTs in the browser, on this machine"),
+    "challenge": ("ctflow.challenge", "one CT per prompt, by the contract of the VLM3D challenge"),
     "weights": ("ctflow.weights", "import, export or inspect published weights"),
 }
 """Command: the module that ``python -m`` runs, and what it does."""

@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 from ctflow.config import Flag, parse_command, run_command
-from ctflow.config.evaluation import ANALYSIS_NAMES, SETTING_NAMES, EvalConfig
+from ctflow.config.evaluation import ANALYSIS_NAMES, CHALLENGES, SETTING_NAMES, EvalConfig
 
 log = logging.getLogger("ctflow")
 
@@ -36,8 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = parse_command(EvalConfig, "ctflow eval", DESCRIPTION, FLAGS, argv).config
     # These take seconds to import: after the arguments are checked.
     from ctflow.default_data import ensure_cases
-    from ctflow.evaluation.processes import joined_ranks
     from ctflow.evaluation.run import run
+    from ctflow.processes import joined_ranks
 
     output = Path(config.output) / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     checkpoint = _checkpoint_of(config)
@@ -56,6 +56,8 @@ def _checkpoint_of(config: EvalConfig) -> Path | None:
     from ctflow.pipeline import resolve_checkpoint
 
     external = config.external
+    if config.protocol in CHALLENGES:
+        return None
     if external.volumes and (not external.reports or config.backbones.clip):
         return None
     return resolve_checkpoint(config.checkpoint or None)

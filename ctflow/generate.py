@@ -6,27 +6,32 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ctflow.config import Flag, parse_command, run_command
-from ctflow.config.commands import GenerateConfig
+from ctflow.config.commands import START_PREFIX, GenerateConfig
 from ctflow.errors import CTFlowError
 from ctflow.files import write_text
 from ctflow.formats import ORIENTATIONS, VOXEL_TYPES, check_choices, ending_of
 from ctflow.outputs import check_writable
+from ctflow.parts import this_part
+from ctflow.processes import log_threads, use_own_device
 from ctflow.seeding import SINGLE_REPORT_CASE
 from ctflow.text_files import read_table, read_text
-from ctflow.threads import log_threads
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ctflow.generation import SliceUpdate
-    from ctflow.pipeline import GeneratedVolume
+    from ctflow.nearest import RetrievedStart
+    from ctflow.pipeline import CTFlow, EmptyVolume, GeneratedVolume, GenerationRequest
 
 log = logging.getLogger("ctflow")
 
@@ -34,6 +39,8 @@ DESCRIPTION = """Turn a radiology report into a whole chest CT in Hounsfield uni
 The ending of --output names the format. Beside each out.nii.gz lie out.json (all that is needed to make it
 again) and out.png (a montage)."""
 
+_TEXTS = 256
+"""Reports whose text vectors are held at a time."""
 _LONGEST_CASE_ID = 200
 """Bytes of a case's name, so that a file name holds it and an ending."""
 
@@ -74,6 +81,11 @@ FLAGS = [
             "help": "volumes drawn for each report; the best by CLIP score, seams and drift is kept",
         },
     ),
+    Flag(
+        "--start",
+        "start",
+        {"help": "nearest:SHARDS starts with the first slices of the case whose report is nearest"},
+    ),
     Flag("--steps", "sampling.steps", {"type": int, "help": "solver steps per block"}),
 ]
 
@@ -97,6 +109,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         refused: list[str] = []
     else:
         rows, refused = read_requests(table)
+        part = this_part(config.part, config.parts)
+        if part.count > 1:
+            log.info("%s: every %d-th row", part, part.count)
+            rows = [row for number, row in enumerate(rows) if part.owns(number)]
+            refused = refused if part.index == 0 else []
         folder = Path(config.output or "generated")
         paths = {str(row["case_id"]): folder / f"{row['case_id']}{config.format}" for row in rows}
     if rows:
@@ -111,14 +128,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _generate(config: GenerateConfig, rows: list[dict[str, Any]], paths: dict[str, Path]) -> list[str]:
     """Make and write what is not there yet; returns what could not be made and why."""
-    from ctflow.candidates import generate_best
-    from ctflow.pipeline import CTFlow, EmptyVolume, GenerationRequest  # takes seconds: after the arguments
+    # These take seconds: after the arguments.
+    from ctflow.nearest import StartShards
+    from ctflow.pipeline import CTFlow, EmptyVolume, GenerationRequest
 
     requests = [GenerationRequest(**{**config.request(), **row}) for row in rows]
+    use_own_device()
     model = CTFlow.from_pretrained(config.checkpoint or None, config.device)
+    starts = StartShards(config.start.removeprefix(START_PREFIX), model) if config.start else None
     log_threads()
     sampling = asdict(config.sampling.applied_to(model.system.config.rollout))
     todo, failed = [], []
+    found: dict[str, tuple[GenerationRequest, RetrievedStart, Tensor]] = {}
     for request in requests:
         try:
             model.check_report(request, config.max_unknown)
@@ -130,28 +151,72 @@ def _generate(config: GenerateConfig, rows: list[dict[str, Any]], paths: dict[st
             "sampling": sampling,
             "checkpoint_sha256": model.fingerprint,
             "written": _written(config),
+            "precision": config.precision,
+            "choice": _choice(config),
         }
-        if _is_made(paths[request.case_id], made | {"precision": config.precision}, config.candidates):
+        if _is_made(paths[request.case_id], made):
             log.info("%s is already there", paths[request.case_id])
-        else:
-            todo.append(request)
-    for start in range(0, len(todo), config.batch_size):
-        batch = todo[start : start + config.batch_size]
-        name = f"volumes {start + 1}–{start + len(batch)} of {len(todo)}" if len(todo) > 1 else "slices"
-        # Where no length is asked for, the typical one: the model decides.
-        expected = sum(request.slices or model.typical_slices(request) for request in batch)
-        expected *= config.candidates
-        began = time.perf_counter()
-        with tqdm(desc=name, unit="slice", total=expected) as bar:
-            show = partial(_show_progress, bar)
-            results = generate_best(model, batch, config.candidates, config.sampling, show, config.precision)
-        seconds = (time.perf_counter() - began) / len(batch)
-        for result in results:
+            continue
+        try:
+            if starts is not None:
+                found[request.case_id] = starts.nearest(request)
+        except CTFlowError as error:
+            failed.append(str(error))
+            continue
+        todo.append(request)
+    given = {case_id: slices for case_id, (_, _, slices) in found.items()}
+    asked = [found[request.case_id][0] if found else request for request in todo]
+    # Where no length is asked for, the typical one: the model decides.
+    lengths = [request.slices or model.typical_slices(request) for request in asked]
+    began = time.perf_counter()
+    with (
+        tqdm(desc="slices", unit="slice", total=sum(lengths) * config.candidates) as bar,
+        logging_redirect_tqdm(),
+    ):
+        show = partial(_show_progress, bar)
+        for done, (index, result) in enumerate(_volumes(model, asked, config, show, given), start=1):
+            request = todo[index]
             if isinstance(result, EmptyVolume):
                 failed.append(str(result))
-            else:
-                _write(paths[result.request.case_id], result, seconds, config)
+                continue
+            if config.candidates == 1 and bar.total is not None:
+                bar.total += len(result.volume.hu) - lengths[index]
+            if len(todo) > 1:
+                bar.set_postfix_str(f"{done} of {len(todo)} volumes", refresh=False)
+            if starts is not None:
+                result = starts.told(result, found[request.case_id][1])
+                result = replace(result, provenance=result.provenance | {"request": asdict(request)})
+            _write(paths[request.case_id], result, (time.perf_counter() - began) / done, config)
     return failed
+
+
+def _volumes(
+    model: CTFlow,
+    requests: Sequence[GenerationRequest],
+    config: GenerateConfig,
+    show: Callable[[SliceUpdate], None],
+    given: dict[str, Tensor],
+) -> Iterator[tuple[int, GeneratedVolume | EmptyVolume]]:
+    """Every request's index and volume, as soon as it is whole."""
+    from ctflow.candidates import generate_best
+
+    if config.candidates > 1:
+        for index, request in enumerate(requests):
+            made = generate_best(
+                model, [request], config.candidates, config.sampling, show, config.precision, given=given
+            )
+            yield index, made[0]
+        return
+    for first in range(0, len(requests), _TEXTS):  # so many reports are encoded at a time
+        group = requests[first : first + _TEXTS]
+        for index, volume in model.generate_each(
+            group, config.sampling, show, config.precision, None, given, config.batch_size
+        ):
+            yield first + index, volume
+
+
+def _choice(config: GenerateConfig) -> dict[str, Any]:
+    return {"candidates": config.candidates, "start": config.start}
 
 
 def _written(config: GenerateConfig) -> dict[str, Any]:
@@ -167,6 +232,7 @@ def _write(path: Path, result: GeneratedVolume, seconds: float, config: Generate
     write_volume(path, result.volume, told, synthetic=True, **_written(config))
     save_png(_beside(path, ".png"), montage(result.volume))
     record = result.provenance | {"seconds_per_volume": round(seconds, 2), "written": _written(config)}
+    record["choice"] = _choice(config)
     try:
         measured = asked_and_found(result.request.report, result.volume)
         record, told = record | {"measured": asdict(measured)}, str(measured)
@@ -182,7 +248,7 @@ def _show_progress(bar: tqdm, done: SliceUpdate) -> None:
     bar.update(len(done.hu))
 
 
-def _is_made(path: Path, wanted: dict[str, Any], candidates: int) -> bool:
+def _is_made(path: Path, wanted: dict[str, Any]) -> bool:
     record = _beside(path, ".json")
     if not (path.exists() and record.is_file()):
         return False
@@ -190,9 +256,7 @@ def _is_made(path: Path, wanted: dict[str, Any], candidates: int) -> bool:
         found = json.loads(record.read_text(encoding="utf-8"))
     except ValueError:
         return False
-    if not isinstance(found, dict) or len(found.get("candidates", [None])) != candidates:
-        return False
-    return all(found.get(key) == value for key, value in wanted.items())
+    return isinstance(found, dict) and all(found.get(key) == value for key, value in wanted.items())
 
 
 def _beside(path: Path, ending: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +14,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import ctflow
-from ctflow.checkpoint import CONFIG_FILE, FMVT_FOLDER, System, folder_fingerprint, load_system
+from ctflow.checkpoint import (
+    CONFIG_FILE,
+    FMVT_FOLDER,
+    System,
+    fetch,
+    folder_fingerprint,
+    is_repository,
+    load_system,
+    save_system,
+    send,
+)
 from ctflow.config.commands import MAX_UNKNOWN, SamplingChoice
 from ctflow.config.generation import RolloutConfig
 from ctflow.errors import CTFlowError, WeightsError
@@ -104,19 +115,54 @@ class CTFlow:
         self.text_encoder.clip.to(self.device)
 
     @classmethod
-    def from_pretrained(cls, folder: Path | str | None = None, device: str = "auto") -> CTFlow:
+    def from_pretrained(
+        cls, folder: Path | str | None = None, device: str = "auto", revision: str | None = None
+    ) -> CTFlow:
         """Load a checkpoint; the log names what was taken.
 
         Args:
-            folder: A checkpoint folder, ``run:NAME`` or ``latest`` (see ``resolve_checkpoint``); None takes
-                the embedded checkpoint.
+            folder: A checkpoint folder, ``run:NAME``, ``latest``, or ``org/name`` on the hub (see
+                ``resolve_checkpoint``); None takes the embedded checkpoint.
             device: ``auto``, ``cpu`` or ``cuda``.
+            revision: Of a repository on the hub: branch, tag or commit.
 
         Raises:
             WeightsError: A part is missing or damaged, or the parts do not fit one another.
         """
-        path = resolve_checkpoint(folder)
+        path = resolve_checkpoint(folder, revision=revision)
         return cls(load_system(path), str(path), folder_fingerprint(path), device)
+
+    def save_pretrained(self, folder: Path | str, card: str = "", half: bool = False) -> Path:
+        """Write a checkpoint folder: configurations, safetensors, tokenizer, and a card with metadata.
+
+        Args:
+            folder: Made if missing.
+            card: Markdown of the model card; empty: a short description. Metadata are put before it.
+            half: Store the weights as float16.
+
+        Returns:
+            The folder.
+        """
+        return save_system(folder, self.system, card, half)
+
+    def push_to_hub(self, repository: str, card: str = "", half: bool = False, private: bool = False) -> str:
+        """Write what ``save_pretrained`` writes to the hub, as the user who is logged in there.
+
+        Args:
+            repository: ``org/name``; made if missing.
+            card: See ``save_pretrained``.
+            half: See ``save_pretrained``.
+            private: Whether a new repository is private.
+
+        Returns:
+            Address of the commit.
+
+        Raises:
+            WeightsError: Not logged in, not allowed, or offline.
+        """
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = self.save_pretrained(Path(temporary) / "checkpoint", card, half)
+            return send(folder, repository, private, f"ctflow {ctflow.__version__} checkpoint")
 
     def generate(
         self,
@@ -174,20 +220,54 @@ class CTFlow:
         Returns:
             One volume per request, in their order; an error, not raised, where nothing came but the end.
         """
+        made = self.generate_each(requests, sampling, progress, precision, cancelled, given)
+        return [volume for _, volume in sorted(made, key=lambda pair: pair[0])]
+
+    def generate_each(
+        self,
+        requests: Sequence[GenerationRequest],
+        sampling: SamplingChoice | None = None,
+        progress: Callable[[SliceUpdate], None] | None = None,
+        precision: str = "fp32",
+        cancelled: Callable[[], bool] | None = None,
+        given: Mapping[str, Tensor] | None = None,
+        side_by_side: int = 0,
+    ) -> Iterator[tuple[int, GeneratedVolume | EmptyVolume]]:
+        """Generate any number of volumes and give each as soon as it is whole.
+
+        A batch stays full: the next request takes the place of a volume that has ended. A
+        volume is what it would be alone, up to the rounding of batches (relative L2 of 1e-4).
+
+        Args:
+            requests: As for ``generate_many``.
+            sampling: As for ``generate_many``.
+            progress: As for ``generate_many``.
+            precision: As for ``generate_many``.
+            cancelled: As for ``generate_many``.
+            given: As for ``stream``.
+            side_by_side: Volumes of a batch; 0: all of them.
+
+        Yields:
+            Index of the request and its volume, in the order in which they end.
+        """
         config = (sampling or SamplingChoice()).applied_to(self.system.config.rollout)
-        parts: dict[str, list[NDArray[np.float32]]] = {request.case_id: [] for request in requests}
-        results: dict[str, CaseRollout] = {}
-        for update in self.stream(requests, config, precision, cancelled, given):
-            parts[update.case_id].append(update.hu)
-            if update.result is not None:
-                results[update.case_id] = update.result
+        side = self.system.config.image_size
+        places = {request.case_id: i for i, request in enumerate(requests)}
+        arrays: dict[str, NDArray[np.float32]] = {}
+        for update in self.stream(requests, config, precision, cancelled, given, side_by_side):
+            request = requests[places[update.case_id]]
+            if update.case_id not in arrays:
+                # The system gives memory to what is written alone, so the greatest length costs nothing.
+                most = min(request.slices or config.max_slices, config.max_slices)
+                own = 0 if given is None or request.case_id not in given else given[request.case_id].shape[1]
+                arrays[update.case_id] = np.empty((max(most, own), side, side), np.float32)
+            stop = update.first + len(update.hu)
+            arrays[update.case_id][update.first : stop] = update.hu
             if progress is not None:
                 progress(update)
-        joined = {case_id: np.concatenate(own) for case_id, own in parts.items()}
-        return [
-            self._volume(request, joined[request.case_id], results[request.case_id], config, precision)
-            for request in requests
-        ]
+            if update.result is not None:
+                hu = arrays.pop(update.case_id)[:stop]
+                yield places[update.case_id], self._volume(request, hu, update.result, config, precision)
 
     def stream(
         self,
@@ -196,6 +276,7 @@ class CTFlow:
         precision: str = "fp32",
         cancelled: Callable[[], bool] | None = None,
         given: Mapping[str, Tensor] | None = None,
+        side_by_side: int = 0,
     ) -> Iterator[SliceUpdate]:
         """Generate volumes side by side and give each block's slices as soon as they are decoded.
 
@@ -205,6 +286,7 @@ class CTFlow:
             precision: ``fp32`` or ``bf16`` autocast of the FMvT.
             cancelled: Asked before each evaluation of the network.
             given: First slices that a case's volume continues (``encode``), by case id.
+            side_by_side: Volumes of a batch; 0: all of them.
 
         Yields:
             What ``VolumeGenerator.stream`` yields.
@@ -237,7 +319,7 @@ class CTFlow:
             )
             for request, spacing, tokens, mask in zip(requests, spacings, text.tokens, text.mask, strict=True)
         ]
-        yield from self.generator(precision).stream(cases, config, noise, cancelled)
+        yield from self.generator(precision).stream(cases, config, noise, cancelled, side_by_side)
 
     def generator(self, precision: str = "fp32") -> VolumeGenerator:
         """The networks as the one system that generates, encodes and decodes."""
@@ -337,19 +419,26 @@ LATEST, RUN = "latest", "run:"
 """Ways to name a checkpoint of one's own training, besides its folder."""
 
 
-def resolve_checkpoint(name: Path | str | None = None, runs_dir: Path | str = "runs") -> Path:
+def resolve_checkpoint(
+    name: Path | str | None = None, runs_dir: Path | str = "runs", revision: str | None = None
+) -> Path:
     """The folder of a checkpoint; the log names it.
 
     Args:
         name: A folder (of a checkpoint, or of a run that has exported one), ``run:NAME`` (that run of
-            ``make train-flow``), ``latest`` (its newest run); empty: the embedded checkpoint, whatever else
-            is there.
+            ``make train-flow``), ``latest`` (its newest run), ``org/name`` (a repository on the hub, from its
+            cache where that has it; a folder of that name goes before, and is read without the network);
+            empty: the embedded checkpoint, whatever else is there.
         runs_dir: Where runs lie.
+        revision: Of a repository on the hub.
 
     Raises:
         WeightsError: There is none.
     """
-    path = _named_checkpoint(str(name), Path(runs_dir)) if name else EMBEDDED
+    if name and is_repository(str(name)):
+        path = fetch(str(name), revision)
+    else:
+        path = _named_checkpoint(str(name), Path(runs_dir)) if name else EMBEDDED
     if not (path / CONFIG_FILE).is_file():
         raise WeightsError(
             f"no checkpoint at {path}",

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ctflow.errors import CTFlowError
+from ctflow.files import describe_stranger
 
 log = logging.getLogger(__name__)
 _SEPARATORS = (",", ";", "\t", "|")
@@ -41,6 +42,9 @@ def read_text(path: Path | str) -> str:
         data = path.read_bytes()
     except OSError as error:
         raise CTFlowError(f"{path} cannot be read: {error.strerror or error}", "a text file") from error
+    stranger = describe_stranger(path)
+    if "pointer" in stranger or "web page" in stranger:
+        raise CTFlowError(f"{path} {stranger}", "a text file")
     for encoding in _encodings(data):
         try:
             text = data.decode(encoding)
@@ -76,9 +80,7 @@ def read_table(path: Path | str) -> Table:
         lines = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True))
     except csv.Error as error:
         raise CTFlowError(f"{path} cannot be read as CSV: {error}", "cells in closed quotes") from error
-    filled = [
-        (n, [cell.strip() for cell in row]) for n, row in enumerate(lines, 1) if any(map(str.strip, row))
-    ]
+    filled = [(n, cells) for n, row in enumerate(lines, 1) if any(cells := [cell.strip() for cell in row])]
     if not filled:
         raise CTFlowError(f"{path} is empty", "a CSV with a header")
     columns = filled[0][1]

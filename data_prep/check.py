@@ -1,7 +1,8 @@
 """Verify a folder of shards, say what is in it, and draw a contact sheet.
 
-Every chunk's checksum is compared, every file's SHA-256, and the manifest with the files. Exit status 1 where
-something does not hold.
+Every chunk's checksum is compared, every file's SHA-256, and the manifest with the files. Parts of a
+preparation or encoding that never ran or did not finish are named. Exit status 1 where something does not
+hold or is missing.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from ctflow.data.verify import verify_folder
 from ctflow.errors import ShardError
 from ctflow.pictures import LUNG, SOFT_TISSUE, axial, coronal, save_png, stack
 from ctflow.types import HUVolume
+from data_prep.unfinished import unfinished
 
 log = logging.getLogger("data_prep.check")
 HISTOGRAM_EDGES = (-1024, -950, -700, -300, -150, -30, 20, 80, 200, 600, 1000)
@@ -49,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _check(folder: Path, config: CheckConfig) -> bool:
     """Verify one folder and describe it; False where something does not hold."""
     log.info("checking %s", folder)
-    problems = verify_folder(folder)
+    problems = [*verify_folder(folder), *unfinished(folder)]
     for problem in problems:
         log.error("%s", problem)
     if problems:

@@ -6,7 +6,9 @@ shards, so one process and several ranks write the same bytes; a killed run goes
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
@@ -16,16 +18,18 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.utilities import rank_zero_only
 
 from ctflow.checkpoint import folder_fingerprint, load_avae, load_text_encoder, save_avae
 from ctflow.config import parse_command, run_command
 from ctflow.config.data import EncodeConfig
 from ctflow.data import LatentHeader, LatentShards, LatentShardWriter, SliceShards
-from ctflow.data.writer import writer_lock
-from ctflow.errors import ShardError
+from ctflow.errors import ConfigError, ShardError
+from ctflow.files import write_text
 from ctflow.models import AVAE, TextEncoder
 from ctflow.outputs import check_writable
+from ctflow.parts import Part, claimed, this_part
 from ctflow.shipped import shipped_path
 from ctflow.training.cluster import check_cluster, first_process
 from ctflow.training.parts import newest_part
@@ -33,6 +37,7 @@ from ctflow.types import AIR_HU
 from ctflow.whitening import Whitening
 from data_prep.encode_predict import EncodeLoader, Encoder, ShardWriting
 from data_prep.encode_splits import Split, find_splits
+from data_prep.unfinished import ENCODING, SHARDS, unfinished
 
 log = logging.getLogger("data_prep.encode")
 MEASURED_SLICES = 512
@@ -90,11 +95,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         CTFlowError: Bad configuration, missing weights or shards, or an output made by other weights.
     """
     config = parse_command(EncodeConfig, "ctflow encode", __doc__ or "", [], argv).config
+    part = _part(config)
     places = find_splits(Path(config.source), Path(config.output))
+    for line in [line for source, _ in places for line in unfinished(source)]:
+        log.warning("the preparation of %s: %s", config.source, line)
     sources = [SliceShards(source) for source, _ in places]
     config = _with_parts(config)
     text_encoder = load_text_encoder(shipped_path(config.clip))
-    avae = _avae(config, sources[0])
+    avae = _avae(config, sources[0], part)
     with _one_thread():
         header = make_header(avae, config, _one_size(sources))
     splits = [
@@ -114,26 +122,42 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     _check_reports(text_encoder, splits, config.max_unknown)
     todo = [split for split in splits if len(split.complete) < len(split.shards)]
-    rank = _encode(config, avae, Encoder(avae, text_encoder), todo) if todo else 0
-    if rank == 0:
-        for split in splits:
+    rank = _encode(config, Encoder(avae, text_encoder), todo, part) if todo else 0
+    for split in splits if rank == 0 else ():
+        left = unfinished(split.writer.folder)
+        if not left:
             log.info("%d cases of %s are encoded", len(split.source), split.writer.folder)
+        for line in left:
+            log.info("%s: %s", split.writer.folder, line)
     return 0
 
 
-def _encode(config: EncodeConfig, avae: AVAE, encoder: Encoder, splits: list[Split]) -> int:
+def _part(config: EncodeConfig) -> Part:
+    """This run's share; processes that ``srun`` or ``torchrun`` starts are parts, with ``devices`` one run.
+
+    Raises:
+        ConfigError: A part without their number, or one that lies outside of it.
+    """
+    names = [n for n in os.environ if config.devices == 1 or n.startswith("SLURM_ARRAY_TASK_")]
+    return this_part(config.part, config.parts, {name: os.environ[name] for name in names})
+
+
+def _encode(config: EncodeConfig, encoder: Encoder, splits: list[Split], part: Part) -> int:
     """Encode what is not complete; returns this process's rank.
 
     Raises:
-        ShardError: Another process writes to the same folder.
+        ShardError: Another process encodes the same part.
         ConfigError: SLURM started another number of processes than configured.
     """
-    check_cluster(config.devices, 1, named=True)
+    alone = part.count > 1 and config.devices == 1  # the scheduler's processes are no group
+    if not alone:
+        check_cluster(config.devices, 1, named=True)
     trainer = Trainer(
         accelerator=config.accelerator,
         devices=config.devices,
         strategy="auto" if config.devices == 1 else "ddp",
         precision="32-true" if config.precision == "fp32" else "bf16-mixed",
+        plugins=[LightningEnvironment()] if alone else None,
         callbacks=[ShardWriting([(split.source, split.writer) for split in splits])],
         logger=False,
         enable_checkpointing=False,
@@ -141,14 +165,15 @@ def _encode(config: EncodeConfig, avae: AVAE, encoder: Encoder, splits: list[Spl
         use_distributed_sampler=False,
     )
     rank, ranks = trainer.global_rank, trainer.world_size
+    share = Part(part.index * ranks + rank, part.count * ranks)
     loaders = [
-        EncodeLoader(s.source, s.shards, s.complete, config.batch_slices, rank, ranks, s.posteriors)
-        for s in splits
+        EncodeLoader(s.source, s.shards, s.complete, config.batch_slices, share, s.posteriors) for s in splits
     ]
     with ExitStack() as stack:
-        for split in splits if first_process() else ():
-            split.writer.folder.mkdir(parents=True, exist_ok=True)
-            stack.callback(writer_lock(split.writer.folder).release)
+        for split in splits if alone or first_process() else ():
+            folder = split.writer.folder / ENCODING
+            stack.enter_context(claimed(folder, part, split.writer.folder))
+            write_text(folder / SHARDS, json.dumps(list(split.shards)) + "\n")
         stack.enter_context(_one_thread())
         trainer.predict(encoder, loaders, return_predictions=False)
     return rank
@@ -206,12 +231,23 @@ def _with_parts(config: EncodeConfig) -> EncodeConfig:
     return replace(config, **found)
 
 
-def _avae(config: EncodeConfig, source: SliceShards) -> AVAE:
+def _avae(config: EncodeConfig, source: SliceShards, part: Part) -> AVAE:
+    """The A-VAE, with the whitening that is asked for.
+
+    Raises:
+        ConfigError: Several parts would measure it.
+    """
     if config.whitening == "model":
         return load_avae(shipped_path(config.avae))
     if (Path(config.avae_output) / "config.yaml").is_file():
         log.info("whitening taken from %s", config.avae_output)
         return load_avae(config.avae_output)
+    if part.count > 1:
+        raise ConfigError(
+            f"whitening=measured in {part}, and nothing in {config.avae_output} yet",
+            "one A-VAE for all parts",
+            "run once without parts until the whitening is measured (it is written first), then all parts",
+        )
     avae = load_avae(shipped_path(config.avae))
     avae = avae.with_whitening(measure_whitening(avae, source, config.batch_slices))
     rank_zero_only(save_avae)(config.avae_output, avae)

@@ -14,8 +14,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from ctflow.data import LatentRecord, LatentShards, LatentShardWriter, SliceShards, read_manifest
+from ctflow.data.writer import shard_index
 from ctflow.errors import ShardError
 from ctflow.models import AVAE, Posterior, TextEncoder
+from ctflow.parts import Part
 
 SOURCE_SHARD = "source_shard_sha256"
 """Name in a latent shard's provenance: the slice shard it was made from."""
@@ -43,15 +45,14 @@ class EncodeBatch:
 
 
 class EncodeLoader:
-    """The batches of this rank: whole shards, those already complete left out.
+    """The batches of this process: whole shards, those already complete left out.
 
     Args:
         source: What is encoded.
         shards: Case indices of every shard, by file name.
         complete: File names to leave out.
         batch_slices: Slices of a batch.
-        rank: This process.
-        world_size: All processes.
+        share: Which shards are this process's.
         posteriors: Latents of the same slices and A-VAE that are taken over; None: all slices are encoded.
     """
 
@@ -61,12 +62,11 @@ class EncodeLoader:
         shards: dict[str, range],
         complete: set[str],
         batch_slices: int,
-        rank: int,
-        world_size: int,
+        share: Part,
         posteriors: LatentShards | None = None,
     ) -> None:
         self.source, self.batch_slices, self.posteriors = source, batch_slices, posteriors
-        mine = list(shards)[rank::world_size]
+        mine = [name for name in shards if share.owns(shard_index(name))]  # whatever other shards there are
         self.shards = {name: shards[name] for name in mine if name not in complete}
 
     def __len__(self) -> int:

@@ -1,16 +1,76 @@
-"""``python -m ctflow.bench`` at sizes that take a second."""
+"""``python -m ctflow.bench`` at sizes that take seconds: every row, its reference, and equal outputs."""
 
 import json
 
+import pytest
+import torch
+
 from ctflow.bench import main
+from ctflow.bench.measure import PeakMemory, Row, compare, matrix_peak, quartiles
+from ctflow.errors import ConfigError
 
-FMVT = "{input_size: [16, 4, 4], latent_channels: 16, hidden_size: 16, depth: 1, num_heads: 2, text_dim: 8}"
+SMALL = [
+    "sizes=[tiny]", "repeats=2", "peak_side=64", "image_size=32", "few_steps=2", "many_steps=3",
+    "latent_side=4", "volume_slices=40", "frechet_dimensions=16", "lengths=[20,36]",
+    "batches=[2]", "steps=[2]", "generation_steps=1",
+]  # fmt: skip
 
 
-def test_every_stage_is_timed_in_every_precision(tmp_path):
-    sizes = ["image_size=32", "slices=2", "batch_size=1", "steps=1", "repeats=1", f"fmvt={FMVT}"]
-    network = ["avae_channels=[8,8,16,16]", "avae_groups=4", "precisions=[fp32,bf16]"]
-    assert main([*sizes, *network, f"output={tmp_path / 'bench.json'}"]) == 0
-    result = json.loads((tmp_path / "bench.json").read_text(encoding="utf-8"))
-    assert len(result["stages"]) == 10 and all(stage["seconds"] >= 0 for stage in result["stages"])
-    assert {stage["precision"] for stage in result["stages"]} == {"fp32", "bf16"}
+def test_every_row_has_a_reference_and_outputs_that_agree(tmp_path, tiny_checkpoint):
+    rows = "rows=[fmvt,avae,steps,stream,frechet,beside,generation]"
+    output = tmp_path / "bench.json"
+    assert main([*SMALL, rows, f"checkpoint={tiny_checkpoint}", f"output={output}"]) == 0
+    result = json.loads(output.read_text(encoding="utf-8"))
+    found = {(row["stage"], row["precision"]): row for row in result["rows"]}
+    assert len(found) == 4 + 4 + 1 + 1 + 1 + 1 + 4
+    for (stage, precision), row in found.items():
+        assert row["seconds"] > 0 and row["spread"][0] <= row["seconds"] <= row["spread"][1]
+        if stage.startswith("generation"):
+            assert row["peak_mib"] is not None
+            continue
+        assert row["ratio"] > 0 and row["reference"]
+        if "sampling" not in stage:
+            assert row["difference"] < (0.1 if precision == "bf16" else 2e-4), stage
+        if stage.startswith(("FMvT", "A-VAE")):
+            assert row["gflop"] > 0 and row["share_of_peak"] > 0
+    assert "MiB read a block" in found["32 blocks of 16 × 16 × 4² from shards", "-"]["note"]
+    table = output.with_suffix(".md").read_text(encoding="utf-8").splitlines()
+    assert len(table) == 4 + len(found) and "matrix products fp32" in table[0]
+
+
+@pytest.mark.slow
+def test_the_ingest_is_measured(tmp_path):
+    output = tmp_path / "bench.json"
+    assert main([*SMALL, "rows=[ingest]", "ingest_volumes=2", "precisions=[fp32]", f"output={output}"]) == 0
+    (row,) = json.loads(output.read_text(encoding="utf-8"))["rows"]
+    assert row["stage"] == "ingest of 2 phantoms to 128², one worker" and row["seconds"] > 0
+
+
+def test_pairs_are_interleaved_and_the_order_changes():
+    calls = []
+    row = compare(
+        Row("x", reference="y"),
+        lambda: calls.append("own") or torch.ones(2),
+        lambda: calls.append("other") or torch.full((2,), 2.0),
+        3,
+        torch.device("cpu"),
+    )
+    assert calls == ["own", "other", "other", "own", "own", "other", "other", "own"]
+    assert row.difference == pytest.approx(0.5) and row.ratio is not None
+    assert quartiles([1.0, 2.0, 3.0, 4.0, 5.0]) == (2.0, 4.0) and quartiles([3.0, 1.0]) == (1.0, 3.0)
+
+
+def test_the_peak_of_memory_is_that_of_its_own_time():
+    torch.ones(2**25)  # 128 MiB, gone before
+    memory = PeakMemory(torch.device("cpu"))
+    assert memory.mib() < 64
+    torch.ones(2**25)
+    assert 100 < memory.mib() < 200
+    assert matrix_peak("fp32", torch.device("cpu"), 64) > 0
+
+
+def test_what_cannot_be_measured_is_refused():
+    with pytest.raises(ConfigError, match="rows are of"):
+        main(["rows=[nothing]"])
+    with pytest.raises(ConfigError, match="at least 1"):
+        main(["repeats=0"])

@@ -294,3 +294,23 @@ def test_a_row_that_cannot_be_made_refuses_itself_alone(tmp_path, cells, words):
     rows, (refused,) = read_requests(path)
     assert [row["case_id"] for row in rows] == ["good"]
     assert words in refused and refused.startswith("line 2 of")
+
+
+def test_parts_share_the_rows_out_and_a_volume_is_the_same_in_any_of_them(tmp_path, tiny_checkpoint, caplog):
+    """One process, and three parts of which the last comes as a task of ``srun``."""
+    table = tmp_path / "reports.csv"
+    rows = [f"{REPORT},case{i},{i},{18 + 9 * (i % 3)}" for i in range(5)]
+    table.write_text("report,case_id,seed,slices\n" + "\n".join(rows), encoding="utf-8")
+    line = ["--checkpoint", str(tiny_checkpoint), "--reports", str(table), "batch_size=2"]
+    assert main([*line, "--output", str(tmp_path / "one")]) == 0
+    for part in (0, 1):
+        assert main([*line, "--output", str(tmp_path / "parts"), f"part={part}", "parts=3"]) == 0
+    names = {path.name for path in (tmp_path / "parts").glob("*.nii.gz")}
+    assert names == {f"case{i}.nii.gz" for i in (0, 1, 3, 4)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLURM_PROCID", "2")
+        patch.setenv("SLURM_NTASKS", "3")
+        assert main([*line, "--output", str(tmp_path / "parts")]) == 0
+    for i in range(5):
+        one, other = (read_nifti(tmp_path / d / f"case{i}.nii.gz").hu for d in ("one", "parts"))
+        assert one.shape == other.shape and np.abs(one - other).max() <= 1

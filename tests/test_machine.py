@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import ctflow
-from ctflow import threads
+from ctflow import processes
 from ctflow.errors import CTFlowError
 from ctflow.outputs import check_writable
 
@@ -44,7 +44,7 @@ def test_threads_beside_busy_processes_are_warned_of(
     monkeypatch.setattr(os, "getloadavg", lambda: (load, load, load))
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
     with caplog.at_level(logging.INFO):
-        threads.log_threads()
+        processes.log_threads()
     assert f"threads: {count} on 2 cores" in caplog.text
     assert ("OMP_NUM_THREADS=1 is the better choice" in caplog.text) == warned
 

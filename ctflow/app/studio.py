@@ -15,9 +15,9 @@ from ctflow.app.work import Work, title_for
 from ctflow.config.app import AppConfig
 from ctflow.errors import CTFlowError
 from ctflow.pipeline import CTFlow, GenerationRequest
+from ctflow.processes import log_threads
 from ctflow.seeding import SINGLE_REPORT_CASE
 from ctflow.shipped import EMBEDDED
-from ctflow.threads import log_threads
 
 
 class Studio:

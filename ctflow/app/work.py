@@ -79,7 +79,7 @@ class Work:
             self._stage(job, "drawing")
             how = (ask.sampling, arrived, self.config.precision, job.cancelled)
             if ask.candidates > 1:
-                (best,) = generate_best(self.model, requests, ask.candidates, *how)
+                (best,) = generate_best(self.model, requests, ask.candidates, *how, given)
                 self._finish_candidates(job, entries, cases, _whole(best), ask)
                 return
             results = self.model.generate_many(requests, *how, given)

@@ -13,6 +13,7 @@ from ctflow.checkpoint.files import (
     key_problems,
     load_exactly,
 )
+from ctflow.checkpoint.hub import fetch, is_repository, send
 from ctflow.checkpoint.loading import (
     load_avae,
     load_ctclip,
@@ -21,12 +22,14 @@ from ctflow.checkpoint.loading import (
     load_tokenizer,
     read_weights,
 )
-from ctflow.checkpoint.saving import save_avae, save_ctclip, save_fmvt
 from ctflow.checkpoint.system import (
     System,
     check_fit,
     folder_fingerprint,
     load_system,
+    save_avae,
+    save_ctclip,
+    save_fmvt,
     save_system,
     write_system_config,
 )
@@ -40,7 +43,9 @@ __all__ = [
     "WEIGHTS_FILE",
     "System",
     "check_fit",
+    "fetch",
     "folder_fingerprint",
+    "is_repository",
     "key_problems",
     "load_avae",
     "load_ctclip",
@@ -54,5 +59,6 @@ __all__ = [
     "save_ctclip",
     "save_fmvt",
     "save_system",
+    "send",
     "write_system_config",
 ]

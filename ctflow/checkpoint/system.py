@@ -1,4 +1,4 @@
-"""A whole system: a folder of sharing folders (``avae/``, ``fmvt/``, ``clip/``) and a ``config.yaml``."""
+"""Sharing folders of one network and of a whole system (``avae/``, ``fmvt/``, ``clip/``, ``config.yaml``)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import nn
+
+from ctflow.checkpoint.card import with_metadata
 from ctflow.checkpoint.files import (
     AVAE_FOLDER,
     CARD_FILE,
@@ -16,9 +19,9 @@ from ctflow.checkpoint.files import (
     VOCABULARY_FILE,
     WEIGHTS_FILE,
     read_config,
+    write_safetensors,
 )
 from ctflow.checkpoint.loading import load_avae, load_fmvt, load_text_encoder
-from ctflow.checkpoint.saving import save_avae, save_ctclip, save_fmvt
 from ctflow.checkpoint.sources import locate
 from ctflow.config import config_to_yaml
 from ctflow.config.encoders import AVAEConfig, CTCLIPConfig
@@ -27,8 +30,54 @@ from ctflow.config.system import SystemConfig
 from ctflow.errors import WeightsError
 from ctflow.files import file_sha256
 from ctflow.models.avae import AVAE
+from ctflow.models.ctclip import CTCLIP
 from ctflow.models.fmvt import FMvT
 from ctflow.models.text import TextEncoder
+from ctflow.models.tokenizer import ReportTokenizer
+
+
+def save_avae(folder: Path | str, model: AVAE, card: str = "", half: bool = False) -> Path:
+    """Write an A-VAE as a sharing folder.
+
+    Args:
+        folder: Made if missing.
+        model: The autoencoder; moved nowhere, stored from its current device.
+        card: Markdown text of the model card.
+        half: Store floating-point weights as float16.
+
+    Returns:
+        The folder.
+    """
+    return _write_folder(folder, model.config, model.net, card, half)
+
+
+def save_fmvt(folder: Path | str, model: FMvT, card: str = "", half: bool = False) -> Path:
+    """Write an FMvT as a sharing folder; arguments as in ``save_avae``."""
+    return _write_folder(folder, model.config, model, card, half)
+
+
+def save_ctclip(
+    folder: Path | str,
+    model: CTCLIP,
+    tokenizer: ReportTokenizer | None = None,
+    card: str = "",
+    half: bool = False,
+) -> Path:
+    """Write a CT-CLIP and its tokenizer as a sharing folder; other arguments as in ``save_avae``."""
+    folder = _write_folder(folder, model.config, model, card, half)
+    if tokenizer is not None:
+        (folder / TOKENIZER_FILE).write_text(tokenizer.to_json(), encoding="utf-8")
+    return folder
+
+
+def _write_folder(folder: Path | str, config: object, module: nn.Module, card: str, half: bool) -> Path:
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG_FILE).write_text(config_to_yaml(config), encoding="utf-8")
+    write_safetensors(folder / WEIGHTS_FILE, module.state_dict(), half)
+    if card:
+        (folder / CARD_FILE).write_text(card.rstrip() + "\n", encoding="utf-8")
+    return folder
 
 
 @dataclass
@@ -49,7 +98,7 @@ class System:
 
 
 def save_system(folder: Path | str, system: System, card: str = "", half: bool = False) -> Path:
-    """Write a full checkpoint folder; arguments as in ``save_avae``."""
+    """Write a full checkpoint folder; arguments as in ``save_avae``; the card gets metadata."""
     folder = Path(folder)
     save_avae(folder / AVAE_FOLDER, system.avae, half=half)
     save_fmvt(folder / FMVT_FOLDER, system.fmvt, half=half)
@@ -72,8 +121,7 @@ def write_system_config(folder: Path | str, config: SystemConfig, card: str = ""
         read_config(folder / CLIP_FOLDER, CTCLIPConfig),
     )
     (folder / CONFIG_FILE).write_text(config_to_yaml(config), encoding="utf-8")
-    if card:
-        (folder / CARD_FILE).write_text(card.rstrip() + "\n", encoding="utf-8")
+    (folder / CARD_FILE).write_text(with_metadata(card, config).rstrip() + "\n", encoding="utf-8")
     return folder
 
 

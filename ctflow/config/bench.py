@@ -3,50 +3,65 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
-
-def _embedded_fmvt() -> dict[str, Any]:
-    return {
-        "input_size": [16, 8, 8],
-        "hidden_size": 256,
-        "depth": 8,
-        "num_heads": 4,
-        "text_dim": 128,
-        "text_tokens": 128,
-    }
+GROUPS = ("fmvt", "avae", "steps", "stream", "frechet", "ingest", "beside", "generation")
+SIZES = ("tiny", "S", "B", "L")
 
 
 @dataclass
 class BenchConfig:
-    """Keys of ``make bench`` (``ARGS="key=value …"``); the defaults are the embedded checkpoint's sizes.
+    """Keys of ``make bench`` (``ARGS="key=value …"``).
 
     Attributes:
-        image_size: Rows and columns of a slice.
-        slices: Slices per A-VAE call.
+        rows: What is measured: ``fmvt``, ``avae``, ``steps``, ``stream``, ``frechet``, ``ingest``, ``beside``
+            (decoding beside the solver), ``generation``.
+        sizes: Published sizes of the FMvT: ``S``, ``B``, ``L``; ``tiny`` is for tests.
         batch_size: Blocks per FMvT call.
-        steps: Euler steps of the sampler.
-        repeats: Timed runs per stage; the median counts.
+        repeats: Pairs of stage and reference; medians count.
         precisions: ``fp32`` and ``bf16`` (autocast).
-        avae_channels: Width of the A-VAE's levels.
-        avae_groups: Groups of its group norms.
-        fmvt: Fields of ``FMvTConfig``.
-        output: JSON written at the end.
+        peak_side: Side of the square matrices that the peak is measured with.
+        checkpoint: As for ``ctflow generate``; its A-VAE and FMvT are timed.
+        image_size: Rows and columns of the slices that its A-VAE is timed on.
+        few_steps: Evaluations of a block that are compared.
+        many_steps: Euler steps of the reference, as published.
+        latent_side: Rows and columns of the latents in the shards that are streamed.
+        volume_slices: Slices of a volume in them.
+        frechet_dimensions: Width of the features.
+        ingest_volumes: Phantoms that are ingested.
+        lengths: Slices of generated volumes.
+        batches: Volumes side by side.
+        steps: Solver steps per block.
+        generation_steps: Solver steps where lengths and batches are compared.
+        output: JSON written at the end; a Markdown table lies beside it.
     """
 
-    image_size: int = 128
-    slices: int = 16
-    batch_size: int = 4
-    steps: int = 10
-    repeats: int = 3
+    rows: list[str] = field(default_factory=lambda: list(GROUPS))
+    sizes: list[str] = field(default_factory=lambda: ["S", "B", "L"])
+    batch_size: int = 1
+    repeats: int = 5
     precisions: list[str] = field(default_factory=lambda: ["fp32", "bf16"])
-    avae_channels: list[int] = field(default_factory=lambda: [8, 16, 32, 64, 128])
-    avae_groups: int = 8
-    fmvt: dict[str, Any] = field(default_factory=_embedded_fmvt)
+    peak_side: int = 2048
+    checkpoint: str = ""
+    image_size: int = 128
+    few_steps: int = 4
+    many_steps: int = 200
+    latent_side: int = 32
+    volume_slices: int = 256
+    frechet_dimensions: int = 2048
+    ingest_volumes: int = 8
+    lengths: list[int] = field(default_factory=lambda: [64, 128, 256, 512, 1024])
+    batches: list[int] = field(default_factory=lambda: [2, 4])
+    steps: list[int] = field(default_factory=lambda: [4, 20])
+    generation_steps: int = 2
     output: str = "runs/bench.json"
 
     def __post_init__(self) -> None:
-        if min(self.image_size, self.slices, self.batch_size, self.steps, self.repeats) < 1:
+        numbers = [self.batch_size, self.repeats, self.peak_side, self.image_size, self.few_steps]
+        numbers += [self.many_steps, self.latent_side, self.volume_slices, self.frechet_dimensions]
+        numbers += [self.ingest_volumes, self.generation_steps, *self.lengths, *self.batches, *self.steps]
+        if min(numbers) < 1 or not self.lengths:
             raise ValueError(f"sizes, steps and repeats are at least 1, found {self}")
-        if not set(self.precisions) <= {"fp32", "bf16"}:
-            raise ValueError(f"precisions are fp32 and bf16, found {self.precisions}")
+        choices = {"rows": GROUPS, "sizes": SIZES, "precisions": ("fp32", "bf16")}
+        for name, known in choices.items():
+            if strange := set(getattr(self, name)) - set(known):
+                raise ValueError(f"{name} are of {known}, found {sorted(strange)}")

@@ -11,6 +11,7 @@ from ctflow.formats import ENDINGS, ORIENTATIONS, VOXEL_TYPES
 PRECISIONS = ("fp32", "bf16")
 MAX_UNKNOWN = 0.7
 """Share of unknown words beyond which a report is refused."""
+START_PREFIX = "nearest:"
 DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -89,8 +90,13 @@ class GenerateConfig:
         z_spacing: Requested distance between slices in mm; None: the checkpoint's, or a chest's height over
             ``slices``.
         pixel_spacing: Requested distance between pixels in mm; None: the checkpoint's.
+        start: ``nearest:FOLDER``: every volume starts with the first block of the case in these latent shards
+            whose report is nearest (another patient); empty: nothing is given.
         candidates: Volumes drawn for each report, of which the best is kept; 1: no choice.
-        batch_size: Volumes generated side by side.
+        batch_size: Volumes generated side by side; the next row takes the place of one that has ended.
+        part: Which share of a CSV's rows this process makes, from 0; null: what SLURM's array, ``srun`` or
+            ``torchrun`` say of the process, else all of them.
+        parts: Shares in all; null: as for ``part``.
         device: ``auto`` (CUDA where there is one), ``cpu`` or ``cuda``.
         precision: ``fp32``, or ``bf16`` autocast: faster where the processor has it, fewer digits.
         max_unknown: Largest share of a report's words that the text encoder does not know (another language);
@@ -107,8 +113,11 @@ class GenerateConfig:
     slices: int | None = None
     z_spacing: float | None = None
     pixel_spacing: float | None = None
+    start: str = ""
     candidates: int = 1
     batch_size: int = 4
+    part: int | None = None
+    parts: int | None = None
     device: str = "auto"
     precision: str = "fp32"
     max_unknown: float = MAX_UNKNOWN
@@ -127,6 +136,10 @@ class GenerateConfig:
         if min(self.batch_size, self.candidates) < 1:
             raise ValueError(
                 f"batch_size and candidates must be at least 1, found {self.batch_size}, {self.candidates}"
+            )
+        if self.start and not self.start.startswith(START_PREFIX):
+            raise ValueError(
+                f"start is {START_PREFIX}FOLDER with latent shards, or empty, found {self.start!r}"
             )
         if self.device not in DEVICES:
             raise ValueError(f"device is one of {DEVICES}, found {self.device!r}")

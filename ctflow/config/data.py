@@ -40,11 +40,11 @@ class DataConfig:
         train: Folder of training shards; slice shards for ``slices`` and ``volumes`` (a training of another
             network than the FMvT then takes ``runs/shards/slices/…`` by default), latent ones else.
         valid: Folder of validation shards; empty: no validation.
-        view: ``slices`` (A-VAE), ``blocks`` (FMvT) or ``volumes`` (embedded pair).
+        view: ``slices`` (A-VAE), ``blocks`` (FMvT) or ``volumes`` (embedded pair); a training takes its own.
         batch_size: Samples per process and micro-step.
         valid_batch_size: Samples per process and validation step; 0 takes ``batch_size``.
         num_workers: Loader processes; 0 reads in the training process.
-        seed: Seed of the order and of the posterior noise.
+        seed: Seed of the order and of the posterior noise; a training takes its own ``seed``.
         p_start: Probability that a training pair of ``blocks`` is (start block, first block): StartBoost.
         pairs: Read contrast pairs (two cases of a patient that differ in one finding) side by side; cases
             without partner are left out.
@@ -122,6 +122,9 @@ class EncodeConfig:
         avae_output: Folder for ``whitening=measured``.
         posteriors: Latent shards of the same slices and A-VAE: their posteriors are taken over and the
             reports alone are encoded, for another text encoder.
+        part: Which share of the shards this run encodes, from 0; null: what SLURM's array, ``srun`` or
+            ``torchrun`` say of the process, else all of them. Parts know nothing of each other.
+        parts: Shares in all; null: as for ``part``.
     """
 
     avae: str = ""
@@ -137,6 +140,8 @@ class EncodeConfig:
     whitening: str = "model"
     avae_output: str = ""
     posteriors: str = ""
+    part: int | None = None
+    parts: int | None = None
 
     def __post_init__(self) -> None:
         if self.precision not in ("fp32", "bf16"):

@@ -186,7 +186,7 @@ class CTCLIPConfig:
         dim_latent: Width of the shared latent space.
         max_tokens: Reports are padded or truncated to this many tokens.
         adapter_width: Width of the adapter over the text tower's hidden states; 0: none. With one, training
-            leaves both towers as they are (``ctflow.models.ctclip_adapter``).
+            leaves both towers as they are (``ctflow.models.ctclip``).
         sentence_ends: Token ids that end a sentence. With them a token attends to its sentence and to the
             first token alone, which attends to all: what is where stays together, however long the report.
             Empty (published): every token attends to all.

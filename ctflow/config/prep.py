@@ -39,6 +39,9 @@ class IngestConfig:
         timeout: Seconds after which a file that is still being read is refused.
         memory_gb: Most memory of one worker; a file that needs more is refused.
         volumes_per_shard: Scans per shard file.
+        part: Which share of the work this process does, from 0; null: what SLURM's array, ``srun`` or
+            ``torchrun`` say of the process, else all of it.
+        parts: Shares in all; null: as for ``part``.
         progress: Show a progress bar.
     """
 
@@ -62,6 +65,8 @@ class IngestConfig:
     timeout: float = 300.0
     memory_gb: float = 6.0
     volumes_per_shard: int = 16
+    part: int | None = None
+    parts: int | None = None
     progress: bool = True
 
     def __post_init__(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -51,10 +52,22 @@ def read_manifest(folder: Path | str) -> list[ShardEntry]:
 
 def add_to_manifest(folder: Path, entry: ShardEntry) -> None:
     """Add a complete shard: the whole manifest is rewritten under a lock and renamed, so it is never torn."""
+    _change(folder, {entry.file: json.dumps(asdict(entry), ensure_ascii=False)})
+
+
+def remove_from_manifest(folder: Path, files: Iterable[str]) -> None:
+    """Take shards off the list; their files are the caller's to delete afterwards."""
+    _change(folder, dict.fromkeys(files, ""))
+
+
+def _change(folder: Path, changed: dict[str, str]) -> None:
+    """Replace lines by file name, or drop them; the others are carried over as they are."""
     with short_lock(folder / _LOCK):
-        entries = {e.file: e for e in read_manifest(folder)} | {entry.file: entry}
-        lines = [json.dumps(asdict(entries[name]), ensure_ascii=False) for name in sorted(entries)]
-        write_text(folder / MANIFEST, "\n".join(lines) + "\n")
+        path = folder / MANIFEST
+        texts = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        lines = {json.loads(text)["file"]: text for text in texts} | changed
+        kept = [lines[name] for name in sorted(lines) if lines[name]]
+        write_text(path, "".join(f"{line}\n" for line in kept))
 
 
 def shards_to_encode(slices: Path | str, latents: Path | str) -> list[str]:

@@ -2,17 +2,84 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import signal
 from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from ctflow.data.plan import epoch_order, rank_batches, rank_cases
 from ctflow.data.views import Batch, View
 from ctflow.errors import ConfigError
+from ctflow.seeding import derived_generator
+
+
+def epoch_order(
+    shard_items: Sequence[int], seed: int, epoch: int, global_batch: int, shuffle_shards: int
+) -> NDArray[np.int64]:
+    """All samples of a training epoch in global order.
+
+    Shards are shuffled, then the samples of ``shuffle_shards`` neighbouring ones are mixed: reading stays
+    within a few files. The remainder under one global batch is left out; it moves on with the epoch, so that
+    every sample has its turn.
+
+    Args:
+        shard_items: Samples in each shard; samples are numbered through all shards.
+        seed: Seed of the order.
+        epoch: Epoch, from 0.
+        global_batch: Samples of one optimizer step over all ranks and accumulated micro-steps.
+        shuffle_shards: Shards mixed at a time.
+
+    Returns:
+        Sample numbers, a multiple of ``global_batch`` of them.
+
+    Raises:
+        ConfigError: Fewer samples than one global batch.
+    """
+    total = sum(shard_items)
+    if total < global_batch:
+        raise ConfigError(
+            f"an epoch has {total} samples, one optimizer step takes {global_batch}",
+            "at least one full step per epoch",
+            "raise data.repeat, or lower data.batch_size or the accumulation",
+        )
+    generator = derived_generator(seed, "order", epoch)
+    starts = np.concatenate([[0], np.cumsum(shard_items)])
+    shards = torch.randperm(len(shard_items), generator=generator).numpy()
+    order = []
+    for first in range(0, len(shards), shuffle_shards):
+        window = shards[first : first + shuffle_shards]
+        items = np.concatenate([np.arange(starts[s], starts[s + 1]) for s in window])
+        order.append(items[torch.randperm(len(items), generator=generator).numpy()])
+    remainder = total % global_batch
+    dropped = (epoch * remainder + np.arange(remainder)) % total
+    joined = np.concatenate(order).astype(np.int64)
+    return joined[~np.isin(joined, dropped)]
+
+
+def rank_batches(order: NDArray[np.int64], rank: int, world_size: int, batch_size: int) -> NDArray[np.int64]:
+    """This rank's share ``[steps, batch_size]`` of each run of ``world_size · batch_size`` samples."""
+    return order.reshape(-1, world_size, batch_size)[:, rank]
+
+
+def rank_cases(cases: int, rank: int, world_size: int) -> range:
+    """Cases a rank evaluates: every case on exactly one rank."""
+    return range(rank, cases, world_size)
+
+
+_ORDER = {
+    "seed": "seed",
+    "global_batch": "global_batch",
+    "shuffle_shards": "data.shuffle_shards",
+    "repeat": "data.repeat",
+    "set_size": "samples of an epoch",
+    "train": "cases of data.train (fingerprint)",
+}
+"""What decides the order of an epoch, and its name in messages."""
 
 ItemBatches = Sequence[Sequence[int]] | NDArray[np.int64]
 
@@ -94,6 +161,8 @@ class TrainLoader(_Loader):
         self.seed, self.shuffle_shards = seed, shuffle_shards
         self.rank, self.world_size = rank, world_size
         self.epoch, self.position = 0, 0
+        cases = [view.shard_items(), [case.case_id for case in view.shards.cases]]
+        self._set = hashlib.sha256(json.dumps(cases).encode()).hexdigest()[:12]
         self._order(0)  # too small a set fails here, not after the first checkpoint is loaded
 
     @property
@@ -133,23 +202,27 @@ class TrainLoader(_Loader):
             "seed": self.seed,
             "set_size": len(self.view) * self.repeat,
             "global_batch": self.micro_batch * self.accumulate,
+            "shuffle_shards": self.shuffle_shards,
+            "repeat": self.repeat,
+            "train": self._set,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to a saved place.
 
         Raises:
-            ConfigError: In mid-epoch, the data set, the seed or the global batch is another one.
+            ConfigError: In mid-epoch, something that decides the order is another one.
         """
         ours = self.state_dict()
-        changed = [k for k in ("seed", "set_size", "global_batch") if state[k] != ours[k]]
+        changed = [k for k in _ORDER if k in state and state[k] != ours[k]]
         if changed and state["samples"]:
-            was = ", ".join(f"{k}={state[k]}" for k in changed)
-            now = ", ".join(f"{k}={ours[k]}" for k in changed)
+            was = ", ".join(f"{_ORDER[k]}={state[k]}" for k in changed)
+            now = ", ".join(f"{_ORDER[k]}={ours[k]}" for k in changed)
             raise ConfigError(
                 f"the run to resume stopped in mid-epoch with {was}, now {now}",
-                "the same data, seed and global batch in mid-epoch",
-                "keep batch_size x devices x accumulation, or resume from an end-of-epoch checkpoint",
+                "what decides the order of the data stays as it is in mid-epoch",
+                "give these keys their old values (global_batch is data.batch_size x devices x nodes x "
+                "accumulate), or start a new run with another name=…",
             )
         self.epoch, self.position = state["epoch"], state["samples"] // self.micro_batch
 

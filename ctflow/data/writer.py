@@ -246,7 +246,7 @@ def shard_name(index: int) -> str:
 
 def shard_index(name: str) -> int:
     """The number in a shard's file name."""
-    return int(name.removeprefix("shard-").removesuffix(".h5"))
+    return int(name.removeprefix("shard-").removesuffix(".h5").partition("-")[0])
 
 
 def shard_entries(folder: Path, kind: str) -> list[ShardEntry]:

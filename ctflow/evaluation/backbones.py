@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ctflow.config.evaluation import BackboneFiles
+from ctflow.evaluation.volume_backbones import VolumeBackbone, build_volume_backbones
 from ctflow.metrics.clip_score import TextVolumeScorer, clip_scores
 from ctflow.metrics.random_backbone import RandomBackbone
 from ctflow.metrics.trained_backbones import (
@@ -19,7 +20,7 @@ from ctflow.metrics.trained_backbones import (
     InceptionBackbone,
 )
 from ctflow.models import TextEncoder
-from ctflow.models.ctclip_preprocess import volume_input
+from ctflow.models.ctclip import volume_input
 from ctflow.types import HUVolume
 
 INCEPTION = "inception"
@@ -62,16 +63,19 @@ class Backbones:
         slices: For slices, at least the embedded one.
         clips: For clips, at least the embedded one.
         scorer: For the agreement with reports; None where there is none.
+        volumes: For whole volumes; none is embedded.
     """
 
     slices: tuple[Backbone, ...]
     clips: tuple[Backbone, ...]
     scorer: TextVolumeScorer | None
+    volumes: tuple[VolumeBackbone, ...] = ()
 
     @property
     def hashes(self) -> dict[str, str]:
         """SHA-256 of every backbone's weights, by name."""
-        found = {b.name: b.sha256 for b in (*self.slices, *self.clips)}
+        networks: tuple[Backbone | VolumeBackbone, ...] = (*self.slices, *self.clips, *self.volumes)
+        found = {network.name: network.sha256 for network in networks}
         return found | ({self.scorer.name: self.scorer.sha256} if self.scorer else {})
 
     @property
@@ -100,8 +104,12 @@ class ClipScorer:
     @torch.no_grad()
     def encode_volume(self, volume: HUVolume) -> Tensor:
         """Latent ``[d]`` of unit norm."""
+        return self.encode_grid(volume_input(volume, self.encoder.clip.config.grid))
+
+    @torch.no_grad()
+    def encode_grid(self, grid: Tensor) -> Tensor:
+        """The same for the volume tower's input ``[1, 1, *grid.shape]``."""
         clip = self.encoder.clip
-        grid = volume_input(volume, clip.config.grid)
         return clip.encode_image(grid.to(clip.temperature.device))[0].float().cpu()
 
     def score(self, report: str, volume: HUVolume) -> float:
@@ -131,7 +139,7 @@ def build_backbones(files: BackboneFiles, scorer: TextVolumeScorer | None, devic
         video = I3DBackbone(Path(files.i3d), files.i3d_sha256).to(device).eval()
         extract = _single(video)
         clips.append(Backbone("i3d", "fvd", "", False, I3D_FEATURES, video.sha256, video, extract))
-    return Backbones(tuple(slices), tuple(clips), scorer)
+    return Backbones(tuple(slices), tuple(clips), scorer, build_volume_backbones(files, device))
 
 
 def _random(name: str, metric: str, kernel: str, module: RandomBackbone) -> Backbone:

@@ -17,26 +17,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
-from ctflow.checkpoint import folder_fingerprint, load_text_encoder
 from ctflow.config.evaluation import EvalConfig
-from ctflow.evaluation.backbones import ClipScorer, build_backbones
 from ctflow.evaluation.cases import CaseReader, CaseSets, RealCase
 from ctflow.evaluation.features import (
     CaseFeatures,
     FeatureExtractor,
-    FeaturePlan,
     packed,
     real_volume,
     unpacked,
 )
-from ctflow.evaluation.processes import Ranks
 from ctflow.evaluation.settings import SETTINGS, ScoredVolume, Setting
-from ctflow.evaluation.system import EvalSystem, generate_batch, scorer_name, usable_in
+from ctflow.evaluation.system import EvalSystem, generate_batch, usable_in
 from ctflow.files import replaced
 from ctflow.generation import BlockMemo
+from ctflow.processes import Ranks
 from ctflow.types import HUVolume
 
 log = logging.getLogger(__name__)
@@ -182,27 +178,6 @@ class FeatureCache:
             np.savez(file, **stored)
 
 
-def extractor_of(config: EvalConfig, system: EvalSystem) -> FeatureExtractor:
-    """What is kept of every volume, the same for the table and for analyses, so that they share files."""
-    if config.backbones.clip:
-        scorer = scorer_at(config.backbones.clip, system.device)
-    else:
-        scorer = ClipScorer(system.text, scorer_name(system.text), system.text_fingerprint)
-    backbones = build_backbones(config.backbones, scorer, system.device)
-    return FeatureExtractor(FeaturePlan.of(config, system.config.image_size), backbones, system.device)
-
-
-def scorer_at(folder: Path | str, device: torch.device) -> ClipScorer:
-    """The text and image pair of a folder, for the agreement of reports and volumes.
-
-    Raises:
-        WeightsError: No such folder, or another layout.
-    """
-    encoder = load_text_encoder(folder)
-    encoder.clip.to(device)
-    return ClipScorer(encoder, scorer_name(encoder), folder_fingerprint(folder))
-
-
 class Collector:
     """Features of real, reconstructed and generated volumes of one model.
 
@@ -214,8 +189,6 @@ class Collector:
         ranks: This process among others.
         findings: Whether findings are read from what their table needs: whole generated volumes, the real
             ones they are compared with, and reconstructions.
-
-    Attributes:
         bar: Progress over several calls; None: every call shows its own.
     """
 
@@ -227,9 +200,10 @@ class Collector:
         extractor: FeatureExtractor,
         ranks: Ranks,
         findings: bool = False,
+        bar: tqdm | None = None,
     ) -> None:
         self.config, self.system, self.reader, self.findings = config, system, reader, findings
-        self.bar: tqdm | None = None
+        self.bar = bar
         self.rollout = config.sampling.applied_to(system.config.rollout)
         self._avae = f"{system.avae.fingerprint()} {system.config.image_size}"
         self.memo = BlockMemo(4 * config.batch_size, first=2)  # settings share their first two blocks
@@ -237,11 +211,11 @@ class Collector:
 
     def collect(self, sets: CaseSets, settings: Sequence[str]) -> Collected:
         """All features of an evaluation; what is cached already is not made again."""
-        return self.cache.collect(self.groups(sets, settings))
+        return self.cache.collect(self.groups(sets, settings), self.bar)
 
     def real(self, cases: Sequence[RealCase]) -> list[CaseFeatures]:
         """Features of real volumes."""
-        return self.cache.collect([(self._real(case),) for case in cases]).of(REAL_SET, cases)
+        return self.cache.collect([(self._real(case),) for case in cases], self.bar).of(REAL_SET, cases)
 
     def generated(self, setting: Setting, cases: Sequence[RealCase]) -> list[CaseFeatures]:
         """Features of volumes generated in one setting, without the real ones."""
@@ -296,7 +270,7 @@ class Collector:
                 self.rollout,
                 self.config.seed,
                 self.config.precision,
-                progress=lambda state: note(f"block {state.block + 1}"),
+                progress=lambda state: note(f"block {state.index + 1}"),
                 memo=self.memo,
             )
 

@@ -1,20 +1,21 @@
-"""All rows, monitor readings and pictures of a setting, and settings against each other."""
+"""All rows, monitor readings, pictures and findings of a setting, and settings against each other."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ctflow.anatomy import LABELS, Agreement, check_labels
 from ctflow.config.evaluation import EvalConfig
 from ctflow.evaluation.backbones import Backbones
-from ctflow.evaluation.cases import CaseSets, RealCase
+from ctflow.evaluation.cases import CaseSets, RealCase, read_truth
 from ctflow.evaluation.collect import REAL_SET, RECONSTRUCTED, Collected
 from ctflow.evaluation.features import SLICE, CaseFeatures, FeaturePlan, Key
-from ctflow.evaluation.monitoring import readings
 from ctflow.evaluation.results import (
     MODEL,
     NOT_AVAILABLE,
@@ -24,8 +25,9 @@ from ctflow.evaluation.results import (
     Reading,
     Row,
 )
-from ctflow.evaluation.rows import Compared, clip_rows, inception_row, report_rows, slice_rows
+from ctflow.evaluation.rows import Compared, clip_rows, readings, slice_rows
 from ctflow.evaluation.settings import SETTINGS, Setting
+from ctflow.evaluation.whole import source_rows
 from ctflow.types import BLOCK_LENGTH
 
 FLOORS = {OTHER_REAL: REAL_SET, RECONSTRUCTION: RECONSTRUCTED}
@@ -116,19 +118,6 @@ class Comparer:
         return [features.restricted(setting) for features in self.collected.of(kind, cases)]
 
 
-def source_rows(compared: Compared, backbones: Backbones, reports: dict[str, str]) -> list[Row]:
-    """All metrics of one scored set against its reference."""
-    rows: list[Row] = []
-    for side in compared.plan.resolutions:
-        for backbone in backbones.slices:
-            rows += slice_rows(compared, backbone, side)
-        for backbone in backbones.clips:
-            for frames in compared.plan.clip_lengths:
-                rows += clip_rows(compared, backbone, frames, side)
-        rows.append(inception_row(compared, backbones, side))
-    return rows + report_rows(compared, backbones, reports)
-
-
 def pictures(compared: Compared, backbones: Backbones) -> list[Picture]:
     """Montages of the scored volumes, nearest to the reference first."""
     key = Key(backbones.slices[0].name, compared.plan.resolutions[0])
@@ -188,3 +177,42 @@ def _ratios(rows: Sequence[Row]) -> list[Row]:
             else:
                 found.append(row.without("a ratio needs both extrapolated values, above zero"))
     return found
+
+
+ALL = "all (micro-average)"
+
+
+def findings_table(
+    source: str, cases: Sequence[RealCase], features: Sequence[CaseFeatures], setting: str
+) -> list[dict[str, Any]]:
+    """One line per finding and their micro-average; empty where no case has ground truth.
+
+    Args:
+        source: What was read: the model's volumes, or the phantoms themselves (the error of reading).
+        cases: The cases, with ground truth beside the phantoms they come from.
+        features: Of their volumes, with findings.
+        setting: For the lines.
+    """
+    truths = {case.case_id: read_truth(case) for case in cases if case.truth_path}
+    checks = [
+        check_labels(case.findings, truths[case.case_id])
+        for case in features
+        if case.findings is not None and case.case_id in truths
+    ]
+    if not checks:
+        return []
+    lines = {label: Agreement.of([case[label] for case in checks]) for label in LABELS}
+    lines[ALL] = Agreement.of([case[label] for label in LABELS for case in checks])
+    return [{"setting": setting, "source": source, "finding": k, **_columns(v)} for k, v in lines.items()]
+
+
+def _columns(agreement: Agreement) -> dict[str, Any]:
+    errors = agreement.size_errors
+    return {
+        "present": agreement.present,
+        "recall": agreement.recall,
+        "absent": agreement.absent,
+        "false positives": agreement.false_positive_rate,
+        "right side": agreement.side_accuracy,
+        "median size error": float(np.median(np.abs(errors))) if errors else None,
+    }

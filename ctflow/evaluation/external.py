@@ -8,26 +8,31 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import pandas as pd
-
 from ctflow.config.evaluation import EvalConfig
 from ctflow.data.nifti import read_geometry, read_nifti
 from ctflow.errors import EvaluationError
 from ctflow.evaluation.backbones import Backbones, build_backbones
 from ctflow.evaluation.cases import CaseSets, RealCase
 from ctflow.evaluation.collect import Batch, FeatureCache, Wanted
-from ctflow.evaluation.compare import pictures, source_rows
+from ctflow.evaluation.compare import pictures
 from ctflow.evaluation.features import CaseFeatures, FeatureExtractor, FeaturePlan
-from ctflow.evaluation.monitoring import readings
-from ctflow.evaluation.processes import Ranks, device_of
-from ctflow.evaluation.provenance import provenance
-from ctflow.evaluation.results import MODEL, NOT_AVAILABLE, OTHER_REAL, RECONSTRUCTION, Results, Row
-from ctflow.evaluation.rows import Compared
+from ctflow.evaluation.results import (
+    MODEL,
+    NOT_AVAILABLE,
+    OTHER_REAL,
+    RECONSTRUCTION,
+    Results,
+    Row,
+    provenance,
+)
+from ctflow.evaluation.rows import Compared, readings
 from ctflow.evaluation.settings import ScoredVolume, Setting
+from ctflow.evaluation.whole import source_rows
 from ctflow.files import file_sha256
 from ctflow.hounsfield import sample_of, why_not_hu
 from ctflow.metrics.clip_score import TextVolumeScorer
 from ctflow.orientation import orientation_doubt
+from ctflow.processes import Ranks, device_of
 from ctflow.text_files import read_table
 
 log = logging.getLogger(__name__)
@@ -163,19 +168,22 @@ def read_reports(path: Path) -> dict[str, str]:
     Raises:
         EvaluationError: No such file, other columns, or a case twice.
     """
-    read = read_table(path)
-    table = pd.DataFrame([cells for _, cells in read.rows], columns=list(read.columns), dtype=str)
-    names = [column for column in ("case_id", "VolumeName") if column in table]
-    if not names or not ({"report"} <= set(table) or {"Findings_EN", "Impressions_EN"} <= set(table)):
+    table = read_table(path)
+    columns = set(table.columns)
+    name = next((column for column in ("case_id", "VolumeName") if column in columns), None)
+    parts = ["report"] if "report" in columns else ["Findings_EN", "Impressions_EN"]
+    if name is None or not {*parts} <= columns:
         raise EvaluationError(
-            f"{path} has the columns {', '.join(table)}",
+            f"{path} has the columns {', '.join(table.columns)}",
             "case_id or VolumeName, and report or Findings_EN and Impressions_EN",
         )
-    texts = table["report"] if "report" in table else table["Findings_EN"] + " " + table["Impressions_EN"]
-    ids = table[names[0]].str.removesuffix(".gz").str.removesuffix(".nii")
-    if ids.duplicated().any():
-        raise EvaluationError(f"{path} names {ids[ids.duplicated()].iloc[0]!r} twice", "every case once")
-    return dict(zip(ids, texts, strict=True))
+    reports: dict[str, str] = {}
+    for _, cells in table.rows:
+        case = cells[name].removesuffix(".gz").removesuffix(".nii")
+        if case in reports:
+            raise EvaluationError(f"{path} names {case!r} twice", "every case once")
+        reports[case] = " ".join(cells[part] for part in parts)
+    return reports
 
 
 def _paired(

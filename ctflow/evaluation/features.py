@@ -5,20 +5,19 @@ picture, findings.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from ctflow.anatomy import Found, findings, measure
 from ctflow.config.evaluation import EvalConfig
 from ctflow.evaluation.backbones import FEATURES, Backbone, Backbones
 from ctflow.evaluation.settings import REAL, ScoredVolume, Setting
-from ctflow.metrics.images import clip_at, slices_at
+from ctflow.metrics.images import at_side, clip_at, slices_at
 from ctflow.metrics.monitors import MonitorRecord
 from ctflow.pictures import montage
 from ctflow.types import BLOCK_LENGTH, HUVolume
@@ -100,6 +99,8 @@ class CaseFeatures:
         slices: Features of the scored slices.
         clips: Number of slices to the features of such clips.
         monitors: Raw numbers of the monitors.
+        volumes: Features ``[n, d]`` of the whole volume, by network and output; none without a network, or
+            where slices are given.
         latent: ``[d]`` for the agreement with reports; None without a scorer or a scored slice.
         picture: Montage, 8-bit grey ``[H, W]``; None without a scored slice.
         findings: What was read from a whole volume; None where nothing was read.
@@ -111,6 +112,7 @@ class CaseFeatures:
     slices: Samples
     clips: dict[int, Samples]
     monitors: MonitorRecord
+    volumes: dict[tuple[str, str], NDArray[np.float32]] = field(default_factory=dict)
     latent: NDArray[np.float32] | None = None
     picture: NDArray[np.uint8] | None = None
     findings: dict[str, list[Found]] | None = None
@@ -140,6 +142,7 @@ def packed(features: CaseFeatures) -> tuple[dict[str, Any], dict[str, NDArray[An
         "case_id": features.case_id,
         "facts": asdict(features.facts),
         "samples": [],
+        "volumes": list(features.volumes),
         "findings": features.findings
         and {label: [asdict(item) for item in items] for label, items in features.findings.items()},
         "seconds": features.seconds,
@@ -150,6 +153,7 @@ def packed(features: CaseFeatures) -> tuple[dict[str, Any], dict[str, NDArray[An
         header["samples"].append({"frames": frames, "keys": [list(key) for key in samples.values]})
         arrays[f"starts_{frames}"] = samples.starts
         arrays |= {f"values_{frames}_{i}": value for i, value in enumerate(samples.values.values())}
+    arrays |= {f"volume_{i}": value for i, value in enumerate(features.volumes.values())}
     optional = {"latent": features.latent, "picture": features.picture}
     return header, arrays | {name: value for name, value in optional.items() if value is not None}
 
@@ -165,6 +169,7 @@ def unpacked(header: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> CaseFea
         frames, keys = entry["frames"], [Key(*key) for key in entry["keys"]]
         values = {key: arrays[f"values_{frames}_{i}"] for i, key in enumerate(keys)}
         samples[frames] = Samples(arrays[f"starts_{frames}"], values)
+    volumes = {tuple(key): arrays[f"volume_{i}"] for i, key in enumerate(header.get("volumes", []))}
     found = header["findings"]
     return CaseFeatures(
         case_id=header["case_id"],
@@ -174,6 +179,7 @@ def unpacked(header: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> CaseFea
         monitors=MonitorRecord(
             **{name: torch.from_numpy(arrays[name]) for name in MonitorRecord.__dataclass_fields__}
         ),
+        volumes=volumes,
         latent=arrays.get("latent"),
         picture=arrays.get("picture"),
         findings=None if found is None else {k: [Found(**item) for item in v] for k, v in found.items()},
@@ -246,6 +252,7 @@ class FeatureExtractor:
             slices=self._slices(volume),
             clips={frames: self._clips(volume, frames) for frames in self.plan.clip_lengths},
             monitors=MonitorRecord.of(at_side(torch.from_numpy(volume.hu), self.plan.native)),
+            volumes=self._volumes(volume) if some and not volume.setting.given else {},
             latent=scorer.encode_volume(volume.scored()).numpy() if some and scorer is not None else None,
             picture=montage(volume.scored(), tile=TILE) if some else None,
             findings=findings(measure(volume.scored())) if some and whole and with_findings else None,
@@ -268,6 +275,13 @@ class FeatureExtractor:
         images = [lambda side, first=i: clips(first, side) for i in range(0, len(starts), size)]
         return Samples(np.array(starts, np.int32), self._values(self.backbones.clips, images))
 
+    def _volumes(self, volume: ScoredVolume) -> dict[tuple[str, str], NDArray[np.float32]]:
+        return {
+            (backbone.name, output): value.float().cpu().numpy()
+            for backbone in self.backbones.volumes
+            for output, value in backbone.extract(volume.scored()).items()
+        }
+
     def _values(
         self, backbones: Sequence[Backbone], batches: Sequence[Callable[[int], Tensor]]
     ) -> dict[Key, NDArray[np.float32]]:
@@ -285,10 +299,3 @@ class FeatureExtractor:
 def real_volume(case_id: str, volume: HUVolume) -> ScoredVolume:
     """A real case (or its reconstruction) on its way into a reference or a floor."""
     return ScoredVolume(case_id, REAL, volume.hu, volume.spacing, requested=len(volume.hu))
-
-
-def at_side(hu: Tensor, side: int) -> Tensor:
-    """Slices ``[S, H, W]`` in HU resampled to ``side``² (bilinear, antialiased), NaN slices staying NaN."""
-    if tuple(hu.shape[1:]) == (side, side) or not len(hu):
-        return hu
-    return F.interpolate(hu.unsqueeze(1), size=(side, side), mode="bilinear", antialias=True)[:, 0]

@@ -10,30 +10,22 @@ from pathlib import Path
 import torch
 
 from ctflow.checkpoint import CLIP_FOLDER, folder_fingerprint, load_system
-from ctflow.config.evaluation import EvalConfig
+from ctflow.config.evaluation import CHALLENGES, EvalConfig
 from ctflow.errors import EvaluationError
 from ctflow.evaluation.analyses import run_analysis
 from ctflow.evaluation.cases import CaseReader, choose_cases
-from ctflow.evaluation.collect import (
-    REAL_SET,
-    RECONSTRUCTED,
-    Collector,
-    extractor_of,
-    scorer_at,
-)
-from ctflow.evaluation.compare import Comparer
+from ctflow.evaluation.challenge import evaluate_challenge
+from ctflow.evaluation.collect import REAL_SET, RECONSTRUCTED, Collector
+from ctflow.evaluation.compare import Comparer, findings_table
 from ctflow.evaluation.external import evaluate_external
-from ctflow.evaluation.findings import findings_table
-from ctflow.evaluation.processes import Ranks, device_of, keep_freed_buffers
-from ctflow.evaluation.provenance import provenance
 from ctflow.evaluation.report import write_report
-from ctflow.evaluation.results import MODEL, RECONSTRUCTION, Results
+from ctflow.evaluation.results import MODEL, RECONSTRUCTION, Results, provenance
 from ctflow.evaluation.settings import SETTINGS
-from ctflow.evaluation.system import EvalSystem
+from ctflow.evaluation.system import EvalSystem, extractor_of, scorer_at
 from ctflow.metrics.clip_score import TextVolumeScorer
 from ctflow.outputs import check_writable
+from ctflow.processes import Ranks, device_of, keep_freed_buffers, log_threads
 from ctflow.shipped import shipped_path
-from ctflow.threads import log_threads
 
 log = logging.getLogger("ctflow")
 
@@ -54,7 +46,11 @@ def run(config: EvalConfig, output: Path, ranks: Ranks, checkpoint: Path | None)
         log_threads()
         for folder in (config.output, config.cache):
             check_writable(folder)
-    if config.external.volumes:
+    if config.protocol in CHALLENGES:
+        folder = config.backbones.clip
+        scorer = scorer_at(folder, device_of(config.device)) if folder else None
+        results = evaluate_challenge(config, scorer, ranks)
+    elif config.external.volumes:
         results = evaluate_external(config, _scorer(config, checkpoint), ranks)
     else:
         assert checkpoint is not None
@@ -76,9 +72,11 @@ def _check_files(config: EvalConfig) -> None:
     analysis, external = config.analysis, config.external
     named = {
         "analysis.pairs": shipped_path(analysis.pairs) if analysis.name == "contrast" else "",
+        "analysis.labels": analysis.labels,
+        "analysis.synthetic": analysis.synthetic,
         "analysis.readings": analysis.readings if analysis.name == "reading" else "",
         **{f"external.{key}": value for key, value in vars(external).items()},
-        **{f"backbones.{k}": v for k, v in vars(config.backbones).items() if not k.endswith("_sha256")},
+        **{f"backbones.{key}": path for key, path in config.backbones.files.items()},
     }
     missing = [f"{key}={path}" for key, path in named.items() if path and not Path(path).exists()]
     if missing:

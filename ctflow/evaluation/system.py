@@ -4,26 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ctflow.checkpoint import System
+from ctflow.checkpoint import System, folder_fingerprint, load_text_encoder
+from ctflow.config.evaluation import EvalConfig
 from ctflow.config.generation import RolloutConfig
 from ctflow.config.system import SystemConfig
 from ctflow.errors import EvaluationError
+from ctflow.evaluation.backbones import ClipScorer, build_backbones
 from ctflow.evaluation.cases import RealCase
-from ctflow.evaluation.features import at_side, real_volume
+from ctflow.evaluation.features import FeatureExtractor, FeaturePlan, real_volume
 from ctflow.evaluation.settings import ScoredVolume, Setting
 from ctflow.generation import (
     BlockMemo,
-    BlockProgress,
     RolloutCase,
+    RolloutRound,
     StopReason,
     VolumeGenerator,
     seeded_noise,
 )
+from ctflow.metrics.images import at_side, spacing_at
 from ctflow.models import AVAE, FMvT, TextEncoder
 from ctflow.types import HUVolume
 
@@ -101,14 +105,36 @@ class EvalSystem:
     def reconstruct(self, case: RealCase, volume: HUVolume) -> ScoredVolume:
         """A real volume through the A-VAE and back: the best any generator on it can do."""
         hu = self.decode(self.encode(volume))
-        zoom = volume.hu.shape[1] / hu.shape[1]
-        spacing = (volume.spacing[0], volume.spacing[1] * zoom, volume.spacing[2] * zoom)
+        spacing = spacing_at(volume.spacing, volume.hu.shape[1], hu.shape[1])
         return real_volume(case.case_id, HUVolume(hu, spacing))
 
 
 def scorer_name(encoder: TextEncoder) -> str:
     """What the score with this encoder's pair is called: the real name belongs to CT-CLIP's own layout."""
     return "clip" if encoder.clip.config.published_extras else "clip_phantom"
+
+
+def extractor_of(config: EvalConfig, system: EvalSystem) -> FeatureExtractor:
+    """What is kept of every volume, the same for the table and for analyses, so that they share files."""
+    if config.backbones.clip:
+        scorer = scorer_at(config.backbones.clip, system.device)
+    else:
+        scorer = ClipScorer(system.text, scorer_name(system.text), system.text_fingerprint)
+    backbones = build_backbones(config.backbones, scorer, system.device)
+    return FeatureExtractor(FeaturePlan.of(config, system.config.image_size), backbones, system.device)
+
+
+def scorer_at(
+    folder: Path | str, device: torch.device | str = "cpu", tokenizer: Path | str | None = None
+) -> ClipScorer:
+    """The text and image pair of a folder, for the agreement of reports and volumes.
+
+    Raises:
+        WeightsError: No such folder, or another layout.
+    """
+    encoder = load_text_encoder(folder, tokenizer)
+    encoder.clip.to(device)
+    return ClipScorer(encoder, scorer_name(encoder), folder_fingerprint(folder))
 
 
 def usable_in(setting: Setting, case: RealCase) -> bool:
@@ -124,7 +150,7 @@ def generate_batch(
     config: RolloutConfig,
     seed: int,
     precision: str = "fp32",
-    progress: Callable[[BlockProgress], None] | None = None,
+    progress: Callable[[RolloutRound], None] | None = None,
     memo: BlockMemo | None = None,
 ) -> Iterator[ScoredVolume]:
     """Generate from real cases in one setting; only what may be scored comes back unmasked.
@@ -176,8 +202,7 @@ def generate_batch(
 
 def _model_spacing(system: EvalSystem, case: RealCase) -> tuple[float, float, float]:
     """A real case's spacing in mm (z, y, x) at the model's number of pixels."""
-    zoom = case.shape[1] / system.config.image_size
-    return (case.spacing[0], case.spacing[1] * zoom, case.spacing[2] * zoom)
+    return spacing_at(case.spacing, case.shape[1], system.config.image_size)
 
 
 def _first(volume: HUVolume, slices: int) -> HUVolume:

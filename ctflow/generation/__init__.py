@@ -1,22 +1,21 @@
-"""Block rollout, stop rule and guidance; tensors only, no files."""
+"""One system that generates: reports to latents, block by block, to slices in HU. It opens no file."""
 
-from ctflow.generation.cases import (
-    BlockProgress,
+from ctflow.generation.rollout import BlockMemo, encode_reports, rollout, rollout_stream, seeded_noise
+from ctflow.generation.system import SliceUpdate, VolumeGenerator
+from ctflow.generation.volumes import (
     Cancelled,
     CaseRollout,
     NoiseSource,
     RolloutCase,
     RolloutRound,
     StopReason,
+    StopRule,
+    trailing_run,
+    white_slices,
 )
-from ctflow.generation.memo import BlockMemo
-from ctflow.generation.rollout import rollout, rollout_stream, seeded_noise
-from ctflow.generation.stop import StopRule, trailing_run, white_slices
-from ctflow.generation.system import SliceUpdate, VolumeGenerator
 
 __all__ = [
     "BlockMemo",
-    "BlockProgress",
     "Cancelled",
     "CaseRollout",
     "NoiseSource",
@@ -26,6 +25,7 @@ __all__ = [
     "StopReason",
     "StopRule",
     "VolumeGenerator",
+    "encode_reports",
     "rollout",
     "rollout_stream",
     "seeded_noise",

@@ -2,140 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from ctflow.config.generation import RolloutConfig
-from ctflow.flow import ADAPTIVE_SOLVER, KnownRegion, solve
-from ctflow.generation.cases import (
-    BlockProgress,
+from ctflow.flow import ADAPTIVE_SOLVER, KnownRegion, Velocity, solve
+from ctflow.generation.volumes import (
     Cancelled,
     CaseRollout,
+    GrowingVolume,
     NoiseSource,
     RolloutCase,
     RolloutRound,
-    StopReason,
+    StopRule,
 )
-from ctflow.generation.guidance import encode_reports, guided_velocity
-from ctflow.generation.memo import BlockMemo, block_key
-from ctflow.generation.stop import StopRule, trailing_run
 from ctflow.models import Conditions, FMvT, TextCondition
 from ctflow.seeding import case_noise
 from ctflow.types import BLOCK_LENGTH
-
-
-class _Running:
-    """The growing volume of one case."""
-
-    def __init__(self, case: RolloutCase, row: int, start: Tensor, config: RolloutConfig) -> None:
-        self.case, self.row = case, row
-        self.given = 0 if case.given is None else case.given.shape[1]
-        # The start block stands before slice 0, so that slice s is at index s + BLOCK_LENGTH.
-        self.volume = start if case.given is None else torch.cat([start, case.given.to(start)], dim=1)
-        self.real = None if case.real is None else torch.cat([start, case.real.to(start)], dim=1)
-        self.limit = config.max_slices if case.length is None else min(case.length, config.max_slices)
-        if case.real is not None:
-            self.limit = case.real.shape[1]
-        self.blocks: list[Tensor] = []
-        self.positions: list[int] = []
-        self.stop: StopReason | None = None
-        self.end = 0  # slices at the end of the volume that are its end
-        # A block after real slices repeats no generated slice.
-        self.overlap = config.overlap if case.real is None else 0
-
-    @property
-    def slices(self) -> int:
-        """Slices of the volume so far."""
-        return self.volume.shape[1] - BLOCK_LENGTH
-
-    @property
-    def held(self) -> int:
-        """Slices that the next block repeats."""
-        return min(self.overlap, self.slices)
-
-    @property
-    def position(self) -> int:
-        """Index of the next block's first slice."""
-        return self.slices - self.held
-
-    @property
-    def block_index(self) -> int:
-        """Index of the next block within the volume; given slices count as blocks."""
-        return len(self.blocks) + -(-self.given // BLOCK_LENGTH)
-
-    def before(self) -> Tensor:
-        """The 16 slices before the next block ``[C, T, h, w]``."""
-        source = self.volume if self.real is None else self.real
-        return source[:, self.position : self.position + BLOCK_LENGTH]
-
-    def known(self, block: Tensor) -> tuple[Tensor, Tensor]:
-        """Mask ``[1, T, 1, 1]`` and values ``[C, T, h, w]`` of the slices that the next block repeats."""
-        mask = torch.zeros(1, BLOCK_LENGTH, 1, 1, dtype=torch.bool, device=block.device)
-        mask[:, : self.held] = True
-        value = torch.zeros_like(block)
-        value[:, : self.held] = self.volume[:, self.volume.shape[1] - self.held :]
-        return mask, value
-
-    def noise(self, source: NoiseSource) -> Tensor:
-        """Of the next block, ``[C, T, h, w]``."""
-        before = self.before()
-        return source(self.case.case_id, self.block_index, before.shape).to(before)
-
-    def key(self, z1: Tensor, config: RolloutConfig) -> bytes:
-        """Of the next block in a ``BlockMemo``."""
-        case = self.case
-        facts = f"{self.position} {case.length} {case.spacing} {config}"
-        return block_key(facts, z1, self.before(), case.text, case.text_mask)
-
-    def ready(self, rule: StopRule) -> int:
-        """Slices that are final: white ones at the end may turn out to be the volume's end."""
-        if self.stop is not None:
-            return self.kept(rule)
-        return self.slices - trailing_run(rule.white_slices(self.volume[:, BLOCK_LENGTH:]))
-
-    def kept(self, rule: StopRule) -> int:
-        """Slices of the finished volume."""
-        whole = min(self.slices, max(self.limit, self.given))
-        if self.real is not None:
-            return whole
-        white = rule.white_slices(self.volume[:, BLOCK_LENGTH:][:, :whole])
-        return max(min(whole - trailing_run(white), self.slices - self.end), self.given)
-
-    def append(self, block: Tensor, rule: StopRule) -> None:
-        """Add a solved block ``[C, T, h, w]`` and decide whether the volume ends."""
-        self.positions.append(self.position)
-        self.blocks.append(block)
-        new = block[:, self.held :]
-        self.volume = torch.cat([self.volume, new], dim=1)
-        if self.real is not None:
-            self.stop = StopReason.REAL_LENGTH if self.slices >= self.limit else None
-            return
-        flags = rule.white_slices(new)
-        if rule.is_end(flags) and self.slices - rule.end_run(flags) < self.limit:
-            self.stop = StopReason.END_RECOGNISED
-            self.end = rule.end_run(flags)
-        elif self.slices >= self.limit:
-            asked = self.limit == self.case.length
-            self.stop = StopReason.LENGTH_REACHED if asked else StopReason.LIMIT_REACHED
-
-    def result(self, rule: StopRule) -> CaseRollout:
-        """The finished volume, trimmed."""
-        assert self.stop is not None
-        latents = self.volume[:, BLOCK_LENGTH:][:, : max(self.limit, self.given)]
-        white = rule.white_slices(latents)
-        blocks = torch.stack(self.blocks) if self.blocks else self.volume.new_zeros(0, *self.before().shape)
-        return CaseRollout(
-            self.case.case_id,
-            latents[:, : self.kept(rule)],
-            self.given,
-            blocks,
-            self.positions,
-            white,
-            self.stop,
-        )
 
 
 def rollout(
@@ -145,7 +34,7 @@ def rollout(
     rule: StopRule,
     config: RolloutConfig,
     noise: NoiseSource | None = None,
-    progress: Callable[[BlockProgress], None] | None = None,
+    progress: Callable[[RolloutRound], None] | None = None,
     memo: BlockMemo | None = None,
 ) -> list[CaseRollout]:
     """Generate volumes, all cases at once; arguments as for ``rollout_stream``.
@@ -157,7 +46,7 @@ def rollout(
     for round_ in rollout_stream(model, cases, start, rule, config, noise, memo=memo):
         results |= {result.case_id: result for result in round_.finished}
         if progress is not None:
-            progress(BlockProgress(round_.index, list(round_.slices), len(results), len(cases)))
+            progress(round_)
     return [results[case.case_id] for case in cases]
 
 
@@ -171,8 +60,10 @@ def rollout_stream(
     noise: NoiseSource | None = None,
     cancelled: Callable[[], bool] | None = None,
     memo: BlockMemo | None = None,
+    side_by_side: int = 0,
+    keep: bool = True,
 ) -> Iterator[RolloutRound]:
-    """Generate volumes block by block; a case that has ended leaves the batch.
+    """Generate volumes block by block; the next case takes the place of one that has ended.
 
     A case's noise is a function of (case id, block index), so that its volume depends on no other case.
 
@@ -187,6 +78,9 @@ def rollout_stream(
         noise: Source of the noise; None: ``seeded_noise(0)``.
         cancelled: Asked before each evaluation of the network; True ends the rollout with ``Cancelled``.
         memo: Blocks of this model solved before, not to be solved again.
+        side_by_side: Cases of a batch; 0: all of them.
+        keep: Whether finished cases hold their latents and blocks; without them memory does not grow with a
+            volume's length.
 
     Yields:
         After each round of blocks, what has become final.
@@ -199,8 +93,8 @@ def rollout_stream(
     if len(set(ids)) != len(ids) or not cases:
         raise ValueError(f"a rollout needs cases with different ids, found {ids}")
     start = _start_block(start, model)
-    running = [_Running(case, row, start, config) for row, case in enumerate(cases)]
-    for case in running:
+    waiting = deque(GrowingVolume(case, row, start, config, rule, keep) for row, case in enumerate(cases))
+    for case in waiting:
         if case.real is None and case.slices >= case.limit:
             raise ValueError(
                 f"case {case.case.case_id}: {case.given} slices are given, the limit is {case.limit}"
@@ -210,23 +104,28 @@ def rollout_stream(
     )
     source = seeded_noise(0) if noise is None else noise
     told = dict.fromkeys(ids, 0)
-    index = 0
-    while active := [case for case in running if case.stop is None]:
+    index, active = 0, list[GrowingVolume]()
+    while active or waiting:
+        while waiting and (not side_by_side or len(active) < side_by_side):
+            active.append(waiting.popleft())
         noises = {case.row: case.noise(source) for case in active}
         fresh = _recall(active, noises, memo, config, rule)
         for group in [[case] for case in fresh] if config.solver == ADAPTIVE_SOLVER else [fresh]:
             z1 = torch.stack([noises[case.row] for case in group]) if group else None
             blocks = () if z1 is None else _generate(model, group, text, no_text, z1, config, cancelled)
             for case, block in zip(group, blocks, strict=True):
-                if memo is not None and case.block_index < memo.first and not case.held:
-                    memo.put(case.key(noises[case.row], config), block)
+                if memo is not None and memo.keeps(case):
+                    memo.put(_block_key(case, noises[case.row], config), block)
                 case.append(block, rule)
         slices = {}
         for case in active:
-            name, ready = case.case.case_id, case.ready(rule)
-            slices[name] = case.volume[:, BLOCK_LENGTH + told[name] : BLOCK_LENGTH + max(ready, told[name])]
-            told[name] = max(ready, told[name])
-        finished = [case.result(rule) for case in active if case.stop is not None]
+            name = case.case.case_id
+            ready = max(case.ready(), told[name])
+            slices[name] = case.between(told[name], ready)
+            told[name] = ready
+            case.forget(ready)
+        finished = [case.result() for case in active if case.stop is not None]
+        active = [case for case in active if case.stop is None]
         yield RolloutRound(index, slices, finished)
         index += 1
 
@@ -237,19 +136,18 @@ def seeded_noise(seed: int) -> NoiseSource:
 
 
 def _recall(
-    active: list[_Running],
+    active: list[GrowingVolume],
     noises: dict[int, Tensor],
     memo: BlockMemo | None,
     config: RolloutConfig,
     rule: StopRule,
-) -> list[_Running]:
+) -> list[GrowingVolume]:
     """Continue the cases whose next block the memo holds; the others are still to be solved."""
     if memo is None:
         return active
     fresh = []
     for case in active:
-        shared = case.block_index < memo.first and not case.held
-        block = memo.get(case.key(noises[case.row], config)) if shared else None
+        block = memo.get(_block_key(case, noises[case.row], config)) if memo.keeps(case) else None
         if block is None:
             fresh.append(case)
         else:
@@ -269,7 +167,7 @@ def _start_block(start: Tensor, model: FMvT) -> Tensor:
 
 def _generate(
     model: FMvT,
-    group: list[_Running],
+    group: list[GrowingVolume],
     text: TextCondition,
     no_text: TextCondition | None,
     z1: Tensor,
@@ -302,3 +200,106 @@ def _generate(
         return guided(z, t)
 
     return solve(velocity, z1, config.steps, config.solver, known, config.time_shift)
+
+
+def guided_velocity(
+    model: FMvT, conditions: Conditions, no_text: TextCondition | None, config: RolloutConfig
+) -> Velocity:
+    """Velocity field with classifier-free guidance (Ho & Salimans 2022), one scale for each condition.
+
+    ``v + (text_guidance - 1) (v - v_without_text) + (previous_guidance - 1) (v - v_without_previous)``, where
+    v has both conditions. A scale of 1 costs nothing; each other one costs one more evaluation of the
+    network, the text's only at times from ``guidance_from`` on.
+
+    Args:
+        model: The FMvT, in evaluation mode.
+        conditions: What the blocks are generated from; the text is encoded.
+        no_text: "No text" for as many samples; None where text guidance is off.
+        config: The scales; one for the previous block needs a model that knows a null previous block.
+
+    Returns:
+        ``velocity(z, t)`` for ``ctflow.flow.solve``.
+    """
+    unguided = replace(conditions, text=no_text)
+    alone = replace(conditions, previous=None)
+
+    def velocity(z: Tensor, t: Tensor) -> Tensor:
+        full = model(z, t, conditions)
+        out = full
+        if no_text is not None and float(t) >= config.guidance_from:
+            out = out + (config.text_guidance - 1) * (full - model(z, t, unguided))
+        if config.previous_guidance != 1:
+            out = out + (config.previous_guidance - 1) * (full - model(z, t, alone))
+        return out
+
+    return velocity
+
+
+def encode_reports(
+    model: FMvT, texts: Sequence[Tensor], masks: Sequence[Tensor | None], guided: bool
+) -> tuple[TextCondition, TextCondition | None]:
+    """Encode the reports of a rollout once, and "no text" beside them where text guidance is on.
+
+    Args:
+        model: The FMvT.
+        texts: ``[L, D]`` each; shorter ones are padded.
+        masks: ``[L]`` each, or None where all tokens count.
+        guided: Whether "no text" is needed.
+
+    Returns:
+        Two conditions of as many rows as there are texts; the second is None unless ``guided``.
+    """
+    device = model.pos_embed.device
+    longest = max(text.shape[0] for text in texts)
+    text = torch.stack([torch.nn.functional.pad(t, (0, 0, 0, longest - t.shape[0])) for t in texts])
+    mask = torch.zeros(len(texts), longest, dtype=torch.bool)
+    for row, one_text, one_mask in zip(mask, texts, masks, strict=True):
+        row[: one_text.shape[0]] = True if one_mask is None else one_mask.bool().cpu()
+    text, mask = text.to(device), mask.to(device)
+    whole = model.encode_text(text, None if bool(mask.all()) else mask)
+    if not guided:
+        return whole, None
+    return whole, model.encode_text(None, batch=len(texts))
+
+
+class BlockMemo:
+    """The newest solved blocks of one model, by everything a block depends on.
+
+    Args:
+        capacity: Blocks kept; the oldest go first.
+        first: Only the first so many blocks of a volume are kept: later ones of two rollouts differ.
+    """
+
+    def __init__(self, capacity: int, first: int) -> None:
+        self.capacity, self.first = capacity, first
+        self._blocks: OrderedDict[bytes, Tensor] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def keeps(self, case: GrowingVolume) -> bool:
+        """Whether the next block of a case is one that rollouts share."""
+        return case.block_index < self.first and not case.held
+
+    def get(self, key: bytes) -> Tensor | None:
+        """The block ``[C, T, h, w]``, or None."""
+        return self._blocks.get(key)
+
+    def put(self, key: bytes, block: Tensor) -> None:
+        """Keep a block."""
+        self._blocks[key] = block
+        while len(self._blocks) > self.capacity:
+            self._blocks.popitem(last=False)
+
+
+def _block_key(case: GrowingVolume, z1: Tensor, config: RolloutConfig) -> bytes:
+    """Digest of everything that a case's next block depends on, tensors bit by bit."""
+    digest = hashlib.sha256(f"{case.position} {case.case.length} {case.case.spacing} {config}".encode())
+    for tensor in (z1, case.before(), case.case.text, case.case.text_mask):
+        if tensor is None:
+            digest.update(b"none")
+            continue
+        plain = tensor.detach().cpu().contiguous()
+        digest.update(f"{plain.dtype}{list(plain.shape)}".encode())
+        digest.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.digest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -12,10 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ctflow.config.generation import RolloutConfig
-from ctflow.generation.cases import BlockProgress, Cancelled, CaseRollout, NoiseSource, RolloutCase
-from ctflow.generation.memo import BlockMemo
-from ctflow.generation.rollout import rollout, rollout_stream
-from ctflow.generation.stop import StopRule
+from ctflow.generation.ahead import run_ahead
+from ctflow.generation.rollout import BlockMemo, rollout, rollout_stream
+from ctflow.generation.volumes import Cancelled, CaseRollout, NoiseSource, RolloutCase, RolloutRound, StopRule
 from ctflow.models import AVAE, FMvT
 
 ENCODE_BATCH = 16
@@ -77,7 +77,7 @@ class VolumeGenerator:
         cases: Sequence[RolloutCase],
         config: RolloutConfig,
         noise: NoiseSource,
-        progress: Callable[[BlockProgress], None] | None = None,
+        progress: Callable[[RolloutRound], None] | None = None,
         memo: BlockMemo | None = None,
     ) -> list[CaseRollout]:
         """Whole volumes as latents, all cases at once; see ``ctflow.generation.rollout``."""
@@ -104,8 +104,12 @@ class VolumeGenerator:
         config: RolloutConfig,
         noise: NoiseSource,
         cancelled: Callable[[], bool] | None = None,
+        side_by_side: int = 0,
+        beside: bool | None = None,
     ) -> Iterator[SliceUpdate]:
         """Generate volumes and decode each block's slices as soon as they are final.
+
+        Latents are forgotten once they are decoded: memory does not grow with a volume's length.
 
         Args:
             cases: What to generate, with different ids.
@@ -113,6 +117,10 @@ class VolumeGenerator:
             noise: Source of the noise.
             cancelled: Asked before each evaluation of the network and every few decoded slices; True ends the
                 stream with ``Cancelled``.
+            side_by_side: Volumes of a batch: the next case takes the place of one that has ended; 0: all.
+            beside: Whether the next blocks are solved (in a thread of their own) while these are decoded; the
+                numbers are the same. None: where something can run it, a CUDA device or a core that the
+                threads of one operation leave free.
 
         Yields:
             After each round of blocks one update for every volume that grew or ended. A volume's updates
@@ -122,12 +130,20 @@ class VolumeGenerator:
         blocks = dict(told)
         with self._autocast():
             rule, start = self.stop_rule(config), self.start
-            rounds = rollout_stream(self.fmvt, cases, start, rule, config, noise, cancelled)
-        while True:
-            with self._autocast():  # anew each round: none is left open while a reader works
-                round_ = next(rounds, None)
-            if round_ is None:
-                return
+
+        def rounds(cancelled: Callable[[], bool] | None) -> Iterator[RolloutRound]:
+            steps = rollout_stream(
+                self.fmvt, cases, start, rule, config, noise, cancelled, side_by_side=side_by_side, keep=False
+            )
+            while True:
+                with self._autocast():  # anew each round: none is left open while a reader works
+                    round_ = next(steps, None)
+                if round_ is None:
+                    return
+                yield round_
+
+        beside = self._has_room() if beside is None else beside
+        for round_ in run_ahead(rounds, cancelled, self.device) if beside else rounds(cancelled):
             finished = {result.case_id: result for result in round_.finished}
             for case_id, latents in round_.slices.items():
                 blocks[case_id] += 1
@@ -143,6 +159,10 @@ class VolumeGenerator:
                 raise Cancelled
             parts.append(self.decode(part))
         return np.concatenate(parts)
+
+    def _has_room(self) -> bool:
+        cores = len(os.sched_getaffinity(0))
+        return self.device.type == "cuda" or torch.get_num_threads() < cores
 
     def _autocast(self) -> AbstractContextManager[object]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")

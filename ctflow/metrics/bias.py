@@ -38,6 +38,12 @@ class Interval:
         return self.low <= value <= self.high
 
 
+def share_interval(hits: int, number: int) -> Interval:
+    """A share of ``number`` independent trials with its interval (Wilson 1927)."""
+    found = stats.binomtest(hits, number).proportion_ci(LEVEL, method="wilson")
+    return Interval(hits / number, float(found.low), float(found.high))
+
+
 def jackknife(statistic: CaseStatistic, seed: int = 0) -> Interval:
     """The statistic over all cases and its delete-a-group jackknife interval (none below ``MIN_CASES``)."""
     fake, real = list(range(statistic.fake_cases)), list(range(statistic.real_cases))

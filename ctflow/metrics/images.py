@@ -1,4 +1,4 @@
-"""From HU to what backbones take: 8-bit windows, the stated resolution, clips."""
+"""HU at another resolution, and what backbones take: 8-bit windows, clips."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ctflow.errors import MetricError
+from ctflow.types import HUVolume
 
 SCORE_WINDOW = (-1000.0, 1000.0)
 """HU shown to every backbone as 0 … 255 (evaluation.md)."""
+
+
+Spacing = tuple[float, float, float]
 
 
 def to_uint8(hu: Tensor, window: tuple[float, float] = SCORE_WINDOW) -> Tensor:
@@ -22,6 +26,25 @@ def to_uint8(hu: Tensor, window: tuple[float, float] = SCORE_WINDOW) -> Tensor:
         raise MetricError("HU that are NaN or infinite", "finite HU", "given slices must not reach a score")
     low, high = window
     return ((hu.float().clamp(low, high) - low) * (255.0 / (high - low))).round().to(torch.uint8)
+
+
+def at_side(hu: Tensor, side: int) -> Tensor:
+    """Slices ``[S, H, W]`` in HU resampled to ``side``² (bilinear, antialiased), NaN slices staying NaN."""
+    if tuple(hu.shape[1:]) == (side, side) or not len(hu):
+        return hu
+    return F.interpolate(hu.unsqueeze(1), size=(side, side), mode="bilinear", antialias=True)[:, 0]
+
+
+def spacing_at(spacing: Spacing, pixels: int, side: int) -> Spacing:
+    """Spacing in mm (z, y, x) of slices of ``pixels``² that are resampled to ``side``²."""
+    zoom = pixels / side
+    return (spacing[0], spacing[1] * zoom, spacing[2] * zoom)
+
+
+def volume_at(volume: HUVolume, side: int) -> HUVolume:
+    """A volume of square slices resampled in plane to ``side``², see ``at_side``."""
+    hu = at_side(torch.from_numpy(volume.hu), side).numpy()
+    return HUVolume(hu, spacing_at(volume.spacing, volume.hu.shape[1], side))
 
 
 def slices_at(hu: Tensor, resolution: int | None) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,8 +14,9 @@ from torchmetrics.functional.image import (
 )
 from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
-from ctflow.errors import MetricError
+from ctflow.errors import MetricError, WeightsError
 from ctflow.metrics.images import SCORE_WINDOW, three_channels
+from ctflow.metrics.trained_backbones import checked_file
 
 FIVE_SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 THREE_SCALES = tuple(b / sum(FIVE_SCALES[:3]) for b in FIVE_SCALES[:3])
@@ -130,3 +132,22 @@ class Lpips(nn.Module):
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         """Distance per slice ``[N]`` of images from ``lpips_input``."""
         return self.network(first, second, normalize=False).flatten()
+
+
+def load_lpips(path: Path, sha256: str) -> Lpips:
+    """LPIPS with the AlexNet of a file.
+
+    Args:
+        path: torchvision's state dict.
+        sha256: Expected hash in hex; empty: any.
+
+    Raises:
+        WeightsError: No file there, another hash, or no state dict.
+        MetricError: Weights of another network.
+    """
+    checked_file(path, sha256, "torchvision's AlexNet")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for files that are no state dict
+        raise WeightsError(f"{path} is no state dict: {error}", "torchvision's AlexNet weights") from error
+    return Lpips(state)

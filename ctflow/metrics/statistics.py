@@ -177,3 +177,56 @@ class PerCaseMean:
     def __call__(self, fake: Sequence[int], real: Sequence[int]) -> float:
         """The mean over the chosen cases that have a value."""
         return float(self.values[list(fake)].nanmean())
+
+
+class DiagonalFrechetStatistic:
+    """Fréchet distance between chosen cases of Gaussians whose features are taken as uncorrelated.
+
+    ``|m₁ − m₂|² + Σ (s₁ − s₂)²``: what can be told where samples are fewer than dimensions. There the
+    estimated covariances span other directions in either set, and the full distance says little else.
+
+    Args:
+        fake: Per case, features ``[n_case, d]``.
+        real: The same for the reference set.
+    """
+
+    width = 1
+    """Dimensions that the samples have to outnumber."""
+
+    def __init__(self, fake: Sequence[Tensor], real: Sequence[Tensor]) -> None:
+        self._fake, self._real = _Cases(fake, "fake"), _Cases(real, "real")
+        if self._fake.width != self._real.width:
+            raise MetricError(f"features of width {self._fake.width} and {self._real.width}", "one width")
+        self.fake_cases, self.real_cases = len(fake), len(real)
+
+    def samples(self, fake: Sequence[int], real: Sequence[int]) -> int:
+        """Samples in the smaller of both chosen sets."""
+        return min(self._fake.count(fake), self._real.count(real))
+
+    def __call__(self, fake: Sequence[int], real: Sequence[int]) -> float:
+        """The distance in float64."""
+        x, y = self._fake.chosen(fake), self._real.chosen(real)
+        if min(len(x), len(y)) < 2:
+            raise MetricError(f"sets of {len(x)} and {len(y)} samples", "at least 2 in each")
+        means, spreads = x.mean(0) - y.mean(0), x.std(0) - y.std(0)
+        return float(means.square().sum() + spreads.square().sum())
+
+
+class MeanOf:
+    """The mean of several statistics over the same cases.
+
+    Args:
+        parts: At least one.
+    """
+
+    def __init__(self, parts: Sequence[CaseStatistic]) -> None:
+        self.parts = parts
+        self.fake_cases, self.real_cases = parts[0].fake_cases, parts[0].real_cases
+
+    def samples(self, fake: Sequence[int], real: Sequence[int]) -> int:
+        """Samples in the smallest chosen set of any part."""
+        return min(part.samples(fake, real) for part in self.parts)
+
+    def __call__(self, fake: Sequence[int], real: Sequence[int]) -> float:
+        """The mean over the chosen cases."""
+        return sum(part(fake, real) for part in self.parts) / len(self.parts)

@@ -1,10 +1,9 @@
 """Networks: the FMvT, the A-VAE and CT-CLIP. Plain PyTorch; no Lightning, no files."""
 
 from ctflow.models.avae import AVAE, Posterior
-from ctflow.models.conditions import Conditions
+from ctflow.models.conditions import Conditions, TextCondition
 from ctflow.models.ctclip import CTCLIP, TextEncoding, VolumeEncoding
 from ctflow.models.fmvt import FMvT
-from ctflow.models.fmvt_text import TextCondition
 from ctflow.models.text import TextEmbedding, TextEncoder, clean_text
 from ctflow.models.tokenizer import ReportTokenizer, train_wordpiece
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,14 +13,16 @@ from torch import Tensor, nn
 from transformers import BertConfig as HFBertConfig
 from transformers import BertModel
 
-from ctflow.config.encoders import CTCLIPConfig
+from ctflow.config.encoders import CTCLIPConfig, VolumeGrid
 from ctflow.errors import CTFlowError
-from ctflow.models.ctclip_adapter import TokenAdapter
-from ctflow.models.ctclip_extras import PublishedExtras
+from ctflow.models.ctclip_published import PublishedExtras
 from ctflow.models.ctvit import CTViT
+from ctflow.types import HUVolume
+from ctflow.volume_grid import array_to_grid, to_grid
 
 SHORTEST_SENTENCE = 3
 """Tokens, the stop among them."""
+ADAPTER_HEADS, ADAPTER_LAYERS = 4, 2
 
 
 class TextEncoding(NamedTuple):
@@ -49,6 +51,44 @@ class VolumeEncoding(NamedTuple):
     latent: Tensor
     embedding: Tensor
     commitment: Tensor
+
+
+class TokenAdapter(nn.Module):
+    """A narrow transformer over the hidden states of a frozen text tower; it adds its output to them.
+
+    It begins as the identity.
+
+    Args:
+        dim: Width of the hidden states.
+        width: Width of the transformer, a multiple of 4.
+    """
+
+    def __init__(self, dim: int, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.down = nn.Linear(dim, width)
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(
+                width,
+                ADAPTER_HEADS,
+                2 * width,
+                dropout=0.0,
+                activation="gelu",
+                batch_first=True,
+                norm_first=True,
+            )
+            for _ in range(ADAPTER_LAYERS)
+        )
+        self.up = nn.Linear(width, dim)
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """States ``[B, L, dim]`` and mask ``[B, L]``, 1 where a token stands, to states of the same shape."""
+        x = self.down(self.norm(tokens))
+        for layer in self.layers:
+            x = layer(x, src_key_padding_mask=mask == 0)
+        return tokens + self.up(x)
 
 
 class CTCLIP(nn.Module):
@@ -98,7 +138,7 @@ class CTCLIP(nn.Module):
         fits = volume.ndim == 5 and volume.shape[1] == 1 and volume.shape[2] % sides[0] == 0
         if not fits or list(volume.shape[3:]) != sides[1:]:
             expected = f"[B, 1, a multiple of {sides[0]}, {sides[1]}, {sides[2]}]"
-            action = "bring HU volumes to the grid with ctflow.models.ctclip_preprocess.preprocess_volume"
+            action = "bring HU volumes to the grid with ctflow.models.ctclip.preprocess_volume"
             raise CTFlowError(f"a volume of shape {list(volume.shape)}", expected, action)
         output = self.volume(volume)
         embedding = output.tokens.mean(dim=1).flatten(1)  # [B, h·w·D]
@@ -145,3 +185,28 @@ def sentence_mask(ids: Tensor, mask: Tensor, ends: Sequence[int]) -> Tensor:
     together[:, 0, :] = True
     together[:, :, 0] = True
     return together & mask[:, None, :].bool()
+
+
+def volume_input(volume: HUVolume, grid: VolumeGrid) -> Tensor:
+    """An oriented volume to the volume tower's input ``[1, 1, *grid.shape]``; see ``VolumeGrid.axes``."""
+    return to_grid(volume, grid)[None, None] / grid.hu_limit
+
+
+def preprocess_volume(
+    hu: Tensor,
+    spacing_mm: tuple[float, float, float],
+    grid: VolumeGrid,
+    clip: Literal["before", "after"] = "before",
+) -> Tensor:
+    """The same for an array whose axes are in the order of ``grid.shape`` already.
+
+    Args:
+        hu: Volume in HU, ``[slices, rows, columns]``.
+        spacing_mm: Its spacing along those axes.
+        grid: Shape, spacing and HU limit of the result.
+        clip: See ``array_to_grid``.
+
+    Returns:
+        ``[1, 1, *grid.shape]`` float32 in [-1, 1], to be stacked along the first axis.
+    """
+    return array_to_grid(hu, spacing_mm, grid, clip)[None, None] / grid.hu_limit

@@ -10,18 +10,19 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ctflow.config.models import FMvTConfig
-from ctflow.models.conditions import Conditions
-from ctflow.models.fmvt_block import FMvTBlock, modulation_rows
+from ctflow.models.conditions import CaptionEmbedder, Conditions, NumberEmbedder, TextCondition, TimeEmbedder
 from ctflow.models.fmvt_layers import (
+    CrossAttention,
     FinalLayer,
-    NumberEmbedder,
+    FMvTBlock,
     PatchEmbedder,
+    PreparedText,
     TextAtPlaces,
-    TimeEmbedder,
+    TextTokens,
+    modulation_rows,
     spatial_embedding,
     temporal_embedding,
 )
-from ctflow.models.fmvt_text import CaptionEmbedder, CrossAttention, PreparedText, TextCondition, TextTokens
 
 _SPACING_SCALE = 100.0
 """The logarithm of a spacing is embedded a hundredfold: 1 % of a millimetre is a step of one."""

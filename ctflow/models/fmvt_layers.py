@@ -1,18 +1,20 @@
-"""Layers of the FMvT: embeddings, self-attention, modulation and the output layer."""
+"""Layers of the FMvT: places, patches, attention within a block and to the text, the transformer block."""
 
 from __future__ import annotations
 
-import math
 from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from timm.layers import Mlp
 from torch import Tensor, nn
+
+from ctflow.config.models import FMvTConfig
 
 TanhGELU = partial(nn.GELU, approximate="tanh")
 NORM_EPS = 1e-6
-SINUSOID_DIM = 256
 
 
 def sincos_1d(dim: int, positions: Tensor) -> Tensor:
@@ -41,45 +43,6 @@ def spatial_embedding(dim: int, rows: int, columns: int, scale: float) -> Tensor
 def temporal_embedding(dim: int, length: int, scale: float) -> Tensor:
     """``[1, length, dim]`` float32, over the slices of a block in steps of a patch."""
     return sincos_1d(dim, torch.arange(length) / scale)[None].float()
-
-
-def sinusoid(values: Tensor, dim: int = SINUSOID_DIM) -> Tensor:
-    """Cosines, then sines, of ``values [B]`` at frequencies 1 to nearly 1/10000: ``[B, dim]`` float32."""
-    half = dim // 2
-    steps = torch.arange(half, dtype=torch.float32, device=values.device)
-    angles = values.float()[:, None] * torch.exp(-math.log(10000.0) * steps / half)
-    return torch.cat([angles.cos(), angles.sin()], dim=1)
-
-
-class TimeEmbedder(nn.Module):
-    """The flow time in [0, 1] as a vector: sinusoid, then a two-layer MLP."""
-
-    def __init__(self, hidden_size: int, multiplier: float) -> None:
-        super().__init__()
-        self.multiplier = multiplier
-        self.mlp = nn.Sequential(
-            nn.Linear(SINUSOID_DIM, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
-        )
-
-    def forward(self, t: Tensor) -> Tensor:
-        """``[B]`` to ``[B, hidden]``."""
-        return self.mlp(sinusoid(t * self.multiplier))
-
-
-class NumberEmbedder(nn.Module):
-    """A number of the order of 1 to 1000 (slices, mm) as a vector; a learned one where it is unknown."""
-
-    def __init__(self, hidden_size: int) -> None:
-        super().__init__()
-        self.mlp = nn.Sequential(
-            nn.Linear(SINUSOID_DIM, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
-        )
-        self.unknown = nn.Parameter(torch.zeros(hidden_size))
-
-    def forward(self, values: Tensor) -> Tensor:
-        """``[B]``, NaN where unknown, to ``[B, hidden]``."""
-        known = ~values.isnan()
-        return torch.where(known[:, None], self.mlp(sinusoid(values.nan_to_num())), self.unknown)
 
 
 class PatchEmbedder(nn.Module):
@@ -155,6 +118,53 @@ class SelfAttention(nn.Module):
         return self.proj(merged)
 
 
+class CrossAttention(nn.Module):
+    """Attention from latent tokens to text tokens."""
+
+    def __init__(self, hidden_size: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q_linear = nn.Linear(hidden_size, hidden_size)
+        self.kv_linear = nn.Linear(hidden_size, 2 * hidden_size)
+        self.proj = nn.Linear(hidden_size, hidden_size)
+
+    def prepare(self, text: TextTokens) -> PreparedText:
+        """Project the text once for all steps of the flow.
+
+        With one token the softmax is over a single score, so every query's answer is ``proj(v)`` exactly.
+        """
+        tokens, mask, present = text
+        if tokens.shape[1] > 1:
+            return PreparedText(None, *self.keys_values(tokens), mask, present)
+        hidden = tokens.shape[2]
+        value = F.linear(
+            tokens, self.kv_linear.weight[hidden:], self.kv_linear.bias[hidden:]
+        )  # [B, 1, hidden]
+        answer = self.proj(value)  # [B, 1, hidden]
+        return PreparedText(answer if present is None else answer * present)
+
+    def keys_values(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """``[B, L, hidden]`` to keys and values, each ``[B, heads, L, d]``."""
+        both = self.kv_linear(tokens).unflatten(2, (2, self.num_heads, -1))  # [B, L, 2, heads, d]
+        keys, values = both.transpose(1, 3).unbind(2)
+        return keys, values
+
+    def attend(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        """The general path: ``x [B, N, hidden]``, ``mask [B, L]`` (True: attend) to ``[B, N, hidden]``."""
+        q = self.q_linear(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # [B, heads, N, d]
+        allowed = None if mask is None else mask[:, None, None, :]  # [B, 1, 1, L]
+        out = attention(q, keys, values, allowed)  # [B, heads, N, d]
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+    def forward(self, x: Tensor, text: PreparedText) -> Tensor:
+        """``[B, N, hidden]`` to ``[B, N, hidden]``, or to ``[B, 1, hidden]``: one answer for all queries."""
+        if text.answer is not None:
+            return text.answer
+        assert text.keys is not None and text.values is not None
+        out = self.attend(x, text.keys, text.values, text.mask)  # [B, N, hidden]
+        return out if text.present is None else out * text.present
+
+
 class TextAtPlaces(nn.Module):
     """A report's summary times the token's place: what "on the right" means for a token, before any
     attention.
@@ -181,6 +191,102 @@ def normalise(x: Tensor) -> Tensor:
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """``x [B, T, S, hidden]`` normalised, then scaled and shifted by ``[B, T or 1, 1, hidden]``."""
     return torch.addcmul(shift, normalise(x), 1 + scale)
+
+
+class TextTokens(NamedTuple):
+    """A batch of reports at the transformer's width.
+
+    Attributes:
+        tokens: ``[B, L, hidden]``.
+        mask: ``[B, L]`` bool, True where a token counts; None: all count.
+        present: ``[B, 1, 1]``, 0 for samples whose cross-attention is left out, else 1; None: all are
+            present.
+    """
+
+    tokens: Tensor
+    mask: Tensor | None = None
+    present: Tensor | None = None
+
+    def summary(self) -> Tensor:
+        """The mean token of each report, ``[B, hidden]``."""
+        if self.mask is None:
+            return self.tokens.mean(dim=1)
+        weight = self.mask.to(self.tokens.dtype)[:, :, None]  # [B, L, 1]
+        return (self.tokens * weight).sum(dim=1) / weight.sum(dim=1)
+
+
+class PreparedText(NamedTuple):
+    """What one block's cross-attention needs of the text, the same at every step of the flow.
+
+    Attributes:
+        answer: ``[B, 1, hidden]``, the layer's whole output where the text is one token; else None.
+        keys: ``[B, heads, L, d]``; None where ``answer`` is set.
+        values: ``[B, heads, L, d]``; None where ``answer`` is set.
+        mask: As in ``TextTokens``.
+        present: As in ``TextTokens``.
+    """
+
+    answer: Tensor | None
+    keys: Tensor | None = None
+    values: Tensor | None = None
+    mask: Tensor | None = None
+    present: Tensor | None = None
+
+
+def modulation_rows(config: FMvTConfig) -> int:
+    """Shift, scale and gate for each modulated branch."""
+    return 6 if config.raw_temporal_branch else 9
+
+
+class FMvTBlock(nn.Module):
+    """Spatial, temporal and cross-attention and an MLP, under adaLN-single (PixArt-α, section 2.3)."""
+
+    def __init__(self, config: FMvTConfig) -> None:
+        super().__init__()
+        hidden = config.hidden_size
+        self.raw_temporal_branch = config.raw_temporal_branch
+        self.raw_cross_queries = config.raw_cross_queries
+        self.attn = SelfAttention(hidden, config.num_heads, "space", config.scrambled_heads)
+        self.cross_attn = CrossAttention(hidden, config.num_heads)
+        self.mlp = Mlp(hidden, int(hidden * config.mlp_ratio), act_layer=TanhGELU)
+        self.scale_shift_table = nn.Parameter(torch.zeros(modulation_rows(config), hidden))
+        self.attn_temp = SelfAttention(hidden, config.num_heads, "time", config.scrambled_heads)
+
+    def forward(
+        self, x: Tensor, modulation: Tensor, text: PreparedText, late_embedding: Tensor | None
+    ) -> Tensor:
+        """One block.
+
+        Args:
+            x: Tokens ``[B, T, S, hidden]``.
+            modulation: ``[B, T or 1, rows, hidden]``, shared by all blocks.
+            text: The text, or this block's projection of it.
+            late_embedding: ``[1, T, hidden]`` added to the temporal branch's input, or None.
+
+        Returns:
+            Tokens ``[B, T, S, hidden]``.
+        """
+        if isinstance(text, TextTokens):
+            text = self.cross_attn.prepare(text)
+        rows = (self.scale_shift_table + modulation)[:, :, :, None]  # [B, T or 1, rows, 1, hidden]
+        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp, *own = rows.unbind(2)  # [B, T or 1, 1, hidden]
+
+        x = torch.addcmul(x, gate, self.attn(modulate(x, shift, scale)))  # [B, T, S, hidden]
+
+        if self.raw_temporal_branch:
+            h = x
+        else:
+            shift_time, scale_time, gate = own
+            h = modulate(x, shift_time, scale_time)
+        if late_embedding is not None:
+            h = h + late_embedding[:, :, None]
+        x = torch.addcmul(x, gate, self.attn_temp(h))  # [B, T, S, hidden]
+
+        h = x if self.raw_cross_queries or text.answer is not None else normalise(x)
+        answer = self.cross_attn(h.flatten(1, 2), text)  # [B, T*S or 1, hidden]
+        x = x + (answer[:, None] if text.answer is not None else answer.unflatten(1, x.shape[1:3]))
+
+        return torch.addcmul(x, gate_mlp, self.mlp(modulate(x, shift_mlp, scale_mlp)))  # [B, T, S, hidden]
 
 
 class FinalLayer(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -12,10 +13,15 @@ from tokenizers.models import WordPiece
 from torch import Tensor
 
 from ctflow.errors import WeightsError
-from ctflow.models.shortening import kept_tokens
 
 UNKNOWN = "[UNK]"
 SPECIAL_TOKENS = ("[PAD]", UNKNOWN, "[CLS]", "[SEP]", "[MASK]")
+
+
+_IMPRESSION = re.compile(r"\b(?:impressions?|conclusions?|opinion)\b", re.IGNORECASE)
+LARGEST_SHARE, USUAL_SHARE = 1 / 2, 1 / 4
+"""Part of the tokens that a headed impression may take, and that the end of a report without headings gets
+(in CT-RATE an impression is a seventh of a report)."""
 
 
 class TokenBatch(NamedTuple):
@@ -147,6 +153,29 @@ class ReportTokenizer:
             spelt = len(pieces) > 2 and sum(map(len, pieces)) < 2 * len(pieces)
             unknown += [text] if UNKNOWN in pieces or spelt else []
         return UnknownWords(len(unknown) / max(total, 1), unknown[:5])
+
+
+def kept_tokens(text: str, offsets: Sequence[tuple[int, int]], room: int) -> tuple[int, int]:
+    """Which tokens of a long report stay.
+
+    Args:
+        text: The report.
+        offsets: Where each of its tokens lies in ``text``; more than ``room`` of them.
+        room: Tokens that can stay.
+
+    Returns:
+        How many at the beginning and how many at the end; together ``room``.
+    """
+    headings = [match.start() for match in _IMPRESSION.finditer(text)]
+    if headings:
+        first = next(i for i, (_, end) in enumerate(offsets) if end > headings[-1])
+        tail = min(len(offsets) - first, int(room * LARGEST_SHARE))
+    else:
+        tail = int(room * USUAL_SHARE)
+        starts = range(len(offsets) - tail, len(offsets))
+        # From the beginning of a sentence on, where one begins there.
+        tail = next((len(offsets) - i for i in starts if text[slice(*offsets[i - 1])] == "."), tail)
+    return room - tail, tail
 
 
 def train_wordpiece(reports: Iterable[str], vocab_size: int, max_tokens: int = 512) -> ReportTokenizer:

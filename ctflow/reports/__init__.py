@@ -5,7 +5,7 @@ was asked.
 """
 
 from ctflow.reports.mirror import mirrored
-from ctflow.reports.parser import parse_report, parse_sentence
+from ctflow.reports.parser import difference, parse_report, parse_sentence
 from ctflow.reports.sentences import sentences
 from ctflow.reports.stated import StatedFinding, summarised
 from ctflow.reports.terms import LABELS
@@ -13,6 +13,7 @@ from ctflow.reports.terms import LABELS
 __all__ = [
     "LABELS",
     "StatedFinding",
+    "difference",
     "mirrored",
     "parse_report",
     "parse_sentence",

@@ -72,10 +72,12 @@ class Entry:
                 self.extra.append(group)
 
     def groups(self) -> list[Group]:
-        """Places, each with its sizes; the sides named one by one stand for ``both``."""
+        """Places, each with its sizes; sides named one by one replace ``both``, and no side is lost."""
         whole = self.group.side == "both" and self.group.lobe is None
         if whole and any(g.placed for g in self.extra):
-            return [replace(g, grade=g.grade or self.group.grade) for g in self.extra]
+            told = [replace(g, grade=g.grade or self.group.grade) for g in self.extra]
+            silent = [side for side in ("right", "left") if side not in {g.side for g in told}]
+            return told + [replace(self.group, side=side) for side in silent if len(silent) == 1]
         return [self.group, *self.extra]
 
 

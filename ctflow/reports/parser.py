@@ -9,7 +9,7 @@ from typing import cast
 from ctflow.reports.clauses import Clause, Entry
 from ctflow.reports.places import Group, normalised
 from ctflow.reports.sentences import sentences
-from ctflow.reports.stated import Side, StatedFinding
+from ctflow.reports.stated import Side, StatedFinding, summarised
 from ctflow.reports.terms import WITHOUT_SIDE
 
 _CLAUSE = re.compile(
@@ -64,3 +64,24 @@ def _finding(label: str, present: bool, group: Group, sentence: str) -> StatedFi
         grade=group.grade,
         sentence=sentence,
     )
+
+
+def difference(a: str, b: str) -> str:
+    """What two reports differ in: a label, and its presence, side, place or size; else ``not told``."""
+    stated = [{_key(f) for f in summarised(parse_report(text))} for text in (a, b)]
+    changed = stated[0] ^ stated[1]
+    for label in sorted({key[0] for key in changed}):
+        own = [{key for key in side if key[0] == label and key[1]} for side in stated]
+        if not own[0] and not own[1]:
+            continue
+        if not own[0] or not own[1]:
+            return f"{label}, presence"
+        if {key[2] for key in own[0]} != {key[2] for key in own[1]}:
+            return f"{label}, side"
+        return f"{label}, {'place' if {k[3] for k in own[0]} != {k[3] for k in own[1]} else 'size'}"
+    return "not told"
+
+
+def _key(finding: StatedFinding) -> tuple[str, bool, str, str, str]:
+    size = f"{finding.grade} {finding.size_mm} {finding.volume_ml} {finding.ratio}"
+    return finding.label, finding.present, finding.side or "", finding.lobe or "", size

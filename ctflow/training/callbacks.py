@@ -36,8 +36,15 @@ class SeedEachBatch(L.Callback):
         torch.manual_seed(derived_generator(pl_module.seed, *names).initial_seed())
 
 
+def validation_due(trainer: L.Trainer) -> bool:
+    """Whether a validation follows the batch in hand, or followed the last one before a stop."""
+    batches = trainer.fit_loop.epoch_loop.total_batch_idx + 1
+    return bool(trainer.limit_val_batches) and batches % int(trainer.val_check_batch or 1) == 0
+
+
 class PeriodicCheckpoint(L.Callback):
-    """Writes ``last.ckpt`` every so many steps or minutes and at the end, never leaving a partial file.
+    """Writes ``last.ckpt`` every so many steps or minutes, before every validation (which may then be stopped
+    at any time) and at the end, never leaving a partial file.
 
     Args:
         folder: Where it goes.
@@ -57,7 +64,7 @@ class PeriodicCheckpoint(L.Callback):
         step = updates(pl_module)
         if step == self._saved_step or step == 0 or trainer.fit_loop._should_accumulate():
             return
-        due = bool(self.every) and step % self.every == 0
+        due = (bool(self.every) and step % self.every == 0) or validation_due(trainer)
         if self.minutes and not due:
             late = time.monotonic() - self._saved_at > 60 * self.minutes
             due = trainer.strategy.broadcast(late) if trainer.world_size > 1 else late

@@ -40,6 +40,7 @@ class CurveFile(Logger):
         super().__init__()
         self.path = folder / CURVES
         self._kept: set[tuple[str, str]] = set()
+        """Steps and names of what the last validation before a resume has logged."""
         if self.path.is_file():
             self._forget(resumed_at)
 
@@ -55,6 +56,11 @@ class CurveFile(Logger):
         with replaced(self.path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([HEADER, *rows])
         self._kept = {(r[0], r[1]) for r in rows if int(r[0]) == step - 1 and r[1].startswith("val/")}
+
+    @property
+    def validated(self) -> bool:
+        """Whether the validation that followed the checkpoint's step was logged, all its values at once."""
+        return bool(self._kept)
 
     @property
     def name(self) -> str:

@@ -11,7 +11,7 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from ctflow.config.training import OptimizerConfig
-from ctflow.training.precision import bf16_supported
+from ctflow.processes import bf16_supported
 from ctflow.training.schedule import learning_rate
 
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)

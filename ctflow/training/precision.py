@@ -1,20 +1,9 @@
-"""Which arithmetic this processor supports."""
+"""Lightning's name for the arithmetic that this processor supports."""
 
 from __future__ import annotations
 
-import torch
-
 from ctflow.errors import ConfigError
-
-
-def bf16_supported(device_type: str) -> bool:
-    """Whether bfloat16 arithmetic runs in hardware (a CPU needs AVX512-BF16 or AMX)."""
-    if device_type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device_type == "cpu":
-        checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-        return any(getattr(torch.cpu, name, bool)() for name in checks)
-    return False
+from ctflow.processes import bf16_supported
 
 
 def resolve_precision(precision: str, device_type: str) -> str:

@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ctflow.config.training import TrainConfig
 from ctflow.errors import ConfigError
+from ctflow.training.callbacks import validation_due
 from ctflow.training.checkpoint_io import read_checkpoint
 from ctflow.training.plain import from_plain, to_plain
 
@@ -114,3 +115,26 @@ class OptimizerSettings(L.Callback):
             for group, configured, rate in zip(optimizer.param_groups, groups, rates, strict=True):
                 group |= configured | {"lr": rate}
             scheduler.base_lrs, scheduler._last_lr = bases, rates
+
+
+class MissedValidation(L.Callback):
+    """Validates at the start where the run was stopped before its last step's validation was done.
+
+    Lightning holds a validation that was due for done. To be listed last.
+
+    Args:
+        done: Whether it was done.
+    """
+
+    def __init__(self, done: bool) -> None:
+        self.done = done
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Run it as Lightning would have done after the checkpoint's batch."""
+        if trainer.strategy.broadcast(self.done) or not validation_due(trainer):
+            return
+        loop, connector = trainer.fit_loop.epoch_loop.val_loop, trainer._logger_connector
+        first = connector._first_loop_iter
+        loop.restarting, trainer.validating = False, True
+        loop.run()
+        trainer.training, connector._first_loop_iter = True, first

@@ -21,7 +21,7 @@ from ctflow.config.training import TrainConfig
 from ctflow.data import LatentDataModule
 from ctflow.data.stream import EvaluationLoader
 from ctflow.errors import ConfigError
-from ctflow.threads import log_threads
+from ctflow.processes import log_threads
 from ctflow.training.base import CountingModule
 from ctflow.training.callbacks import LearningRate, Limits, PeriodicCheckpoint, SeedEachBatch, remove_partial
 from ctflow.training.checkpoint_io import BesideTarget
@@ -29,7 +29,7 @@ from ctflow.training.cluster import check_cluster, first_process
 from ctflow.training.curves import CurveFile
 from ctflow.training.fitting import fitted_to_data
 from ctflow.training.precision import resolve_precision
-from ctflow.training.resuming import OptimizerSettings, resumed_step
+from ctflow.training.resuming import MissedValidation, OptimizerSettings, resumed_step
 from ctflow.training.runs import CONFIG_FILE, Run, held, locate_run
 from ctflow.training.signals import StopOnSignal
 from ctflow.training.tasks import TASKS, Task
@@ -158,6 +158,9 @@ def build_trainer(
         checkpoints,
         StopOnSignal(checkpoints),
     ]
+    curves = CurveFile(run.folder, step)
+    if step:
+        callbacks.append(MissedValidation(curves.validated))
     if loop.progress:
         callbacks.append(TQDMProgressBar(refresh_rate=5))
     logged = run.folder / "tensorboard"
@@ -179,7 +182,7 @@ def build_trainer(
         limit_val_batches=val_batches,
         num_sanity_val_steps=0,
         log_every_n_steps=loop.log_every,
-        logger=[board, CurveFile(run.folder, step)],
+        logger=[board, curves],
         callbacks=callbacks,
         enable_checkpointing=False,
         enable_progress_bar=loop.progress,

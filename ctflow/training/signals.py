@@ -27,6 +27,8 @@ STATUS = {signal.SIGTERM: 128 + signal.SIGTERM, signal.SIGINT: 128 + signal.SIGI
 class StopOnSignal(L.Callback):
     """After SIGTERM, SIGINT (Ctrl-C) or SIGUSR1: the batch in hand, a checkpoint, the end. To be listed last.
 
+    A single process also stops between two batches of a validation and two rounds of its rollouts.
+
     A second signal ends the process at once.
 
     Args:
@@ -73,6 +75,34 @@ class StopOnSignal(L.Callback):
         Raises:
             Stopped: With the signal's status.
         """
+        self._stop_where_asked(trainer, pl_module)
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Stop between two batches of a validation.
+
+        Raises:
+            Stopped: With the signal's status.
+        """
+        self.stop_validation(trainer, pl_module)
+
+    def stop_validation(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save and stop in mid-validation; of several processes, which have unequal shares, none does.
+
+        Raises:
+            Stopped: With the signal's status.
+        """
+        if trainer.world_size == 1:
+            self._stop_where_asked(trainer, pl_module)
+
+    def _stop_where_asked(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.fit_loop._should_accumulate():
             return
         number = self._agreed(trainer, pl_module)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ctflow.checkpoint import folder_fingerprint, load_text_encoder
-
 if TYPE_CHECKING:
     from ctflow.evaluation.backbones import ClipScorer
 
@@ -16,14 +14,12 @@ def load_scorer(path: Path | str, tokenizer: Path | str | None = None) -> ClipSc
 
     Args:
         path: See ``load_ctclip``.
-        tokenizer: Folder of ``tokenizer.json`` or ``vocab.txt``; None: beside the weights; nothing is
+        tokenizer: Folder of ``tokenizer.json`` or ``vocab.txt``; None: the folder of the weights. Nothing is
             fetched.
 
     Raises:
         WeightsError: See ``load_text_encoder``.
     """
-    from ctflow.evaluation.backbones import ClipScorer  # takes seconds
-    from ctflow.evaluation.system import scorer_name
+    from ctflow.evaluation.system import scorer_at  # takes seconds
 
-    encoder = load_text_encoder(path, tokenizer)
-    return ClipScorer(encoder, scorer_name(encoder), folder_fingerprint(path))
+    return scorer_at(path, tokenizer=tokenizer)

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ctflow.config import Flag, parse_command
 from ctflow.config.prep import IngestConfig
 from ctflow.errors import ConfigError, ScanError
 from ctflow.files import write_text
+
+if TYPE_CHECKING:
+    from ctflow.parts import Part
+    from data_prep.ct_rate.run import IngestRun
 
 log = logging.getLogger(__name__)
 SETTINGS = "settings.json"
@@ -80,11 +87,16 @@ def ingest(config: IngestConfig) -> int:
         CTFlowError: No such source, nothing in it, unreadable CSVs, or an output made with other settings.
     """
     # Heavy imports wait until here: workers import this module anew and need none of them.
+    from ctflow.parts import claimed, this_part, when_free
     from data_prep.ct_rate.discovery import find_items
-    from data_prep.ct_rate.journal import Journal
+    from data_prep.ct_rate.joining import join_parts
+    from data_prep.ct_rate.journal import FOLDER, JOIN_LOCK, Journal
+    from data_prep.ct_rate.records import settings
     from data_prep.ct_rate.report import SHEET, log_summary, write_contact_sheet, write_reports
-    from data_prep.ct_rate.run import IngestRun, settings
+    from data_prep.ct_rate.run import IngestRun
     from data_prep.ct_rate.tables import Tables
+
+    part = this_part(config.part, config.parts)
 
     output = Path(config.output)
     source_dir = Path(config.source)
@@ -110,19 +122,47 @@ def ingest(config: IngestConfig) -> int:
             "%d volumes of the report CSVs are not under %s: %s …", len(missing), source_dir, missing[0]
         )
     _claim(output, settings(config))
-    with Journal(output) as journal:
-        run = IngestRun(config, source, tables, journal)
+    with ExitStack() as stack:
+        with when_free(output / FOLDER / JOIN_LOCK):
+            stack.enter_context(claimed(output / FOLDER, part, output))
+        journal = stack.enter_context(Journal(output))
+        decides = part.count == 1 and not journal.undecided
+        if not decides:
+            journal = stack.enter_context(Journal(output, part))
+        run = IngestRun(config, source, tables, journal, part, decides)
         pending = run.pending
-        log.info("%d files or folders, %d to do", len(source.items), pending)
+        log.info("%d files or folders, %d to do%s", len(source.items), pending, _of(part))
         run.work()
+    if not decides:
+        if not join_parts(config):
+            return _unfinished(output, part, run)
+        with Journal(output) as journal:
+            run = IngestRun(config, source, tables, journal, retry=False)
     summary = write_reports(output, run.seen.values(), source, settings(config), len(missing))
-    if pending or not (output / SHEET).is_file():
+    if pending or not decides or not (output / SHEET).is_file():
         write_contact_sheet(output)
     log_summary(summary, run.seen.values())
     if not summary["accepted"] + summary["flagged"]:
         log.error("nothing usable under %s; see %s", config.source, output / "quarantine.csv")
         return 2
     return 1 if summary["refused"] else 0
+
+
+def _of(part: Part) -> str:
+    return "" if part.count == 1 else f" ({part})"
+
+
+def _unfinished(output: Path, part: Part, run: IngestRun) -> int:
+    """This part is done and others are not; 1 where it refused something."""
+    from data_prep.unfinished import unfinished
+
+    statuses = Counter(outcome.status for outcome in run.seen.values())
+    told = ", ".join(f"{count} {status}" for status, count in sorted(statuses.items()))
+    log.info("%s is done: %s", part, told or "nothing was its own")
+    for line in unfinished(output):
+        log.info("%s", line)
+    log.info("the last part to end joins the shards and writes the reports")
+    return 1 if statuses["refused"] else 0
 
 
 def _claim(output: Path, settings: dict[str, object]) -> None:

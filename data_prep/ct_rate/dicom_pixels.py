@@ -76,8 +76,9 @@ def _check_neighbours(stored: NDArray[Any], headers: list[DicomHeader]) -> None:
         if abs(means[k] - near) > _MAX_STEP_HU and abs(as_usual - near) < 0.25 * abs(means[k] - near):
             raise ScanRefused(
                 "mixed_rescale",
-                f"{header.path.name} has slope and intercept {header.rescale}, {len(fitting)} slices have "
-                f"{usual}, and its values fit those: mean {means[k]:.0f} HU beside {near:.0f}",
+                f"{header.path.name} has slope {header.rescale[0]:g} and intercept {header.rescale[1]:g}, "
+                f"{len(fitting)} of {len(headers)} slices have {usual[0]:g} and {usual[1]:g}: its mean is "
+                f"{means[k]:.0f} HU beside a slice of {near:.0f} HU, with theirs it is {as_usual:.0f} HU",
             )
 
 

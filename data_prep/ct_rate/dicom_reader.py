@@ -88,11 +88,15 @@ def _check_rescale(headers: list[DicomHeader]) -> None:
     if unclear is not None:
         raise ScanRefused("mixed_rescale", f"{_name(unclear)}: {', '.join(unclear.unclear)}")
     if odd:
-        texts = [" and ".join(tags) or "neither slope nor intercept" for tags in (odd[0].rescale_tags, usual)]
+        texts = [
+            " and ".join(tags) or "neither RescaleSlope nor RescaleIntercept"
+            for tags in (odd[0].rescale_tags, usual)
+        ]
+        more = f" (and {len(odd) - 1} more slices differ)" if len(odd) > 1 else ""
         raise ScanRefused(
             "mixed_rescale",
-            f"{_name(odd[0])} has {texts[0]}, {len(headers) - len(odd)} of {len(headers)} slices have "
-            f"{texts[1]}",
+            f"{len(headers) - len(odd)} of {len(headers)} slices have {texts[1]}, but {_name(odd[0])} has "
+            f"{texts[0]}{more}: whether its values are stored values or HU cannot be told",
         )
     negative = next((h for h in headers if h.rescale and h.rescale[0] < 0), None)
     if negative is not None and negative.rescale is not None:

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ctflow.files import describe_stranger
 from data_prep.ct_rate.dicom_headers import DicomHeader, is_dicom, read_header
-from data_prep.ct_rate.discovery import DICOM, Item, fingerprint
+from data_prep.ct_rate.discovery import Item, fingerprint
+from data_prep.ct_rate.naming import DICOM
 from data_prep.ct_rate.nifti_reader import is_nifti
 from data_prep.ct_rate.reasons import ScanRefused, packing_of, printable
 from data_prep.ct_rate.scan import MIN_SLICES, SAME_PLACE_MM
@@ -46,10 +48,12 @@ def sort_folder(item: Item) -> tuple[list[Item], list[Told]]:
                     (f"{item.key}#{_label(part[0])}", "refused", why.code, f"{len(part)} files: {why.detail}")
                 )
     good.sort(key=lambda part: (part[0].series_number, part[0].series, part[0].path.name))
+    several = len({part[0].patient_id for part in good}) > 1
     for number, part in enumerate(good, start=1):
         key = item.key.rstrip("/") if len(good) == 1 else f"{item.key}#{number}-{_label(part[0])}"
         paths = sorted(header.path for header in part)
-        items.append(Item(key, "series", tuple(map(str, paths)), fingerprint(paths)))
+        files = tuple(map(str, paths))
+        items.append(Item(key, "series", files, fingerprint(paths), beside_others=several))
     return items, told
 
 
@@ -83,7 +87,9 @@ def _read_headers(item: Item) -> tuple[list[DicomHeader], list[Told], list[Item]
         try:
             header = read_header(path)
         except ScanRefused as refusal:
-            told.append((key, "refused", refusal.code, refusal.detail))
+            stranger = describe_stranger(path)
+            reason = ("not_an_image", f"the file {stranger}") if stranger else (refusal.code, refusal.detail)
+            told.append((key, "refused", *reason))
             continue
         except OSError as error:
             told.append((key, "refused", "not_read", printable(str(error))))
@@ -167,6 +173,6 @@ def _no_image(path: Path) -> tuple[str, str]:
         head = stream.read(300)
     if packing := packing_of(head):
         return "packed", f"packed ({packing}): unpack it first"
-    if not head:
-        return "not_an_image", "an empty file"
+    if stranger := describe_stranger(path):
+        return "not_an_image", f"the file {stranger}"
     return "not_an_image", f"begins with {head[:8]!r}, no format that is read here"

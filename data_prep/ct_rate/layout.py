@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
-from ctflow.errors import ScanError
+from ctflow.errors import CTFlowError, ScanError
+from ctflow.text_files import read_text
 
 VOLUME = re.compile(
     r"^(?P<patient>(?P<split>train|valid)_\d+)_(?P<scan>[a-z]+)_(?P<number>\d+)$", re.IGNORECASE
@@ -104,10 +105,10 @@ def read_lists(paths: Sequence[Path]) -> dict[str, str]:
     listed: dict[str, str] = {}
     for path in paths:
         try:
-            text = path.read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
+            text = read_text(path)
+        except CTFlowError as error:
             raise ScanError(
-                f"{path} cannot be read as a list of volumes: {error}",
+                f"{error.found}: no list of volumes",
                 "one file name a line",
                 "check --exclude, or move the file out of the source",
             ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import logging
 import zlib
 from pathlib import Path
 from typing import BinaryIO
@@ -14,10 +15,12 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
-from data_prep.ct_rate.discovery import sibling
 from data_prep.ct_rate.reasons import ScanRefused, packing_of
 from data_prep.ct_rate.scan import RawScan, check_affine, check_shape
+from data_prep.ct_rate.survey import sibling
 
+# It tells what it mends in a header, without the file's name; what it cannot mend is the refusal's detail.
+logging.getLogger("nibabel.global").setLevel(logging.CRITICAL + 1)
 _UNITS = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}
 _TAIL_BYTES = 2**20
 """Most bytes read behind the voxels; more is a damaged header, not a NIfTI."""

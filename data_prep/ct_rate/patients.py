@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import re
 
-from data_prep.ct_rate.discovery import is_published
 from data_prep.ct_rate.likeness import Looks
+from data_prep.ct_rate.naming import is_published
 from data_prep.ct_rate.prepare import Outcome
 
 log = logging.getLogger(__name__)

@@ -13,10 +13,12 @@ import numpy as np
 
 from ctflow.config.prep import IngestConfig
 from ctflow.errors import ScanError
-from data_prep.ct_rate.discovery import case_id_of, chosen_images, patient_and_split, survey_source
+from data_prep.ct_rate.discovery import chosen_images
 from data_prep.ct_rate.geometry import check_spacing
 from data_prep.ct_rate.journal import read_outcomes
 from data_prep.ct_rate.memory import WORKER_BYTES
+from data_prep.ct_rate.naming import case_id_of, patient_and_split
+from data_prep.ct_rate.survey import survey_source
 from data_prep.ct_rate.tables import CsvRow, Tables
 from data_prep.ct_rate.tags import acquisition_of
 
@@ -80,13 +82,12 @@ def make_plan(config: IngestConfig) -> Plan:
     plan = Plan(folders=len(survey.loose))
     for group in layout.left_out:
         plan.left_out[f"{group.code} ({group.place})"] += group.count
-    for _, status, code, _ in survey.told:
-        plan.left_out[code] += status == "refused"
     if excluded:
         plan.left_out["listed_no_chest"] += len(excluded)
-    for _, status, code, _ in survey.told:
+    for key, status, code, detail in survey.told:
         if status == "refused":
             plan.expected[code] += 1
+            log.warning("%s: %s (%s)", key, code, detail)
     scans, patients, voxels = set(), set(), np.zeros(2)
     for key in layout.kept:
         case, row = case_id_of(key), tables.row(key, len(layout.kept) == 1)

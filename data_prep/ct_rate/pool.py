@@ -23,7 +23,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
 from ctflow.errors import CTFlowError
-from data_prep.ct_rate.discovery import case_id_of
+from data_prep.ct_rate.naming import case_id_of
 from data_prep.ct_rate.prepare import REFUSED, Job, Outcome, outcome_fingerprint, prepare
 
 log = logging.getLogger(__name__)

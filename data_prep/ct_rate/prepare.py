@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctflow.config.prep import IngestConfig
-from ctflow.files import replaced
+from ctflow.files import describe_stranger, replaced
 from ctflow.orientation import orientation_doubt
 from data_prep.ct_rate.dicom_reader import read_dicom_series
 from data_prep.ct_rate.dicom_series import sort_folder
-from data_prep.ct_rate.discovery import TRUTH, Item, case_id_of, patient_and_split
+from data_prep.ct_rate.discovery import Item
 from data_prep.ct_rate.geometry import (
     OBLIQUE_DEGREES,
     Grid,
@@ -35,11 +35,13 @@ from data_prep.ct_rate.itk_reader import read_itk_scan
 from data_prep.ct_rate.label_maps import is_label_map, is_label_map_file
 from data_prep.ct_rate.likeness import coarse_picture
 from data_prep.ct_rate.memory import worker_bytes
+from data_prep.ct_rate.naming import case_id_of, patient_and_split
 from data_prep.ct_rate.nifti_reader import read_nifti_scan
 from data_prep.ct_rate.noise import tissue_noise
 from data_prep.ct_rate.reasons import ScanExcluded, ScanRefused, printable
 from data_prep.ct_rate.scan import MIN_SLICES, RawScan, check_affine, check_memory
 from data_prep.ct_rate.screening import screen
+from data_prep.ct_rate.survey import TRUTH
 from data_prep.ct_rate.tables import CsvRow
 from data_prep.ct_rate.tags import acquisition_of, with_geometry
 
@@ -149,9 +151,20 @@ def prepare(job: Job) -> Outcome:
     except Exception as error:
         detail = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         outcome.status, outcome.reasons = REFUSED, [["unreadable", detail]]
+    if outcome.reasons and outcome.reasons[0][0] in ("unreadable", "truncated"):
+        outcome.reasons = _told_by_content(Path(job.item.files[0])) or outcome.reasons
     outcome.reasons = [[code, printable(detail)] for code, detail in outcome.reasons]
     outcome.seconds = round(time.perf_counter() - started, 3)
     return outcome
+
+
+def _told_by_content(path: Path) -> list[list[str]]:
+    """The reason where an unreadable file is of another kind altogether: a pointer, a web page, empty."""
+    try:
+        stranger = describe_stranger(path)
+    except OSError:
+        return []
+    return [["not_an_image", f"the file {stranger}"]] if stranger else []
 
 
 def outcome_fingerprint(item: Item, row: CsvRow) -> str:

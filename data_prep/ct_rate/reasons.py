@@ -22,7 +22,7 @@ REFUSALS = {
     "no_geometry": "no usable position, orientation or spacing",
     "no_orientation": "the header says nothing about orientation: left and right are unknown",
     "implausible_spacing": "no scanner's spacing or field of view, and no metadata CSV that mends it",
-    "mixed_rescale": "slope and intercept stand in some slices and not in others, or do not fit their values",
+    "mixed_rescale": "a slope or intercept that only some slices have, or that is no number or a wrong one",
     "gantry_tilt": "slices are sheared against their own normal",
     "uneven_slices": "slices are missing or unevenly spaced",
     "repeated_positions": "different slices at one position: 4D, or several reconstructions in one",

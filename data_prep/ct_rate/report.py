@@ -20,10 +20,11 @@ from ctflow.data.manifest import read_manifest
 from ctflow.files import write_text
 from ctflow.pictures import LUNG, SOFT_TISSUE, axial, coronal, save_png, stack
 from ctflow.types import HUVolume
-from data_prep.ct_rate.discovery import Source, is_published
+from data_prep.ct_rate.discovery import Source
 from data_prep.ct_rate.layout import LeftOut
+from data_prep.ct_rate.naming import is_published
 from data_prep.ct_rate.prepare import ACCEPTED, EXCLUDED, EXPANDED, FLAGGED, IGNORED, REFUSED, Outcome
-from data_prep.ct_rate.run import SPLITS
+from data_prep.ct_rate.units import SPLITS
 
 log = logging.getLogger(__name__)
 QUARANTINE, VOLUMES, SUMMARY, SHEET = "quarantine.csv", "volumes.csv", "summary.json", "contact_sheet.png"
@@ -164,16 +165,18 @@ def log_summary(summary: dict[str, Any], outcomes: Iterable[Outcome]) -> None:
 
 def _tell_patients(outcomes: Iterable[Outcome], summary: dict[str, Any]) -> None:
     kept = [o for o in _kept(list(outcomes), summary["settings"]) if not is_published(o.case_id)]
-    counts = Counter(o.patient_id for o in kept).most_common(1)
-    if not counts or len(kept) < 2:
+    contents = {o.voxels_sha256: o for o in reversed(kept)}.values()  # copies count once
+    scans = {(o.acquisition.get("scan") or o.case_id): o.patient_id for o in contents}
+    counts = Counter(scans.values()).most_common(1)
+    if not counts or len(scans) < 2:
         return
     patient, count = counts[0]
-    if count == len(kept) or (len(kept) >= _MANY and 2 * count > len(kept)):
+    if count == len(scans) or (len(scans) >= _MANY and 2 * count > len(scans)):
         empty = [split for split in SPLITS if not summary["splits"][split]]
         log.warning(
             "%d of %d scans count as one patient (%s)%s: where they are not, give patient_pattern, an "
             "expression whose first group is the patient in a file's path: patient_pattern='(case[0-9]+)'",
-            *(count, len(kept), patient, f", so {empty[0]} is empty" if empty else ""),
+            *(count, len(scans), patient, f", so {empty[0]} is empty" if empty else ""),
         )
 
 

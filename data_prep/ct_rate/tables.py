@@ -8,13 +8,15 @@ import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
 from ctflow.config.prep import IngestConfig
 from ctflow.errors import CTFlowError, ScanError
 from ctflow.text_files import read_table
-from data_prep.ct_rate.matching import Line, Match, Matcher, parts_of
+from data_prep.ct_rate.matching import Line, Match, Matcher, Names, parts_of
+from data_prep.ct_rate.naming import folder_and_series
 from data_prep.ct_rate.tags import ScanTags, tags_of
 
 log = logging.getLogger(__name__)
@@ -72,30 +74,41 @@ class Tables:
 
     def __init__(self, config: IngestConfig, found: Sequence[Path], keys: Iterable[str] = ()) -> None:
         source = Path(config.source)
-        root, keys = source.parent if source.is_file() else source, list(keys)
+        self._names = Names(keys, source.parent if source.is_file() else source)
         reports = _load(config.reports, _REPORT_COLUMNS) or _load_found(found, "report", _REPORT_COLUMNS)
-        given = {Path(p).name.lower().removesuffix(".csv"): _load([p]) for p in config.metadata}
-        metadata = [line for lines in given.values() for line in lines] or _load_found(found, "metadata")
+        given = [(Path(p).name.lower().removesuffix(".csv"), _load([p])) for p in config.metadata]
+        metadata = [line for _, lines in given for line in lines] or _load_found(found, "metadata")
         labels = _load(config.labels) or _load_found(found, "label")
         self.has_reports = bool(reports)
         self._reports, self._metadata, self._labels = (
-            Matcher(lines, keys, root) for lines in (reports, metadata, labels)
+            Matcher(lines, self._names) for lines in (reports, metadata, labels)
         )
         self._label_columns = _label_columns(labels)
         self._only_metadata = metadata if len(metadata) == 1 and config.metadata else []
-        self._sidecars = {parts_of(name)[-1]: lines for name, lines in given.items() if len(lines) == 1}
+        self._sidecars = {parts_of(name)[-1:]: lines for name, lines in given if len(lines) == 1}
         for kind, matcher in (
             ("report", self._reports),
             ("metadata", self._metadata),
             ("label", self._labels),
         ):
-            _tell_repeated(kind, matcher, keys)
+            _tell_repeated(kind, matcher)
+
+    def found(self, keys: Iterable[str]) -> None:
+        """Volumes that were found in a folder of loose files: lines may name these too."""
+        new = [key for key in keys if folder_and_series(key)[0] not in self._names.parts]
+        for key in new:
+            self._names.add(key)
+        if new:
+            self._reports, self._metadata, self._labels = (
+                Matcher(matcher.lines, self._names)
+                for matcher in (self._reports, self._metadata, self._labels)
+            )
 
     def without_file(self) -> list[str]:
         """Volumes that a report CSV lists and the source lacks."""
         return sorted({line.name for line in self._reports.unmatched})
 
-    def row(self, key: str, alone: bool) -> CsvRow:
+    def row(self, key: str, alone: bool, shared: bool = False) -> CsvRow:
         """Everything the CSVs say of a volume.
 
         A metadata CSV of a single line, given by name, also counts for the volume whose file name it shares,
@@ -104,15 +117,17 @@ class Tables:
         Args:
             key: Of the volume's item.
             alone: Whether it is the only volume of the source.
+            shared: Whether it is a series in a folder that holds another patient's too.
         """
-        metadata = self._metadata.match(key)
+        self.found([key])
+        metadata = self._metadata.match(key, shared)
         if not metadata.lines and not metadata.doubt:
-            sidecar = self._sidecars.get(parts_of(key.partition("#")[0])[-1])
+            sidecar = self._sidecars.get(parts_of(folder_and_series(key)[0])[-1:])
             metadata = Match(tuple(sidecar or (self._only_metadata if alone else [])))
         doubts: list[str] = []
-        report = _agreed(self._reports.match(key), lambda line: report_text(_lower(line)), doubts)
+        report = _agreed(self._reports.match(key, shared), lambda line: report_text(_lower(line)), doubts)
         scan = _agreed(metadata, _scan_of, doubts) or _Scan()
-        labels = _agreed(self._labels.match(key), self._labels_of, doubts)
+        labels = _agreed(self._labels.match(key, shared), self._labels_of, doubts)
         unclear = [*scan.unclear, *(labels[1] if labels else ())]
         return CsvRow(
             report=report,
@@ -179,9 +194,8 @@ def _agreed(match: Match, parse: Callable[[Line], _T], doubts: list[str]) -> _T 
     return said[0]
 
 
-def _tell_repeated(kind: str, matcher: Matcher, keys: Iterable[str]) -> None:
-    repeated = [(key, match) for key in keys if len((match := matcher.match(key)).lines) > 1]
-    if repeated:
+def _tell_repeated(kind: str, matcher: Matcher) -> None:
+    if repeated := matcher.repeated():
         key, match = repeated[0]
         log.warning(
             "%d volumes are named more than once in the %s CSVs (%s in %s); equal lines count once, a volume "
@@ -239,6 +253,7 @@ def _first(row: dict[str, str], names: Sequence[str]) -> str:
     return next((row[name] for name in names if row.get(name)), "")
 
 
+@lru_cache(maxsize=2**14)
 def _number(text: str) -> float | None:
     """A number, with a point or a decimal comma."""
     try:

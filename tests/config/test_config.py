@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from ctflow.config import config_to_yaml, load_config, run_command
 from ctflow.config.accuracy import AccuracyConfig
 from ctflow.config.bench import BenchConfig
+from ctflow.config.challenge import ChallengeConfig
 from ctflow.config.commands import ConvertConfig, GenerateConfig
 from ctflow.config.data import CheckConfig, EncodeConfig
 from ctflow.config.demo import DemoConfig
@@ -25,7 +26,7 @@ from ctflow.errors import ConfigError, ShardError, Stopped
 from ctflow.training.plain import from_plain, to_plain
 
 SCHEMAS = [BenchConfig, CheckConfig, ConvertConfig, DemoConfig, EncodeConfig, EvalConfig, GenerateConfig,
-           IngestConfig, AccuracyConfig, PackConfig, PhantomConfig, TrainConfig]  # fmt: skip
+           IngestConfig, AccuracyConfig, ChallengeConfig, PackConfig, PhantomConfig, TrainConfig]  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ctflow.config.accuracy import AccuracyConfig
 from ctflow.config.bench import BenchConfig
+from ctflow.config.challenge import ChallengeConfig
 from ctflow.config.commands import ConvertConfig, GenerateConfig
 from ctflow.config.data import CheckConfig, EncodeConfig
 from ctflow.config.demo import DemoConfig
@@ -24,8 +25,8 @@ from ctflow.config.system import SystemConfig
 from ctflow.config.training import TrainConfig
 
 SCHEMAS = [
-    TrainConfig, ConvertConfig, GenerateConfig, IngestConfig, EncodeConfig, CheckConfig, PhantomConfig,
-    PackConfig, BenchConfig, SystemConfig, DemoConfig, EvalConfig, AccuracyConfig,
+    TrainConfig, ChallengeConfig, ConvertConfig, GenerateConfig, IngestConfig, EncodeConfig, CheckConfig,
+    PhantomConfig, PackConfig, BenchConfig, SystemConfig, DemoConfig, EvalConfig, AccuracyConfig,
 ]  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from ctflow.config.encoders import VolumeGrid
 from ctflow.data import LatentDataModule, LatentShards, SliceShards, SliceShardWriter, padded_slices
 from ctflow.data.views import BlockView, SliceView, VolumeView
 from ctflow.errors import ShardError
-from ctflow.models.ctclip_preprocess import volume_input
+from ctflow.models.ctclip import volume_input
 from ctflow.types import HUVolume
 from ctflow.volume_grid import to_grid
 

@@ -10,7 +10,7 @@ from ct_rate_scans import chest, save_dicom, save_nifti
 from test_ct_rate_run import contents, run, table
 
 from ctflow.config.prep import IngestConfig
-from data_prep.ct_rate.matching import Line, Matcher
+from data_prep.ct_rate.matching import Line, Matcher, Names
 from data_prep.ct_rate.tables import Tables
 
 SAME = [f"s000{k}/ct.nii.gz" for k in range(3)]
@@ -18,7 +18,9 @@ SAME = [f"s000{k}/ct.nii.gz" for k in range(3)]
 
 def named(names, keys, root="/data/scans") -> dict[str, str]:
     """Key to what names it: its lines, or ``?`` where they are in doubt."""
-    matcher = Matcher([Line(f"row {n}", name, {}) for n, name in enumerate(names, 2)], keys, Path(root))
+    matcher = Matcher(
+        [Line(f"row {n}", name, {}) for n, name in enumerate(names, 2)], Names(keys, Path(root))
+    )
     found = {key: matcher.match(key) for key in keys}
     return {k: "?" if m.doubt else ",".join(line.name for line in m.lines) for k, m in found.items()}
 
@@ -76,8 +78,38 @@ def test_folders_of_dicom_files():
     keys = ["p1/study/series/", "p2/study/series/"]
     for names in (["p1", "p2"], ["p1/study/series", "p2/study/series"], ["p1/study", "p2\\study\\"]):
         assert named(names, keys) == dict(zip(keys, names, strict=True))
-    matcher = Matcher([Line("row 2", "p1/study/series", {})], keys, Path("/data"))
-    assert matcher.match("p1/study/series#2-s4").lines and not matcher.match("p2/study/series#1-s1").lines
+    matcher = Matcher([Line("row 2", "p1/study/series", {})], Names(keys, Path("/data")))
+    assert matcher.match("p1/study/series/#2-s4").lines and not matcher.match("p2/study/series/#1-s1").lines
+
+
+def test_series_of_several_patients_in_one_folder_have_lines_of_their_own():
+    keys, names = ["in/"], ["in", "IN/#2-s4"]
+    lines = [Line(f"row {n}", name, {}) for n, name in enumerate(names, 2)]
+    matcher = Matcher(lines, Names(keys, Path("/in")))
+    assert [line.name for line in matcher.match("in/#1-s1").lines] == ["in"]
+    assert [line.name for line in matcher.match("in/#2-s4", shared=True).lines] == ["IN/#2-s4"]
+    doubt = matcher.match("in/#1-s1", shared=True).doubt
+    assert "series of other patients" in doubt and "write in/#1-s1" in doubt
+
+
+def test_a_number_sign_in_a_file_name_is_a_letter():
+    keys = ["a/scan#1.nii.gz", "a/scan#2.nii.gz"]
+    assert named(["scan#1.nii.gz", "scan#2"], keys) == {keys[0]: "scan#1.nii.gz", keys[1]: "scan#2"}
+
+
+def test_one_line_never_goes_to_the_patients_of_a_whole_folder(tmp_path):
+    for number in (1, 2):
+        hu = np.roll(chest(seed=number), 4 * number, axis=1)
+        save_dicom(tmp_path / "in" / "dicom", hu, series=number, PatientID=f"P{number}")
+    reports = write(tmp_path / "r.csv", "VolumeName,Findings_EN\ndicom,Whose?\n")
+    assert run(tmp_path / "in", tmp_path / "out", "--reports", reports) == 2
+    refused = {r["source"]: r for r in table(tmp_path / "out" / "quarantine.csv")}
+    assert {r["reason"] for r in refused.values()} == {"ambiguous_row"} and len(refused) == 2
+    rows = "".join(f"{key},Of {key}.\n" for key in refused)
+    reports = write(tmp_path / "r.csv", f"VolumeName,Findings_EN\n{rows}")
+    assert run(tmp_path / "in", tmp_path / "out", "--reports", reports) == 0
+    texts = {entry[2] for entry in contents(tmp_path / "out").values()}
+    assert len(texts) == 2 and all(text.startswith("Of dicom/") for text in texts)
 
 
 def write(path, text) -> str:
@@ -109,6 +141,13 @@ def test_labels_that_are_none_are_named(tmp_path, caplog):
     assert row.labels == {"Emphysema": 1}
     assert [cell.split(" (")[0] for cell in row.unclear] == ["Nodule: 'maybe'", "Effusion: '7e99'"]
     assert "Sex ('F')" in caplog.text
+
+
+def test_two_metadata_files_of_one_name_both_count(tmp_path):
+    head = "VolumeName,RescaleIntercept\n"
+    paths = [write(tmp_path / n / "meta.csv", f"{head}{n},{v}\n") for n, v in (("a", -1024), ("b", -8192))]
+    tables = Tables(IngestConfig(source=str(tmp_path), metadata=paths), [], ["a.nii", "b.nii"])
+    assert [tables.row(key, False).rescale for key in ("a.nii", "b.nii")] == [(1.0, -1024.0), (1.0, -8192.0)]
 
 
 def test_numbers_of_metadata(tmp_path):

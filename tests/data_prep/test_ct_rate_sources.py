@@ -15,10 +15,13 @@ from ct_rate_scans import chest, save_dicom, save_nifti
 from test_ct_rate_run import contents, run, table
 
 from ctflow.config.prep import IngestConfig
+from ctflow.data.nifti import read_nifti
 from ctflow.errors import CTFlowError
+from ctflow.text_files import read_table
 from data_prep.ct_rate import dicom_series
-from data_prep.ct_rate.discovery import Item, Source, case_id_of, find_items
+from data_prep.ct_rate.discovery import Item, Source, find_items
 from data_prep.ct_rate.likeness import GRID, Looks, alike
+from data_prep.ct_rate.naming import case_id_of
 from data_prep.ct_rate.patients import PatientLinks
 from data_prep.ct_rate.prepare import Job, Outcome, prepare
 from data_prep.ct_rate.report import write_reports
@@ -35,23 +38,24 @@ def test_folders_and_files_that_may_not_be_read_are_told(tmp_path, monkeypatch):
     save_nifti(tmp_path / "in" / "closed" / "two.nii.gz", chest())
     (tmp_path / "in" / "half").mkdir()
     (tmp_path / "in" / "half" / "three.nii.gz").write_bytes(b"")
-    scandir, status = os.scandir, Path.stat
+    (tmp_path / "in" / "half").chmod(0o744)  # may be listed, not entered
+    scandir, status = os.scandir, os.lstat
 
     def closed(path):
         if str(path).endswith("closed"):
             raise PermissionError(13, "Permission denied", str(path))
         return scandir(path)
 
-    def half(self, **keys):
-        if self.parent.name == "half":
-            raise PermissionError(13, "Permission denied", str(self))
-        return status(self, **keys)
+    def half(path, **keys):
+        if "half" in str(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return status(path, **keys)
 
     monkeypatch.setattr(os, "scandir", closed)
-    monkeypatch.setattr(Path, "stat", half)
+    monkeypatch.setattr(os, "lstat", half)
     assert told(tmp_path / "in") == {
         "closed/": ("refused", "not_read"),
-        "half/three.nii.gz": ("refused", "not_read"),
+        "half/": ("refused", "not_read"),
     }
     assert run(tmp_path / "in", tmp_path / "out") == 1
     rows = {r["source"]: r["detail"] for r in table(tmp_path / "out" / "quarantine.csv")}
@@ -221,6 +225,36 @@ def test_one_patient_for_all_scans_is_a_warning(tmp_path, caplog):
     caplog.clear()
     assert run(tmp_path / "in", tmp_path / "o2", "patient_pattern=(case[0-9])") == 0
     assert "count as one patient" not in caplog.text
+
+
+def test_copies_of_one_scan_are_no_warning(tmp_path, caplog):
+    for name in ("a/one.nii.gz", "b/two.nii.gz"):
+        save_nifti(tmp_path / "in" / name, chest())
+    assert run(tmp_path / "in", tmp_path / "out") == 0
+    assert [r["reason"] for r in table(tmp_path / "out" / "quarantine.csv")] == ["duplicate_content"]
+    assert "count as one patient" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "Git LFS pointer"),
+        (b"<!DOCTYPE html><html>Sign in</html>", "web page"),
+        (b"", "is empty"),
+    ],
+)
+def test_what_lies_there_instead_of_a_file_is_named(tmp_path, content, words):
+    for name in ("a.nii.gz", "b.mha", "c.nrrd", "d/e.dcm", "f/no_ending"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(content)
+    assert run(tmp_path / "in", tmp_path / "out") == 2
+    rows = table(tmp_path / "out" / "quarantine.csv")
+    assert len(rows) == 5 and all(words in row["detail"] for row in rows)
+    with pytest.raises(CTFlowError, match=words):
+        read_nifti(tmp_path / "in" / "a.nii.gz")
+    if words != "is empty":
+        with pytest.raises(CTFlowError, match=words):
+            read_table(tmp_path / "in" / "a.nii.gz")
 
 
 # Causes that pass

@@ -7,7 +7,8 @@ from ct_rate_scans import chest, codes, ingest_one, save_nifti
 
 from ctflow.config.prep import IngestConfig
 from ctflow.errors import ScanError
-from data_prep.ct_rate.discovery import case_id_of, find_items, patient_and_split
+from data_prep.ct_rate.discovery import find_items
+from data_prep.ct_rate.naming import case_id_of, patient_and_split
 from data_prep.ct_rate.reasons import EXCLUSIONS, FLAGS, REFUSALS
 from data_prep.ct_rate.tables import CsvRow, Tables, report_text
 

@@ -20,8 +20,9 @@ from ctflow.data import LatentShards, SliceRecord, SliceShards, SliceShardWriter
 from ctflow.data.verify import verify_folder
 from ctflow.errors import ConfigError, ShardError, WeightsError
 from ctflow.models import AVAE, CTCLIP, train_wordpiece
+from ctflow.parts import Part
 from ctflow.whitening import Whitening
-from data_prep import encode
+from data_prep import check, encode
 
 LENGTHS = [5, 11, 16, 9, 3]
 REPORTS = [f"Nodule of {i} mm in the left lung. {'No effusion. ' * i}" for i in range(len(LENGTHS))]
@@ -148,9 +149,10 @@ def test_a_run_stopped_in_mid_shard_goes_on_and_gives_the_same_bytes(root, encod
 
 def test_ranks_take_whole_shards_and_leave_none_out(root):
     source = SliceShards(root / "slices")
-    shards = {"a": range(2), "b": range(2, 4), "c": range(4, 5)}
-    loaders = [encode.EncodeLoader(source, shards, {"c"}, 4, rank, 2) for rank in (0, 1)]
-    assert [list(loader.shards) for loader in loaders] == [["a"], ["b"]]
+    a, b, c = (f"shard-0000{i}.h5" for i in range(3))
+    shards = {a: range(2), b: range(2, 4), c: range(4, 5)}
+    loaders = [encode.EncodeLoader(source, shards, {c}, 4, Part(rank, 2)) for rank in (0, 1)]
+    assert [list(loader.shards) for loader in loaders] == [[a], [b]]
     batches = list(loaders[0])
     assert len(batches) == len(loaders[0]) == 2 + 3
     assert [(b.case, len(b.hu), b.ends_case, b.ends_shard) for b in batches] == [
@@ -242,6 +244,27 @@ def test_bf16_stays_near_fp32(root, encoded, tmp_path):
     exact, rounded = (LatentShards(folder).whitened(2) for folder in (encoded, tmp_path))
     error = float((exact - rounded).norm() / exact.norm())
     assert 0 < error < 0.03
+
+
+def test_parts_of_a_scheduler_write_the_bytes_of_one_run_and_check_names_the_lost_one(
+    root, encoded, tmp_path, monkeypatch, caplog
+):
+    """``srun`` starts three processes, the second is lost; nothing says so but the check."""
+    for rank in (0, 2):
+        monkeypatch.setenv("SLURM_PROCID", str(rank))
+        monkeypatch.setenv("SLURM_NTASKS", "3")
+        assert encode.main(arguments(root, tmp_path)) == 0
+    monkeypatch.delenv("SLURM_PROCID")
+    monkeypatch.delenv("SLURM_NTASKS")
+    assert sorted(p.name for p in tmp_path.glob("*.h5")) == ["shard-00000.h5", "shard-00002.h5"]
+    assert check.main([str(tmp_path)]) == 1
+    assert "part 1 of 3 never ran: 1 shards are not done; run it again with part=1 parts=3" in caplog.text
+    assert encode.main(arguments(root, tmp_path, part=1, parts=3)) == 0
+    same_bytes(encoded, tmp_path)
+    assert check.main([str(tmp_path)]) == 0
+    with pytest.raises(ConfigError, match="one A-VAE for all parts"):
+        measured = {"whitening": "measured", "avae_output": tmp_path / "avae"}
+        encode.main(arguments(root, tmp_path / "m", part=0, parts=2, **measured))
 
 
 @pytest.mark.slow

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,8 +12,8 @@ from torch import nn
 from ctflow.config import parse_command
 from ctflow.config.evaluation import EvalConfig
 from ctflow.errors import CTFlowError, WeightsError
-from ctflow.evaluation.analyses.limits import _lpips
 from ctflow.evaluation.backbones import build_backbones
+from ctflow.metrics.reconstruction import load_lpips
 
 CPU = torch.device("cpu")
 
@@ -46,7 +45,11 @@ def test_i3d_brings_fvd(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("file", "sha256"),
-    [("backbones.inception=", "backbones.inception_sha256="), ("backbones.i3d=", "backbones.i3d_sha256=")],
+    [
+        ("backbones.inception=", "backbones.inception_sha256="),
+        ("backbones.i3d=", "backbones.i3d_sha256="),
+        ("backbones.fid_2p5d=", "backbones.fid_2p5d_sha256="),
+    ],
 )
 def test_a_missing_file_and_another_hash_are_refused(file: str, sha256: str, tmp_path: Path) -> None:
     wrong = sha256 + "0" * 64
@@ -67,8 +70,8 @@ def test_lpips_files_are_checked_alike(tmp_path: Path) -> None:
         ([f"backbones.lpips={tmp_path / 'none'}"], "no file"),
     ):
         with pytest.raises(WeightsError, match=words):
-            _lpips(SimpleNamespace(config=config_of(*keys)))
-    assert _lpips(SimpleNamespace(config=config_of())) is None
+            files = config_of(*keys).backbones
+            load_lpips(Path(files.lpips), files.lpips_sha256)
 
 
 def test_protocols() -> None:

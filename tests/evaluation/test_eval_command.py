@@ -8,8 +8,7 @@ import pytest
 
 from ctflow import eval as command
 from ctflow.errors import CTFlowError
-from ctflow.evaluation.report.glossary import meaning
-from ctflow.evaluation.report.tables import summary_table
+from ctflow.evaluation.report.tables import meaning, summary_table
 from ctflow.evaluation.results import Row, number
 
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from ctflow.data.nifti import read_nifti
-from ctflow.evaluation.features import at_side
 from ctflow.metrics import FrechetClipMetric, FrechetSliceMetric
 from ctflow.metrics.damage import DAMAGES
+from ctflow.metrics.images import at_side
 from ctflow.metrics.monitors import SeamMonitor, checkerboard
 from ctflow.metrics.monitors.thresholds import tripped
 

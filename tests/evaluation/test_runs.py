@@ -21,9 +21,10 @@ from ctflow.evaluation import collect, external
 from ctflow.evaluation.cases import CaseReader, choose_cases
 from ctflow.evaluation.compare import Comparer
 from ctflow.evaluation.external import VolumeFolder, read_reports
-from ctflow.evaluation.processes import Ranks
 from ctflow.evaluation.settings import SETTINGS
+from ctflow.evaluation.system import extractor_of
 from ctflow.metrics import FrechetSliceMetric
+from ctflow.processes import Ranks
 from ctflow.types import HUVolume
 
 from .conftest import assert_same_features, soft_volume
@@ -43,7 +44,7 @@ def config_for(shards, folder, **changes) -> EvalConfig:
 
 
 def collector_of(config, system, ranks=None):
-    extractor = collect.extractor_of(config, system)
+    extractor = extractor_of(config, system)
     return collect.Collector(config, system, CaseReader(config.slices), extractor, ranks or Ranks())
 
 

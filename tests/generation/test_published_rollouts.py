@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from ctflow.checkpoint import load_avae
 from ctflow.config.generation import RolloutConfig, StopConfig
 from ctflow.generation import RolloutCase, StopReason, StopRule, rollout, trailing_run, white_slices
-from ctflow.generation.stop import is_end
+from ctflow.generation.volumes import is_end
 from ctflow.models import AVAE, FMvT
 from ctflow.models.fmvt_published import fmvt_config_from_published, fmvt_state_from_published
 from ctflow.models.text import unit_pooled

@@ -20,9 +20,9 @@ from ctflow.generation import (
     rollout_stream,
     seeded_noise,
 )
-from ctflow.generation.guidance import encode_reports, guided_velocity
-from ctflow.models import Conditions, FMvT
-from ctflow.models.fmvt_text import TextCondition
+from ctflow.generation.rollout import encode_reports, guided_velocity
+from ctflow.generation.volumes import GrowingVolume
+from ctflow.models import Conditions, FMvT, TextCondition
 
 C, SIDE = 4, 4
 WHITE = torch.full((C, SIDE, SIDE), 5.0)
@@ -114,8 +114,8 @@ def test_full_body_is_generated_trimmed_and_stopped():
     assert result.stop is StopReason.END_RECOGNISED
     assert result.white.tolist() == [False] * 37 + [True] * 11
     assert result.positions == [0, 16, 32]
-    assert [(r.block, r.generated, r.finished, r.cases) for r in rounds] == [
-        (0, ["case1.0"], 0, 1), (1, ["case1.0"], 0, 1), (2, ["case1.0"], 1, 1)
+    assert [(r.index, list(r.slices), len(r.finished)) for r in rounds] == [
+        (0, ["case1.0"], 0), (1, ["case1.0"], 0), (2, ["case1.0"], 1)
     ]  # fmt: skip
     firsts = model.calls[:: EULER.steps]
     assert torch.equal(firsts[0]["previous"][0], AIR[:, None].expand(-1, 16, -1, -1))
@@ -365,6 +365,42 @@ def test_a_stream_gives_the_slices_of_the_whole_volumes_as_they_become_final():
         assert torch.equal(torch.cat(parts, dim=1), result.latents)
     assert [r.case_id for r in rounds[-1].finished] == ["case1.0"]
     assert rounds[0].slices["case1.0"].shape[1] == 19
+
+
+@pytest.mark.parametrize("overlap", [0, 4])
+def test_without_latents_kept_the_same_slices_come_and_few_are_held(overlap, monkeypatch):
+    held = []
+    forget = GrowingVolume.forget
+
+    def measured(self, told):
+        forget(self, told)
+        held.append(self.volume.untyped_storage().nbytes() // self.volume[:, 0].nbytes)
+
+    monkeypatch.setattr(GrowingVolume, "forget", measured)
+    model = Scripted({1.0: scripted_volume(130), 2.0: scripted_volume(20, seed=1)})
+    config = replace(EULER, overlap=overlap, max_slices=200)
+    streams = [
+        list(rollout_stream(model, [case(1.0), case(2.0)], AIR, stop_rule(), config, keep=keep))
+        for keep in (True, False)
+    ]
+    assert max(held[len(held) // 2 :]) <= 16 + 2 * overlap + 16 < 60 < max(held[: len(held) // 2])
+    for one, other in zip(*streams, strict=True):
+        assert one.slices.keys() == other.slices.keys()
+        assert all(torch.equal(one.slices[name], other.slices[name]) for name in one.slices)
+        for kept, bare in zip(one.finished, other.finished, strict=True):
+            assert (kept.slices, kept.stop, kept.positions) == (bare.slices, bare.stop, bare.positions)
+            assert bare.latents.shape[1] == 0 and kept.latents.shape[1] == kept.slices
+
+
+def test_the_next_case_takes_the_place_of_one_that_has_ended():
+    model = Scripted({float(i): scripted_volume(n, seed=i) for i, n in enumerate((50, 12, 12, 30), start=1)})
+    cases = [case(float(i)) for i in range(1, 5)]
+    rounds = list(rollout_stream(model, cases, AIR, stop_rule(), EULER, side_by_side=2))
+    assert all(len(r.slices) == 2 for r in rounds[:4])
+    assert [r.case_id for r in rounds[0].finished] == ["case2.0"] and "case3.0" in rounds[1].slices
+    alone = rollout(model, [cases[3]], AIR, stop_rule(), EULER)[0]
+    last = torch.cat([r.slices["case4.0"] for r in rounds if "case4.0" in r.slices], dim=1)
+    torch.testing.assert_close(last, alone.latents)
 
 
 def test_a_stream_is_cancelled_between_two_evaluations():

@@ -8,7 +8,7 @@ import torch
 from torchmetrics.image.kid import poly_mmd
 
 from ctflow.metrics import MetricError, frechet_from_features
-from ctflow.metrics.bias import extrapolate, jackknife
+from ctflow.metrics.bias import extrapolate, jackknife, share_interval
 from ctflow.metrics.statistics import FrechetStatistic, KernelStatistic, PerCaseMean
 
 WIDTH = 12
@@ -100,3 +100,8 @@ def test_nan_and_mixed_widths_are_errors():
         FrechetStatistic([good, torch.full((2, 3), float("nan"))], [good])
     with pytest.raises(MetricError, match="width"):
         KernelStatistic([good], [torch.zeros(4, 2)])
+
+
+def test_the_interval_of_a_share() -> None:
+    found = share_interval(9, 10)
+    assert (found.value, round(found.low, 3), round(found.high, 3)) == (0.9, 0.596, 0.982)  # Newcombe 1998

@@ -16,8 +16,7 @@ from ctflow.config.encoders import BertConfig, CTCLIPConfig, CTViTConfig, Volume
 from ctflow.data.nifti import read_nifti
 from ctflow.errors import CTFlowError
 from ctflow.models import CTCLIP
-from ctflow.models.ctclip import sentence_mask
-from ctflow.models.ctclip_preprocess import preprocess_volume, volume_input
+from ctflow.models.ctclip import preprocess_volume, sentence_mask, volume_input
 from ctflow.models.ctvit import CosineQuantizer
 from ctflow.types import HUVolume
 from ctflow.weights import load_ctclip

@@ -11,8 +11,7 @@ import torch.nn.functional as F
 
 from ctflow.config.models import FMvTConfig
 from ctflow.models import Conditions, FMvT
-from ctflow.models.fmvt_layers import SelfAttention, attention
-from ctflow.models.fmvt_text import TextTokens
+from ctflow.models.fmvt_layers import SelfAttention, TextTokens, attention
 
 TINY = FMvTConfig(
     input_size=[16, 4, 4], latent_channels=4, hidden_size=32, depth=2, num_heads=4, text_dim=12, text_tokens=5

@@ -7,9 +7,10 @@ import json
 import pytest
 import torch
 from parity import STDIT_B
-from plain_published import SingleFile, bert_states, transformer, unit, volume_latent
+from plain_published import SingleFile, bert_states, unit, volume_latent
 from safetensors.torch import load_file, save_file
 
+from ctflow.bench.plain import transformer
 from ctflow.models import AVAE, CTCLIP, Conditions, FMvT
 from ctflow.models.avae_published import avae_config_from_diffusers, to_single_file
 from ctflow.models.ctclip_published import ctclip_config_from_published, ctclip_state_to_published

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ctflow.reports import LABELS, StatedFinding, parse_report, sentences, summarised
+from ctflow.reports import LABELS, StatedFinding, difference, parse_report, sentences, summarised
 from data_prep.phantom import spec
 from data_prep.phantom.report import report_for
 from data_prep.phantom.sampling import sample_spec
@@ -38,6 +38,11 @@ SENTENCES = {
         "pleural effusion right, 30 mm; pleural effusion left, 15 mm"
     ),
     "Bilateral pleural effusions, larger on the right.": "pleural effusion both",
+    # a side without a size of its own stays
+    "Bilateral pleural effusions, right 300 ml.": "pleural effusion right, 300 ml; pleural effusion left",
+    "Bilateral nodules, the largest 8 mm in the right upper lobe.": (
+        "lung nodule right upper lobe, 8 mm; lung nodule left"
+    ),
     "Effusion is seen on the right but not on the left.": "pleural effusion right; no pleural effusion left",
     "There is a large effusion on the right side and none on the left.": (
         "pleural effusion right, large; no pleural effusion left"
@@ -210,3 +215,11 @@ def test_real_reports() -> None:
         assert {"lymphadenopathy right, 35 mm", "lymphadenopathy left, 37 mm"} <= found[name]
         assert {"bronchiectasis", "peribronchial thickening", "lung opacity"} <= found[name]
         assert not any(f.startswith("no ") or "effusion" in f for f in found[name])
+
+
+def test_what_two_reports_differ_in() -> None:
+    assert difference("Cardiomegaly.", "Heart size is normal.") == "Cardiomegaly, presence"
+    right, left = (f"There is a small {side} pleural effusion." for side in ("right", "left"))
+    assert difference(right, left) == "Pleural effusion, side"
+    assert difference(right, right.replace("small", "large")) == "Pleural effusion, size"
+    assert difference(right, right) == "not told"

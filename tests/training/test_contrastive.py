@@ -15,7 +15,7 @@ import torch
 
 from ctflow.checkpoint import load_ctclip, load_text_encoder
 from ctflow.errors import ConfigError, WeightsError
-from ctflow.models.ctclip_adapter import TokenAdapter
+from ctflow.models.ctclip import TokenAdapter
 from ctflow.models.tokenizer import train_wordpiece
 from ctflow.reports import mirrored, parse_report, sentences
 from ctflow.train import main

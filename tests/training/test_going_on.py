@@ -80,6 +80,46 @@ def test_a_signal_saves_and_ends_with_its_status(
     assert main(tiny.arguments(task, tmp_path, "name=stopped", "loop.max_steps=4")) == 0
 
 
+@pytest.mark.parametrize("place", ["validation_step", "rollout"])
+def test_a_signal_stops_a_validation_which_is_done_after_the_resume(
+    tiny: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, curves_of: ReadCurves, place: str
+) -> None:
+    from ctflow.generation import VolumeGenerator
+    from ctflow.training.flow import FlowModule
+
+    done = {"validation_step": 0, "rollout": 0}
+
+    def counted(name: str, call: Callable[..., object]) -> Callable[..., object]:
+        def run(self: object, *args: object, **keys: object) -> object:
+            done[name] += 1
+            if name == place:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return call(self, *args, **keys)
+
+        return run
+
+    more = ["loop.max_steps=7", "loop.checkpoint_every=100", "data.valid_batch_size=1"]
+    more += ["flow.monitor.rollout_every=1", "flow.monitor.cases=2", "flow.monitor.max_blocks=3"]
+    with monkeypatch.context() as patch:
+        patch.setattr(FlowModule, "validation_step", counted("validation_step", FlowModule.validation_step))
+        patch.setattr(VolumeGenerator, "latents", counted("rollout", VolumeGenerator.latents))
+        assert main(tiny.arguments("flow", tmp_path, "name=stopped", *more)) == 143
+    assert done == ({"validation_step": 1, "rollout": 0} if place == "validation_step" else done)
+    folder = tmp_path / "flow" / "stopped"
+    assert torch.load(folder / LAST, weights_only=True)["ctflow_counters"]["updates"] == 4
+    assert not any(name.startswith("val/") for name in curves_of(folder))
+    assert main(tiny.arguments("flow", tmp_path, "name=stopped", *more)) == 0
+    assert main(tiny.arguments("flow", tmp_path, "name=whole", *more)) == 0
+    assert curves_of(folder) == curves_of(tmp_path / "flow" / "whole")
+
+
+def test_what_decides_the_order_of_the_data_is_refused_by_name(tiny: TinyData, tmp_path: Path) -> None:
+    assert main(tiny.arguments("flow", tmp_path, "name=run", "loop.max_steps=2", "data.repeat=4")) == 0
+    for key in ("data.shuffle_shards=3", "data.repeat=5"):
+        with pytest.raises(ConfigError, match=key):
+            main(tiny.arguments("flow", tmp_path, "name=run", "loop.max_steps=4", "data.repeat=4", key))
+
+
 def test_nothing_is_left_of_a_run_stopped_before_its_first_batch(
     tiny: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,6 +247,13 @@ def test_a_second_training_of_one_name_is_refused(tiny: TinyData, runs: Path) ->
     with pytest.raises(ConfigError, match=r"another training writes to .*flow/run"):
         main(tiny.arguments("flow", runs, "name=run", "loop.max_steps=7"))
     lock.release()
+
+
+@pytest.mark.parametrize("name", ["..", "a/b", "a\\b"])
+def test_a_name_is_one_folder(tiny: TinyData, tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match="no name of one folder"):
+        main(tiny.arguments("flow", tmp_path / "runs", f"name={name}"))
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_refused_run_leaves_no_folder(tiny: TinyData, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from ctflow.checkpoint.sources import locate, read_state
 from ctflow.data.nifti import read_nifti
 from ctflow.errors import ConfigError, WeightsError
 from ctflow.models import Conditions, FMvT, train_wordpiece
-from ctflow.models.ctclip_preprocess import volume_input
+from ctflow.models.ctclip import volume_input
 from ctflow.models.fmvt_published import published_preset
 from ctflow.types import HUVolume
 from ctflow.weights import load_avae, load_ctclip, load_fmvt, load_scorer, load_text_encoder, main

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from ctflow.config.evaluation import EvalConfig
 from ctflow.config.generation import RolloutConfig
 from ctflow.evaluation.cases import CaseReader, RealCase
-from ctflow.evaluation.collect import Collector, extractor_of
+from ctflow.evaluation.collect import Collector
 from ctflow.evaluation.features import CaseFeatures, FeatureExtractor
-from ctflow.evaluation.processes import Ranks
 from ctflow.evaluation.report.write import AnalysisResult
 from ctflow.evaluation.results import MODEL
 from ctflow.evaluation.rows import Compared, slice_rows
 from ctflow.evaluation.settings import SETTINGS, ScoredVolume, Setting
-from ctflow.evaluation.system import EvalSystem, generate_batch
+from ctflow.evaluation.system import EvalSystem, extractor_of, generate_batch
+from ctflow.processes import Ranks
 
 __all__ = ["AnalysisResult", "Context", "slice_distance"]
 
@@ -57,9 +60,24 @@ class Context:
         extractor: FeatureExtractor,
         config: EvalConfig | None = None,
         findings: bool = False,
+        bar: tqdm | None = None,
     ) -> Collector:
-        """A collector over the common feature cache; ``config`` where it differs from the context's."""
-        return Collector(config or self.config, self.system, reader, extractor, self.ranks, findings)
+        """A collector over the common feature cache.
+
+        Args:
+            reader: Real volumes; None where none are wanted.
+            extractor: What is kept of a volume.
+            config: Where it differs from the context's.
+            findings: Whether findings are read.
+            bar: Shared by all collectors of an analysis; None: every call shows its own.
+        """
+        return Collector(config or self.config, self.system, reader, extractor, self.ranks, findings, bar)
+
+    @contextmanager
+    def progress(self, volumes: int) -> Iterator[tqdm]:
+        """One bar over all volumes of an analysis, this process's share of them, for collectors to share."""
+        with tqdm(total=volumes // self.ranks.size, unit="volume", disable=not self.ranks.first) as bar:
+            yield bar
 
     def generate(self, setting: str, case: RealCase, reader: CaseReader) -> ScoredVolume:
         """One volume in one setting, with its pixels."""

@@ -1,4 +1,4 @@
-"""``memorisation``: are generated volumes nearer to training volumes than other real ones are?"""
+"""What the model keeps of its training volumes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.stats import mannwhitneyu
@@ -16,6 +17,9 @@ from ctflow.evaluation.cases import choose_cases
 from ctflow.evaluation.collect import REAL_SET
 from ctflow.evaluation.features import CaseFeatures, Key
 from ctflow.evaluation.settings import SETTINGS
+from ctflow.metrics.images import at_side
+from ctflow.metrics.reconstruction import ReconstructionMetric
+from ctflow.types import BLOCK_LENGTH
 
 LOW = 0.05
 LEAST = 4
@@ -88,5 +92,53 @@ def _plot(nearest: dict[str, NDArray[np.float64]]) -> Figure:
         axes.plot(np.sort(values), np.linspace(0, 1, len(values)), drawstyle="steps-post", label=name)
     axes.set_xlabel("distance to the nearest training volume")
     axes.set_ylabel("share of volumes")
+    axes.legend()
+    return figure
+
+
+def capacity(context: Context) -> AnalysisResult:
+    """PSNR and SSIM of each teacher-forced block of the first training volume, beside the A-VAE's own."""
+    system, reader = context.system, context.reader(context.config.analysis.train_slices)
+    case = reader.cases()[0]
+    real = reader.volume(case)
+    made = context.generate("next-block", case, reader)
+    sides = made.hu.shape[1]
+    original = at_side(torch.from_numpy(real.hu[: len(made.hu)]), sides)
+    through = torch.from_numpy(system.decode(system.encode(real)))[: len(made.hu)]
+    records: list[dict[str, Any]] = []
+    for start in range(0, len(made.hu), BLOCK_LENGTH):
+        rows = slice(start, start + BLOCK_LENGTH)
+        generated = _quality(torch.from_numpy(made.hu[rows]), original[rows])
+        limit = _quality(through[rows], original[rows])
+        records.append(
+            {
+                "first slice": start,
+                "psnr generated": generated["psnr"],
+                "psnr A-VAE": limit["psnr"],
+                "ssim generated": generated["ssim"],
+                "ssim A-VAE": limit["ssim"],
+            }
+        )
+    text = (
+        f"Case {case.case_id}, {len(made.hu)} slices: a model overfitted on it must come near the "
+        "A-VAE's own reconstruction; a model trained on many volumes need not."
+    )
+    figures = {"blocks": (_capacity_plot(records), "PSNR by block")}
+    return AnalysisResult("Capacity: one volume", text, records, figures)
+
+
+def _quality(made: torch.Tensor, original: torch.Tensor) -> dict[str, float]:
+    metric = ReconstructionMetric()
+    metric.update(made.unsqueeze(1), original.unsqueeze(1))
+    return metric.compute()
+
+
+def _capacity_plot(records: list[dict[str, Any]]) -> Figure:
+    figure = Figure(figsize=(5, 3))
+    axes = figure.add_subplot()
+    for name in ("psnr generated", "psnr A-VAE"):
+        axes.plot([r["first slice"] for r in records], [r[name] for r in records], "o-", label=name)
+    axes.set_xlabel("first slice of the block")
+    axes.set_ylabel("dB")
     axes.legend()
     return figure

@@ -1,10 +1,10 @@
-"""``pairs``: is the report read? Losses of held-out pairs under the own, the partner's and no report."""
+"""Reports and volumes in pairs that differ in one finding: does the report decide?"""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +15,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from ctflow.anatomy import LABELS, SIDED, found_places
+from ctflow.config.system import SystemConfig
 from ctflow.data import SliceShards
 from ctflow.data.reader import padded_slices
 from ctflow.data.views import contrast_partners
-from ctflow.errors import EvaluationError
+from ctflow.errors import CTFlowError, EvaluationError
 from ctflow.evaluation.analyses.base import AnalysisResult, Context
+from ctflow.evaluation.cases import RealCase
+from ctflow.evaluation.features import CaseFeatures
+from ctflow.evaluation.settings import SETTINGS
 from ctflow.evaluation.system import EvalSystem
 from ctflow.flow import LinearPath
-from ctflow.generation.guidance import encode_reports
+from ctflow.generation import encode_reports
+from ctflow.metrics.bias import share_interval
+from ctflow.metrics.images import spacing_at
 from ctflow.models import Conditions, TextCondition
-from ctflow.reports import StatedFinding, parse_report, summarised
+from ctflow.reports import difference
 from ctflow.seeding import derived_generator
+from ctflow.shipped import shipped_path
+from ctflow.text_files import read_table
 from ctflow.types import BLOCK_LENGTH, HUVolume
 
 TIMES = (0.2, 0.5, 0.8, 0.9, 0.96, 0.985, 0.995)
@@ -84,8 +93,7 @@ def _measure(system: EvalSystem, shards: SliceShards, pair: tuple[int, int], see
     for own, (index, entry) in enumerate(zip(pair, entries, strict=True)):
         volume = HUVolume(shards.hu(index).astype(np.float32), entry.spacing)
         previous, target = _blocks(system, volume)
-        zoom = volume.hu.shape[1] / system.config.image_size
-        spacing = torch.tensor([entry.spacing[0], entry.spacing[1] * zoom, entry.spacing[2] * zoom])
+        spacing = torch.tensor(spacing_at(entry.spacing, volume.hu.shape[1], system.config.image_size))
         choices = (
             texts.select(torch.tensor([own])),
             texts.select(torch.tensor([1 - own])),
@@ -138,27 +146,6 @@ def _errors(
     return errors
 
 
-def difference(a: str, b: str) -> str:
-    """What two reports differ in: a label, and its presence, side, place or size."""
-    stated = [{_key(f) for f in summarised(parse_report(text))} for text in (a, b)]
-    changed = stated[0] ^ stated[1]
-    for label in sorted({key[0] for key in changed}):
-        own = [{key for key in side if key[0] == label and key[1]} for side in stated]
-        if not own[0] and not own[1]:
-            continue
-        if not own[0] or not own[1]:
-            return f"{label}, presence"
-        if {key[2] for key in own[0]} != {key[2] for key in own[1]}:
-            return f"{label}, side"
-        return f"{label}, {'place' if {k[3] for k in own[0]} != {k[3] for k in own[1]} else 'size'}"
-    return "not told"
-
-
-def _key(finding: StatedFinding) -> tuple[str, bool, str, str, str]:
-    size = f"{finding.grade} {finding.size_mm} {finding.volume_ml} {finding.ratio}"
-    return finding.label, finding.present, finding.side or "", finding.lobe or "", size
-
-
 def _records(measured: Sequence[PairLosses]) -> list[dict[str, Any]]:
     groups: dict[str, list[PairLosses]] = defaultdict(list)
     for pair in measured:
@@ -169,27 +156,19 @@ def _records(measured: Sequence[PairLosses]) -> list[dict[str, Any]]:
     for name, own in groups.items():
         wins = sum(bool(pair.losses[at, 0] < pair.losses[at, 1]) for pair in own)
         total = np.sum([pair.losses for pair in own], axis=0)
-        low, high = wilson(wins, len(own))
+        read = share_interval(wins, len(own))
         records.append(
             {
                 "finding": name,
                 "pairs": len(own),
-                "read": round(wins / len(own), 3),
-                "from": round(low, 3),
-                "to": round(high, 3),
+                "read": round(read.value, 3),
+                "from": round(read.low, 3),
+                "to": round(read.high, 3),
                 "partner's loss over own": round(float(total[at, 1] / total[at, 0]), 5),
                 "loss without report over own": round(float(total[at, 2] / total[at, 0]), 5),
             }
         )
     return records
-
-
-def wilson(hits: int, number: int, z: float = 1.96) -> tuple[float, float]:
-    """The 95 % interval of a share (Wilson 1927)."""
-    share, scale = hits / number, 1 + z**2 / number
-    centre = (share + z**2 / (2 * number)) / scale
-    half = z / scale * (share * (1 - share) / number + z**2 / (4 * number**2)) ** 0.5
-    return max(centre - half, 0.0), min(centre + half, 1.0)
 
 
 def _plot(total: NDArray[np.float64]) -> Figure:
@@ -206,3 +185,129 @@ def _plot(total: NDArray[np.float64]) -> Figure:
     right.legend()
     figure.tight_layout()
     return figure
+
+
+COLUMNS = ("pair", "label", "slices", "report_a", "side_a", "report_b", "side_b")
+EXPECTED = ("left", "right", "present", "absent")
+
+
+@dataclass(frozen=True)
+class ReportPair:
+    """Two reports that differ in one finding.
+
+    Attributes:
+        name: Of the pair; names its noise.
+        label: The finding.
+        slices: Length asked for.
+        reports: Both texts.
+        sides: What each says of the finding: ``left``, ``right``, ``present`` (no side) or ``absent``.
+    """
+
+    name: str
+    label: str
+    slices: int
+    reports: tuple[str, str]
+    sides: tuple[str, str]
+
+    @property
+    def kind(self) -> str:
+        """``present or absent``, or ``left or right``."""
+        return "present or absent" if "absent" in self.sides else "left or right"
+
+
+def contrast(context: Context) -> AnalysisResult:
+    """Per finding: how often each half of a pair, and the pair as a whole, shows what its report says."""
+    config = context.config
+    pairs = read_pairs(shipped_path(config.analysis.pairs))
+    extractor = context.extractor()
+    outcomes: list[tuple[ReportPair, bool, bool]] = []
+    with context.progress(2 * len(pairs) * config.analysis.pair_seeds) as bar:
+        for seed in range(config.analysis.pair_seeds):
+            halves: list[list[CaseFeatures]] = []
+            for half in (0, 1):
+                # Equal case ids give both halves equal noise; the report is part of the cache's key.
+                own = replace(config, seed=config.seed + seed)
+                collector = context.collector(None, extractor, own, findings=True, bar=bar)
+                cases = [_case(pair, half, context.system.config) for pair in pairs]
+                halves.append(collector.generated(SETTINGS["full-body"], cases))
+            for pair, first, second in zip(pairs, *halves, strict=True):
+                outcomes.append((pair, shows(first, pair, 0), shows(second, pair, 1)))
+    records = [
+        _record(label, kind, outcomes) for label, kind in dict.fromkeys((p.label, p.kind) for p in pairs)
+    ]
+    text = (
+        f"{len(pairs)} pairs × {config.analysis.pair_seeds} seeds; both halves of a pair start from equal "
+        "noise. Chance for a pair: 25 % if the module were a coin; 0 % for a model that ignores the report."
+    )
+    return AnalysisResult("Contrast pairs", text, records)
+
+
+def read_pairs(path: Path) -> list[ReportPair]:
+    """Pairs from a CSV with the columns of ``COLUMNS``.
+
+    Raises:
+        EvaluationError: No such file, other columns, an unknown label or side, no number of slices.
+    """
+    try:
+        table = read_table(path)
+    except CTFlowError as error:
+        raise EvaluationError(
+            f"no report pairs at {path}: {error.found}", f"a CSV with {', '.join(COLUMNS)}"
+        ) from error
+    if missing := [c for c in COLUMNS if c not in table.columns]:
+        raise EvaluationError(f"{path} lacks the columns {', '.join(missing)}", f"{', '.join(COLUMNS)}")
+    pairs = []
+    for number, row in table.rows:
+        sides = (row["side_a"], row["side_b"])
+        if row["label"] not in LABELS or not set(sides) <= set(EXPECTED):
+            raise EvaluationError(
+                f"{path}, pair {row['pair']}: {row['label']!r} with the sides {sides}",
+                f"a label of {', '.join(LABELS)}; sides of {', '.join(EXPECTED)}",
+            )
+        slices = row["slices"].removesuffix(".0")
+        if not slices.isdecimal() or not int(slices):
+            raise EvaluationError(
+                f"{path}, row {number}: slices {row['slices']!r}", "a whole number of slices from 1 up"
+            )
+        reports = (row["report_a"], row["report_b"])
+        pairs.append(ReportPair(row["pair"], row["label"], int(slices), reports, sides))
+    return pairs
+
+
+def shows(features: CaseFeatures, pair: ReportPair, half: int) -> bool:
+    """Whether a volume shows of the pair's finding what its half of the pair says."""
+    found, wanted = found_places(pair.label, features.findings or {}), pair.sides[half]
+    if wanted == "absent":
+        # Only the side that the other report names is in question.
+        other = pair.sides[1 - half]
+        return other not in found if other in ("left", "right") else not found
+    return (
+        wanted in found and (pair.kind != "left or right" or len(found) == 1)
+        if pair.label in SIDED
+        else bool(found)
+    )
+
+
+def _case(pair: ReportPair, half: int, system: SystemConfig) -> RealCase:
+    side, pixel = system.image_size, system.pixel_spacing_mm
+    return RealCase(
+        case_id=f"contrast {pair.name}",
+        patient_id=pair.name,
+        report=pair.reports[half],
+        shape=(pair.slices, side, side),
+        spacing=(system.z_spacing_mm, pixel, pixel),
+        digest=pair.name,
+    )
+
+
+def _record(label: str, kind: str, outcomes: Sequence[tuple[ReportPair, bool, bool]]) -> dict[str, Any]:
+    own = [(a, b) for pair, a, b in outcomes if (pair.label, pair.kind) == (label, kind)]
+    number = len(own)
+    return {
+        "finding": label,
+        "pair": kind,
+        "pairs": number,
+        "first half right": sum(a for a, _ in own) / number,
+        "second half right": sum(b for _, b in own) / number,
+        "both right": sum(a and b for a, b in own) / number,
+    }

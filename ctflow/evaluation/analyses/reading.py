@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
-import torch
 from scipy import stats
 from tqdm import tqdm
 
@@ -19,10 +17,12 @@ from ctflow.anatomy import LABELS, findings, measure, true_places
 from ctflow.errors import EvaluationError
 from ctflow.evaluation.analyses.base import AnalysisResult, Context
 from ctflow.evaluation.cases import RealCase, read_truth
-from ctflow.evaluation.features import at_side
-from ctflow.evaluation.report.reading import FORM, KEY, PAGE, ReadingItem, write_pack
+from ctflow.evaluation.report.page import FORM, KEY, PAGE, ReadingItem, write_pack
 from ctflow.evaluation.settings import SETTINGS
 from ctflow.evaluation.system import generate_batch
+from ctflow.metrics.bias import share_interval
+from ctflow.metrics.images import volume_at
+from ctflow.text_files import read_table
 from ctflow.types import HUVolume
 
 REAL_ITEM, SYNTHETIC_ITEM = "real", "synthetic"
@@ -118,14 +118,15 @@ def evaluate_readings(path: Path) -> AnalysisResult:
             f"{path} or {key_path} is missing", f"the filled CSV with the pack's {KEY} beside it"
         )
     key = {entry["item"]: entry for entry in json.loads(key_path.read_text(encoding="utf-8"))}
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    unknown = [item for item in table.get("item", []) if item not in key]
-    if "item" not in table or JUDGEMENT not in table or unknown or table["item"].duplicated().any():
+    table = read_table(path)
+    rows = [cells for _, cells in table.rows]
+    items = [row.get("item", "") for row in rows]
+    unknown = [item for item in items if item not in key]
+    if not {"item", JUDGEMENT} <= {*table.columns} or unknown or len({*items}) < len(items):
         raise EvaluationError(
             f"{path} does not fit the key (unknown items: {unknown[:3]})",
             f"the {FORM} of this pack, filled in",
         )
-    rows = table.to_dict("records")
     judged = [
         (row[JUDGEMENT].strip().lower(), key[row["item"]]["source"]) for row in rows if row[JUDGEMENT].strip()
     ]
@@ -153,7 +154,7 @@ def _volumes(context: Context, cases: Sequence[RealCase], synthetic: set[int]) -
     reader = context.reader()
     # Real items at the model's own resolution: a finer picture would give them away.
     shown = {
-        i: as_seen(reader.volume(case), system.config.image_size)
+        i: volume_at(reader.volume(case), system.config.image_size)
         for i, case in enumerate(cases)
         if i not in synthetic
     }
@@ -178,18 +179,11 @@ def _volumes(context: Context, cases: Sequence[RealCase], synthetic: set[int]) -
     return shown
 
 
-def as_seen(volume: HUVolume, side: int) -> HUVolume:
-    """The volume resampled in plane to ``side``²."""
-    zoom = volume.hu.shape[1] / side
-    hu = at_side(torch.from_numpy(volume.hu), side).numpy()
-    return HUVolume(hu, (volume.spacing[0], volume.spacing[1] * zoom, volume.spacing[2] * zoom))
-
-
 def _accuracy_record(judged: Sequence[tuple[str, str]]) -> dict[str, Any]:
     right = sum(given == true for given, true in judged)
-    interval = stats.binomtest(right, len(judged)).proportion_ci(method="wilson")
+    interval = share_interval(right, len(judged))
     note = f"95 % [{interval.low:.2f}, {interval.high:.2f}]; 0.5 is guessing"
-    return _record("real or synthetic, accuracy", right / len(judged), len(judged), note)
+    return _record("real or synthetic, accuracy", interval.value, len(judged), note)
 
 
 def _agreement_record(

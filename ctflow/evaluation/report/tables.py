@@ -1,15 +1,121 @@
-"""The tables of a report: the paper's, the full one, monitors, findings, facts."""
+"""The tables of a report, and what each name in them means, on which scale, and which way is better."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
-from ctflow.evaluation.report.glossary import explained, labelled
 from ctflow.evaluation.report.page import Table
 from ctflow.evaluation.results import MODEL, Reading, Results, Row, number
+
+
+class Meaning(NamedTuple):
+    """One line of the glossary.
+
+    Attributes:
+        arrow: ``↓`` lower is better, ``↑`` higher is better; empty: neither.
+        text: What it is, with scale and unit.
+    """
+
+    arrow: str
+    text: str
+
+
+_FRECHET = (
+    "Fréchet distance, 0 for equal sets; biased upwards at small N, at infinite N around 0 where sets agree"
+)
+_KERNEL = (
+    "unbiased kernel distance (squared MMD, kernel (x·y/d + 1)³), not multiplied by 1000; 0 for equal sets, "
+    "and then slightly negative too; for far sets it grows with the cube of the Fréchet distance"
+)
+_RANDOM = "in units of the real set's own standard deviation, from frozen random convolutions"
+_PAIR = "100 · max(0, cosine) of report and volume, 0 … 100"
+_MEANINGS = (  # the longest fitting beginning counts
+    ("fid", Meaning("↓", f"slices: {_FRECHET}; Inception-v3 features")),
+    ("fid_rand2d", Meaning("↓", f"slices: {_FRECHET}; {_RANDOM}")),
+    ("kid", Meaning("↓", f"slices: {_KERNEL}; Inception-v3 features")),
+    ("kid_rand2d", Meaning("↓", f"slices: {_KERNEL}; {_RANDOM}")),
+    ("fvd_f", Meaning("↓", f"clips of as many slices as the name says: {_FRECHET}; I3D logits")),
+    ("fvd_rand3d_f", Meaning("↓", f"clips of as many slices as the name says: {_FRECHET}; {_RANDOM}")),
+    (
+        "is",
+        Meaning("↑", "Inception score of the slices, 1 … 1008; needs varied and recognisable slices"),
+    ),
+    (
+        "fd_ct3d",
+        Meaning("↓", f"whole volumes: {_FRECHET}; 2048 features of a 3D ResNet-152 trained on chest CT"),
+    ),
+    ("kd_ct3d", Meaning("↓", f"whole volumes: {_KERNEL}; the same features")),
+    ("fid_2p5d", Meaning("↓", "mean of the distances over the three planes")),
+    *(
+        (f"fid_2p5d_{plane}", Meaning("↓", f"slices of the {plane} plane at 1 mm, 512²: {_FRECHET}"))
+        for plane in ("xy", "yz", "xz")
+    ),
+    *(
+        (f"{name}_{backbone}", Meaning("↑", f"{text}; one sample per volume, 5 neighbours"))
+        for name, text in (
+            ("precision", "share of scored volumes near a real one, 0 … 1"),
+            ("recall", "share of real volumes near a scored one, 0 … 1"),
+            ("density", "how densely real volumes lie about scored ones; 1 for equal sets, may exceed it"),
+            ("coverage", "share of real volumes with a scored one near, 0 … 1"),
+        )
+        for backbone in ("ct3d", "inception", "rand2d")
+    ),
+    (
+        "FVD_CTNet",
+        Meaning("↓", "the challenge's: mean over strata of 4 pairs of the Fréchet distance of CT-Net"),
+    ),
+    ("CLIPScore", Meaning("↑", f"the challenge's, CT-CLIP_v2: {_PAIR}")),
+    ("CLIPScore_I2I", Meaning("↑", "the challenge's: the same of a generated and its real volume")),
+    ("CLIPScore_mean", Meaning("↑", "the challenge's: mean of the two before")),
+    ("FID_2p5D_Avg", Meaning("↓", "the challenge's: mean of the distances over three planes")),
+    *(
+        (
+            f"FID_2p5D_{plane}",
+            Meaning("↓", f"the challenge's: slices of the {plane} plane at 1 mm, 512²: {_FRECHET}"),
+        )
+        for plane in ("XY", "YZ", "XZ")
+    ),
+    ("clip", Meaning("↑", f"CT-CLIP: {_PAIR}")),
+    ("clip_shuffled", Meaning("", f"CT-CLIP: {_PAIR}, against the other cases' reports: its zero point")),
+    ("clip_phantom", Meaning("↑", f"the embedded pair trained on phantoms, not CT-CLIP: {_PAIR}")),
+    ("clip_phantom_shuffled", Meaning("", f"the embedded pair: {_PAIR}, against the other cases' reports")),
+    ("seam_ratio", Meaning("", "step between slices at block boundaries over those beside it; real: 1.0")),
+    ("seam_ratio_patch", Meaning("", "the same at every second slice (patches of two); real: 1.0")),
+    ("checkerboard_", Meaning("↓", "share of fine structure that repeats with this period in pixels")),
+    ("drift_z", Meaning("↓", "distance of slice statistics from real slices there, in standard deviations")),
+    ("drift_z_slope", Meaning("↓", "how much drift_z grows per block of 16 slices; no drift: 0")),
+    ("drift_last_over_first", Meaning("↓", "distance from real slices, last window over first; no drift: 1")),
+    ("drift_slope", Meaning("↓", "how much that distance grows per block, in real-against-real distances")),
+    ("premature", Meaning("↓", "share of volumes that end more than 16 slices early, 0 … 1")),
+    ("length_error", Meaning("↓", "mean absolute difference from the length asked for, in slices")),
+    ("interior_white", Meaning("↓", "white slices before the end, per volume")),
+    ("end_slices", Meaning("↓", "scored slices that the model meant as the volume's end, per volume")),
+)
+
+
+def meaning(name: str) -> Meaning:
+    """Of a metric or monitor; ratios and names unknown here have no direction and no text."""
+    if name.endswith(" ratio"):
+        return Meaning("↓", "over next-block's value on the same cases and slices")
+    fitting = [(key, found) for key, found in _MEANINGS if _fits(name, key)]
+    return max(fitting, key=lambda pair: len(pair[0]))[1] if fitting else Meaning("", "")
+
+
+def labelled(name: str) -> str:
+    """The name with its direction."""
+    return f"{name} {meaning(name).arrow}".rstrip()
+
+
+def explained(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Name and text of those that have one, each once, in order."""
+    return [(labelled(name), meaning(name).text) for name in dict.fromkeys(names) if meaning(name).text]
+
+
+def _fits(name: str, key: str) -> bool:
+    return name == key or (key[-1] in "_f" and name.startswith(key) and name[len(key) :].isdigit())
 
 
 def summary_table(rows: Sequence[Row]) -> Table:

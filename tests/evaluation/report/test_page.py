@@ -12,8 +12,7 @@ from page_text import without_payloads
 
 from ctflow.config.evaluation import EvalConfig
 from ctflow.evaluation.report import Page, Table, write_analysis, write_report
-from ctflow.evaluation.report.page import render
-from ctflow.evaluation.report.reading import ReadingItem, reading_page
+from ctflow.evaluation.report.page import ReadingItem, reading_page, render
 from ctflow.evaluation.report.write import AnalysisResult
 from ctflow.evaluation.results import MODEL, OTHER_REAL, Picture, Reading, Results, Row
 from ctflow.types import HUVolume

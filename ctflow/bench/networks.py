@@ -1,0 +1,161 @@
+"""Rows of the networks: FMvT against a plain arrangement, A-VAE slice by slice, few steps against many."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ctflow.bench.measure import Row, compare, counted_gflop
+from ctflow.bench.plain import transformer
+from ctflow.config.bench import BenchConfig
+from ctflow.config.models import FMvTConfig
+from ctflow.flow import solve
+from ctflow.models import AVAE, Conditions, FMvT
+from ctflow.models.fmvt_published import fmvt_config_to_published, fmvt_state_to_published, published_preset
+
+_LATENT_CHANNELS = 16
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
+    """The context in which a network runs at a precision."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def fmvt_rows(config: BenchConfig, device: torch.device, peaks: dict[str, float]) -> Iterator[Row]:
+    """FMvT forward and training step, against the plain arrangement with equal weights."""
+    for size in config.sizes:
+        preset = published_preset(size) if size != "tiny" else _tiny()
+        torch.manual_seed(0)
+        model = FMvT(preset).to(device)
+        _randomise(model)
+        published, state = (
+            fmvt_config_to_published(preset),
+            fmvt_state_to_published(dict(model.named_parameters())),
+        )
+        state |= fmvt_state_to_published(dict(model.named_buffers()))
+        shape = (config.batch_size, preset.latent_channels, *preset.input_size)
+        block, previous = torch.randn(2, *shape, device=device)
+        text = torch.randn(config.batch_size, 1, preset.text_dim, device=device)
+        t = torch.rand(config.batch_size, device=device)
+        conditions = Conditions(text, previous)
+        parameters = [p for p in model.parameters() if p.requires_grad]
+
+        ours = partial(model, block, t, conditions)
+        plain = partial(transformer, published, state, block, t, text, previous)
+        with torch.no_grad():
+            gflop = counted_gflop(plain)
+        for precision in config.precisions:
+            for train in (False, True):
+                name = "forward + backward" if train else "forward"
+                row = Row(
+                    f"FMvT-{size} {name}, {config.batch_size} block(s)",
+                    precision,
+                    reference="plain arrangement, equal weights",
+                    gflop=gflop * (3 if train else 1),
+                )
+                run, other = (_mode(call, parameters, precision, device, train) for call in (ours, plain))
+                compare(row, run, other, config.repeats, device)
+                yield _rated(row, peaks)
+
+
+def _mode(
+    call: Callable[[], Tensor],
+    parameters: Sequence[Tensor],
+    precision: str,
+    device: torch.device,
+    train: bool,
+) -> Callable[[], Tensor]:
+    """Forward alone, or with the gradient of all weights, whose joined values are what is compared."""
+
+    def run() -> Tensor:
+        with torch.set_grad_enabled(train), autocast(precision, device):
+            out = call()
+        if not train:
+            return out.float()
+        out.float().square().mean().backward()
+        gradient = torch.cat([p.grad.reshape(-1).float() for p in parameters if p.grad is not None])
+        for parameter in parameters:
+            parameter.grad = None
+        return gradient
+
+    return run
+
+
+def avae_rows(
+    config: BenchConfig, device: torch.device, peaks: dict[str, float], avae: AVAE
+) -> Iterator[Row]:
+    """A-VAE encode and decode of a block's slices together, against one after the other."""
+    avae = avae.to(device).eval()
+    side = config.image_size
+    hu = torch.rand(16, side, side, device=device) * 2000 - 1000
+    with torch.no_grad():
+        latents = avae.whiten(avae.encode_hu(hu).mean)
+    calls: dict[str, tuple[Callable[[Tensor], Tensor], Tensor]] = {
+        "encode": (lambda x: avae.encode_hu(x).mean, hu),
+        "decode": (avae.decode_to_hu, latents),
+    }
+    for name, (call, data) in calls.items():
+        with torch.no_grad():
+            gflop = counted_gflop(partial(call, data))
+        for precision in config.precisions:
+            row = Row(
+                f"A-VAE {name}, 16 slices of {side}²", precision, reference="slice by slice", gflop=gflop
+            )
+            together = partial(_in_parts, call, data, len(data), precision)
+            compare(row, together, partial(_in_parts, call, data, 1, precision), config.repeats, device)
+            row.note = f"{16 / row.seconds:.1f} slices/s"
+            yield _rated(row, peaks)
+
+
+@torch.no_grad()
+def _in_parts(call: Callable[[Tensor], Tensor], data: Tensor, size: int, precision: str) -> Tensor:
+    with autocast(precision, data.device):
+        return torch.cat([call(part) for part in data.split(size)]).float()
+
+
+def steps_row(config: BenchConfig, device: torch.device, model: FMvT) -> Row:
+    """Few evaluations against the published 200-step Euler, from one noise: and what they cost."""
+    model = model.to(device).eval()
+    shape = (1, model.config.latent_channels, *model.config.input_size)
+    generator = torch.Generator().manual_seed(0)
+    noise, previous = (torch.randn(shape, generator=generator).to(device) for _ in range(2))
+    text = torch.randn(1, model.config.text_tokens, model.config.text_dim, generator=generator).to(device)
+    conditions = Conditions(text, previous)
+
+    @torch.no_grad()
+    def sample(steps: int, solver: str) -> Tensor:
+        return solve(lambda z, t: model(z, t, conditions), noise, steps, solver)
+
+    row = Row(
+        f"sampling a block, {config.few_steps} evaluations",
+        "fp32",
+        reference=f"{config.many_steps} Euler steps",
+        note="outputs differ by the solver's error: this is the undistilled network",
+    )
+    return compare(
+        row, lambda: sample(config.few_steps, "euler"), lambda: sample(config.many_steps, "euler"), 1, device
+    )
+
+
+def _rated(row: Row, peaks: dict[str, float]) -> Row:
+    assert row.gflop is not None
+    row.share_of_peak = row.gflop / row.seconds / peaks[row.precision]
+    return row
+
+
+def _tiny() -> FMvTConfig:
+    base = published_preset("S")
+    base.input_size, base.hidden_size, base.depth, base.num_heads = [16, 4, 4], 24, 1, 2
+    return base
+
+
+@torch.no_grad()
+def _randomise(model: FMvT) -> None:
+    """Every weight random: a fresh output layer is zero, and zeros are equal whatever computed them."""
+    for parameter in model.parameters():
+        scale = parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.1
+        parameter.copy_(torch.randn_like(parameter) * scale)

@@ -1,0 +1,259 @@
+"""What real volumes alone tell: floors, the A-VAE's loss, and how every metric answers to damage."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from ctflow.evaluation.analyses.base import AnalysisResult, Context
+from ctflow.evaluation.cases import CaseReader, CaseSets, RealCase, choose_cases
+from ctflow.evaluation.collect import Batch, Group, Wanted
+from ctflow.evaluation.compare import FLOORS, Comparer
+from ctflow.evaluation.features import FeatureExtractor, real_volume
+from ctflow.evaluation.results import OTHER_REAL
+from ctflow.evaluation.rows import Compared, clip_rows, readings, slice_rows
+from ctflow.evaluation.settings import REAL, ScoredVolume
+from ctflow.evaluation.whole import volume_rows
+from ctflow.metrics.damage import DAMAGES
+from ctflow.metrics.images import SCORE_WINDOW, at_side
+from ctflow.metrics.reconstruction import ReconstructionMetric, load_lpips, lpips_input
+from ctflow.pictures import LUNG, SOFT_TISSUE
+from ctflow.types import HUVolume
+
+UNDAMAGED = "none"
+EVEN, ODD = "even slices", "odd slices"
+SHOWN = (
+    "fid_rand2d", "kid_rand2d", "fvd_rand3d_f16", "seam_ratio", "checkerboard_2", "drift_z", "fd_ct3d",
+    "kd_ct3d",
+)  # fmt: skip
+WINDOWS = {"lung": LUNG, "soft tissue": SOFT_TISSUE}
+NOTES = {
+    "psnr": "dB, of the squared error pooled over all slices, 2000 HU range; higher is better",
+    "ssim": "0 … 1, 2000 HU range; higher is better",
+    "ms_ssim": "0 … 1, five scales; higher is better",
+    "ms_ssim_s3": "0 … 1, three scales (sides up to 160); not comparable with ms_ssim",
+}
+
+
+def floors(context: Context) -> AnalysisResult:
+    """Every metric of both floors over whole volumes; nothing is generated.
+
+    The features are those of the table's floors, so that a table on the same cases, A-VAE and CT-CLIP finds
+    them in the cache.
+    """
+    config = context.config
+    reader, extractor = context.reader(), context.extractor()
+    sets = choose_cases(reader.cases(), config.cases, floors=True, choice=config.evaluated)
+    findings = any(case.truth_path for case in sets.evaluated)
+    collected = context.collector(reader, extractor, findings=findings).collect(sets, [])
+    comparer = Comparer(config, extractor.plan, extractor.backbones, sets, collected)
+    records: list[dict[str, Any]] = [
+        {
+            "source": row.source,
+            "metric": row.metric,
+            "px": row.resolution or "",
+            "value [95 %]": row.text(),
+            "at infinite N [95 %]": row.extrapolated_text(),
+            "N": row.samples,
+            "note": row.reason,
+        }
+        for source in FLOORS
+        for row in comparer.source_rows(REAL, source)
+    ]
+    text = (
+        f"{len(sets.others)} real cases of other patients, and their A-VAE reconstructions, against "
+        f"{len(sets.evaluated)} real cases. A generator on this A-VAE is not expected below the second."
+    )
+    return AnalysisResult("Floors", text, records)
+
+
+def reconstruction(context: Context) -> AnalysisResult:
+    """PSNR, SSIM, MS-SSIM in HU, by window too, and LPIPS of ``analysis.reconstructed_slices`` slices."""
+    reader = context.reader()
+    cases = reader.cases()
+    wanted = context.config.analysis.reconstructed_slices
+    metrics = {"": ReconstructionMetric()}
+    metrics |= {f" ({name} window)": ReconstructionMetric(_limits(w)) for name, w in WINDOWS.items()}
+    files = context.config.backbones
+    lpips = load_lpips(Path(files.lpips), files.lpips_sha256) if files.lpips else None
+    distances: dict[str, list[float]] = {name: [] for name in WINDOWS}
+    for case, indices in zip(cases, spread([c.shape[0] for c in cases], wanted), strict=True):
+        if not indices:
+            continue
+        real = reader.volume(case)
+        chosen = HUVolume(real.hu[indices], real.spacing)
+        made = torch.from_numpy(context.system.decode(context.system.encode(chosen))).unsqueeze(1)
+        original = at_side(torch.from_numpy(chosen.hu), made.shape[-1]).unsqueeze(1)
+        for metric in metrics.values():
+            metric.update(made, original)
+        for name, window in WINDOWS.items() if lpips is not None else ():
+            assert lpips is not None
+            distances[name] += lpips(lpips_input(made, window), lpips_input(original, window)).tolist()
+    slices = int(metrics[""].slices)
+    records: list[dict[str, Any]] = [
+        {"metric": name + words, "value": value, "slices": slices, "note": NOTES[name]}
+        for words, metric in metrics.items()
+        for name, value in metric.compute().items()
+    ]
+    for name, values in distances.items():
+        note = "" if values else "n/a: no AlexNet weights given (backbones.lpips)"
+        value = float(np.mean(values)) if values else None
+        records.append(
+            {"metric": f"lpips ({name} window)", "value": value, "slices": len(values), "note": note}
+        )
+    text = f"{slices} slices of {len(cases)} real cases through the A-VAE's posterior mean and back."
+    return AnalysisResult("A-VAE reconstruction", text, records)
+
+
+def spread(lengths: list[int], wanted: int) -> list[list[int]]:
+    """Evenly spaced slices over volumes laid end to end: indices per volume, ``wanted`` in all at most."""
+    total = sum(lengths)
+    chosen = np.unique(np.linspace(0, total - 1, min(wanted, total)).round().astype(int))
+    starts = np.cumsum([0, *lengths[:-1]])
+    return [
+        [int(i - start) for i in chosen if start <= i < start + n]
+        for start, n in zip(starts, lengths, strict=True)
+    ]
+
+
+def _limits(window: tuple[float, float]) -> tuple[float, float]:
+    """Lowest and highest HU of a window, no further than what the metrics compare."""
+    centre, width = window
+    return max(centre - width / 2, SCORE_WINDOW[0]), min(centre + width / 2, SCORE_WINDOW[1])
+
+
+def severity(context: Context) -> AnalysisResult:
+    """Damaged copies of half of the cases (or slices) against the other half, beside the undamaged floor."""
+    config = context.config
+    reader, sets = _halves(context)
+    extractor = context.extractor()
+    plan = extractor.plan
+    backbones = replace(extractor.backbones, scorer=None)  # reports say nothing about damage
+    collector = context.collector(reader, FeatureExtractor(plan, backbones, extractor.device))
+    reference = collector.real(sets.evaluated)
+    half = len(reference) // 2
+    # The windows' distance needs a floor among the real volumes; a single one has none.
+    real, others = (reference[:half], reference[half:]) if half else (reference, [])
+    wanted = [(UNDAMAGED, 0.0), *((name, s) for name, (_, levels) in DAMAGES.items() for s in levels)]
+    collected = collector.cache.collect(
+        [
+            _damaged(name, level, case, index, reader)
+            for name, level in wanted
+            for index, case in enumerate(sets.others)
+        ]
+    )
+    records: list[dict[str, Any]] = []
+    first, side = backbones.slices[0], plan.resolutions[0]
+    for name, level in wanted:
+        fake = collected.of(_kind(name, level), sets.others)
+        compared = Compared(REAL, OTHER_REAL, fake, reference, plan, config.seed, config.protocol)
+        rows = slice_rows(compared, first, side)
+        for frames in plan.clip_lengths:
+            rows += clip_rows(compared, backbones.clips[0], frames, side)
+        rows += volume_rows(compared, backbones) if backbones.volumes else []
+        found = readings(REAL, OTHER_REAL, fake, real, others, first, side)
+        values = {row.metric: row.value for row in rows} | {r.monitor: r.value for r in found}
+        numbers = {key: value if math.isfinite(value) else None for key, value in values.items()}
+        records.append({"damage": name, "severity": level, **numbers})
+    against = "the slices between" if config.analysis.split == "slices" else "others"
+    text = (
+        f"{len(sets.others)} real volumes, damaged, against {len(sets.evaluated)} {against}. The first line "
+        "is the floor: the same volumes undamaged."
+    )
+    figures = {"metrics": (plot(records), "Over the floor, by severity (1 … 4)")}
+    return AnalysisResult("Severity sweep", text, records, figures)
+
+
+def rises(records: Sequence[dict[str, Any]], metric: str, damage: str) -> bool:
+    """Whether a metric rises with every step of a damage's severity, from the floor on."""
+    values = [r[metric] for r in records if r["damage"] in (UNDAMAGED, damage)]
+    return all(v is not None for v in values) and bool(np.all(np.diff(values) > 0))
+
+
+def plot(records: Sequence[dict[str, Any]]) -> Figure:
+    """Every metric over its floor, by damage and severity."""
+    shown = [name for name in SHOWN if any(record.get(name) is not None for record in records)]
+    columns = 3
+    figure = Figure(figsize=(12, 3.2 * math.ceil(len(shown) / columns)))
+    for i, name in enumerate(shown):
+        axes = figure.add_subplot(math.ceil(len(shown) / columns), columns, i + 1)
+        floor = records[0][name]
+        for damage in DAMAGES:
+            values = [floor, *(r[name] for r in records if r["damage"] == damage)]
+            axes.plot(range(len(values)), [math.nan if v is None else v for v in values], ".-", label=damage)
+        axes.set_title(name, fontsize=9)
+        axes.set_xticks(range(5), ["floor", "1", "2", "3", "4"])
+        if name.startswith(("kid", "kd")):  # unbiased, so it may be negative
+            values = [record[name] for record in records if record[name] is not None]
+            linear = max(abs(floor or 0.01), 1e-4)
+            axes.set_yscale("symlog", linthresh=linear)
+            axes.set_ylim(min(0.0, *values) - linear, 2 * max(linear, *values))
+            axes.set_yticks([0, *(tick for tick in (1, 10, 100, 1000) if tick < max(values))])
+        else:
+            axes.set_yscale("log")
+        axes.axhline(floor or 0, color="grey", linestyle=":", linewidth=1)
+    figure.axes[0].legend(fontsize=6)
+    figure.supxlabel("severity of the damage", fontsize=9)
+    figure.tight_layout()
+    return figure
+
+
+class HalvedReader(CaseReader):
+    """Pixels of the half scans that ``halved`` makes of a folder's cases."""
+
+    def volume(self, case: RealCase) -> HUVolume:
+        """Every second slice of the case's scan, in HU."""
+        scan_id, half = case.case_id.rsplit(": ", 1)
+        whole = super().volume(replace(case, case_id=scan_id))
+        return HUVolume(whole.hu[(EVEN, ODD).index(half) :: 2].copy(), case.spacing)
+
+
+def halved(cases: Sequence[RealCase]) -> CaseSets:
+    """Even slices as the cases evaluated, odd ones as the others.
+
+    Both halves show the same bodies, so that the floor between them is far below that of other patients.
+    """
+    return CaseSets(*(tuple(_half(case, half) for case in cases) for half in (EVEN, ODD)))
+
+
+def _halves(context: Context) -> tuple[CaseReader, CaseSets]:
+    config = context.config
+    if config.analysis.split == "slices":
+        scans = HalvedReader(Path(config.slices))
+        sets = choose_cases(scans.cases(), config.cases, floors=False, choice=config.evaluated)
+        return scans, halved(sets.evaluated)
+    reader = context.reader()
+    return reader, choose_cases(reader.cases(), config.cases, floors=True, choice=config.evaluated)
+
+
+def _damaged(name: str, level: float, case: RealCase, index: int, reader: CaseReader) -> Group:
+    def volume() -> ScoredVolume:
+        real = reader.volume(case)
+        hu = real.hu
+        if name != UNDAMAGED:
+            hu = DAMAGES[name][0](hu, level, np.random.default_rng(index))
+        return real_volume(case.case_id, HUVolume(hu, real.spacing))
+
+    return (Batch((Wanted(_kind(name, level), case),), lambda note: iter([volume()])),)
+
+
+def _kind(name: str, level: float) -> str:
+    return f"damage {name} {level}"
+
+
+def _half(case: RealCase, half: str) -> RealCase:
+    slices = (case.shape[0] + (half == EVEN)) // 2
+    return replace(
+        case,
+        case_id=f"{case.case_id}: {half}",
+        shape=(slices, *case.shape[1:]),
+        spacing=(2 * case.spacing[0], *case.spacing[1:]),
+        digest=f"{case.digest}: {half}",
+    )

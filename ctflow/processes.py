@@ -1,0 +1,138 @@
+"""This process among others on its machine: who makes what, on which device, with which threads and memory.
+
+PyTorch is imported where it is used: the commands check their arguments before.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger("ctflow")
+
+ItemT = TypeVar("ItemT")
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+"""Numbers of glibc's ``malloc.h``."""
+MALLOC_SETTINGS = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1))
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those of ``torchrun`` (1 of 1 without it)."""
+
+    rank: int = 0
+    size: int = 1
+
+    def share(self, items: Sequence[ItemT]) -> list[ItemT]:
+        """This rank's items. Batches are formed before, so that they are the same on any number of ranks."""
+        return list(items[self.rank :: self.size])
+
+    def wait(self) -> None:
+        """Wait for all ranks."""
+        if self.size > 1:
+            import torch.distributed as dist
+
+            dist.barrier()
+
+    @property
+    def first(self) -> bool:
+        """Whether this rank writes the results."""
+        return self.rank == 0
+
+
+@contextmanager
+def joined_ranks() -> Iterator[Ranks]:
+    """Join the process group that ``torchrun`` describes in the environment; leave it afterwards."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield Ranks()
+        return
+    import torch.distributed as dist
+
+    own = not dist.is_initialized()
+    if own:
+        dist.init_process_group("gloo")
+    try:
+        yield Ranks(dist.get_rank(), dist.get_world_size())
+    finally:
+        if own:
+            dist.destroy_process_group()
+
+
+def device_of(name: str) -> torch.device:
+    """``auto`` is CUDA where there is one."""
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def keep_freed_buffers() -> bool:
+    """Keep freed buffers in this process instead of returning them to the kernel after every operation.
+
+    glibc maps every buffer above 32 MB anew, and the kernel clears its pages on first touch: that takes as
+    long as the convolutions of the embedded backbones themselves. The values computed do not change.
+
+    Returns:
+        Whether the C library took the settings; false where it is not glibc.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    # musl exports no mallopt; glibc answers 1 where it accepts a setting.
+    return mallopt is not None and all(mallopt(*setting) == 1 for setting in MALLOC_SETTINGS)
+
+
+def log_threads() -> None:
+    """Say the number of threads, and warn where other processes keep the cores busy.
+
+    Threads that wait for each other on a busy core are 5 to 10 times slower than one thread. The number is
+    not changed by itself: sums round by it, and a run that goes on is to repeat its losses.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    threads, cores = torch.get_num_threads(), len(os.sched_getaffinity(0))
+    load = os.getloadavg()[0]
+    log.info("threads: %d on %d cores (OMP_NUM_THREADS=N sets another number)", threads, cores)
+    if threads > 1 and load + threads > cores + 1:
+        log.warning(
+            "other processes keep %.1f of %d cores busy: %d threads then run several times slower than one; "
+            "OMP_NUM_THREADS=1 is the better choice on a shared machine",
+            load,
+            cores,
+            threads,
+        )
+
+
+def bf16_supported(device_type: str) -> bool:
+    """Whether bfloat16 arithmetic runs in hardware (a CPU needs AVX512-BF16 or AMX)."""
+    import torch
+
+    if device_type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device_type == "cpu":
+        checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        return any(getattr(torch.cpu, name, bool)() for name in checks)
+    return False
+
+
+def use_own_device() -> None:
+    """Take the CUDA device that is this process's among those of its node; without CUDA nothing happens."""
+    import torch
+
+    local = next((os.environ[n] for n in ("LOCAL_RANK", "SLURM_LOCALID") if n in os.environ), None)
+    if local is not None and torch.cuda.is_available():
+        torch.cuda.set_device(int(local) % torch.cuda.device_count())
