@@ -8,6 +8,7 @@ import socket
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -288,6 +289,8 @@ def test_refusals_that_may_pass_are_planned_again(tmp_path, code, again):
     (item,) = source.items
 
     class Before:
+        undecided: ClassVar[set[str]] = set()
+        closed: ClassVar[set[int]] = set()
         outcomes = {item.key: Outcome(item.key, item.fingerprint, "refused", [[code, "x"]])}
 
     assert IngestRun(config, source, Tables(config, []), Before()).pending == again
