@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from ctflow.bench import main
-from ctflow.bench.measure import PeakMemory, Row, compare, matrix_peak, quartiles
+from ctflow.bench.measure import PeakMemory, Row, compare, quartiles
 from ctflow.errors import ConfigError
+from ctflow.processes import matrix_peak
 
 SMALL = [
     "sizes=[tiny]", "repeats=2", "peak_side=64", "image_size=32", "few_steps=2", "many_steps=3",
@@ -17,12 +18,14 @@ SMALL = [
 
 
 def test_every_row_has_a_reference_and_outputs_that_agree(tmp_path, tiny_checkpoint):
-    rows = "rows=[fmvt,avae,steps,stream,frechet,beside,generation]"
+    rows = "rows=[fmvt,avae,steps,stream,frechet,beside,generation,memory]"
     output = tmp_path / "bench.json"
     assert main([*SMALL, rows, f"checkpoint={tiny_checkpoint}", f"output={output}"]) == 0
     result = json.loads(output.read_text(encoding="utf-8"))
     found = {(row["stage"], row["precision"]): row for row in result["rows"]}
-    assert len(found) == 4 + 4 + 1 + 1 + 1 + 1 + 4
+    assert len(found) == 4 + 4 + 1 + 1 + 1 + 1 + 4 + 2
+    assert "batch 64: " in found.pop(("FMvT-tiny training memory", "fp32"))["note"]
+    assert found.pop(("FMvT-tiny training memory, blocks recomputed", "fp32"))["peak_mib"] > 0
     for (stage, precision), row in found.items():
         assert row["seconds"] > 0 and row["spread"][0] <= row["seconds"] <= row["spread"][1]
         if stage.startswith("generation"):
@@ -35,7 +38,7 @@ def test_every_row_has_a_reference_and_outputs_that_agree(tmp_path, tiny_checkpo
             assert row["gflop"] > 0 and row["share_of_peak"] > 0
     assert "MiB read a block" in found["32 blocks of 16 × 16 × 4² from shards", "-"]["note"]
     table = output.with_suffix(".md").read_text(encoding="utf-8").splitlines()
-    assert len(table) == 4 + len(found) and "matrix products fp32" in table[0]
+    assert len(table) == 4 + 18 and "matrix products fp32" in table[0]
 
 
 @pytest.mark.slow

@@ -25,8 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         CTFlowError: Bad configuration or checkpoint.
     """
-    from ctflow.bench.measure import Row, matrix_peak
+    from ctflow.bench.measure import Row
     from ctflow.bench.table import write_tables
+    from ctflow.processes import matrix_peak
 
     config = parse_command(BenchConfig, "ctflow bench", DESCRIPTION, [], argv).config
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _group(name: str, config: BenchConfig, device: torch.device, peaks: dict[str, float]) -> Iterable[Any]:
     """The rows of one group."""
     from ctflow.bench.generating import beside_row, generation_rows
-    from ctflow.bench.networks import avae_rows, fmvt_rows, steps_row
+    from ctflow.bench.networks import avae_rows, fmvt_rows, memory_rows, steps_row
     from ctflow.bench.storage import frechet_row, ingest_row, stream_row
     from ctflow.pipeline import CTFlow
 
@@ -62,6 +63,7 @@ def _group(name: str, config: BenchConfig, device: torch.device, peaks: dict[str
         "ingest": lambda: [ingest_row(config)],
         "beside": lambda: [beside_row(config, model())],
         "generation": lambda: generation_rows(config, model()),
+        "memory": lambda: memory_rows(config),
     }
     assert groups.keys() == set(GROUPS)
     return groups[name]()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -11,14 +12,27 @@ from ctflow.bench.measure import MIB, PeakMemory, Row, compare, timed
 from ctflow.bench.networks import autocast
 from ctflow.config.bench import BenchConfig
 from ctflow.config.commands import SamplingChoice
+from ctflow.generation import RolloutCase
 from ctflow.pipeline import CTFlow, GeneratedVolume, GenerationRequest
+from ctflow.seeding import case_noise
 
 REPORT = "There is a large right pleural effusion."
 
 
+_WARM_UP_SLICES = 32
+
+
+def endless(model: CTFlow) -> CTFlow:
+    """The model without a stop rule: lengths are compared, and few steps would end volumes early."""
+    rollout = model.system.config.rollout
+    model.system.config.rollout = replace(rollout, stop=replace(rollout.stop, threshold=1e-9))
+    return model
+
+
 def generation_rows(config: BenchConfig, model: CTFlow) -> Iterator[Row]:
     """Seconds and memory of whole volumes: longer ones, more side by side, more steps."""
-    generate(model, BLOCKS_TO_WARM_UP, 1, 1)
+    model = endless(model)
+    generate(model, _WARM_UP_SLICES, 1, 1)
     base = config.lengths[0]
     for length in config.lengths:
         yield _row(model, length, 1, config.generation_steps)
@@ -26,9 +40,6 @@ def generation_rows(config: BenchConfig, model: CTFlow) -> Iterator[Row]:
         yield _row(model, base, batch, config.generation_steps)
     for steps in config.steps:
         yield _row(model, base, 1, steps)
-
-
-BLOCKS_TO_WARM_UP = 32
 
 
 def generate(model: CTFlow, length: int, batch: int, steps: int) -> list[np.ndarray]:
@@ -60,14 +71,11 @@ def _row(model: CTFlow, length: int, batch: int, steps: int) -> Row:
 
 def beside_row(config: BenchConfig, model: CTFlow) -> Row:
     """Decoding while the next block is solved, against one after the other."""
-    from ctflow.seeding import case_noise
-
+    model = endless(model)
     length, steps = config.lengths[0], config.generation_steps
     sampling = SamplingChoice(steps=steps, max_slices=max(length, 16))
     settings = sampling.applied_to(model.system.config.rollout)
     text = model.text_encoder.encode([REPORT])
-    from ctflow.generation import RolloutCase
-
     case = RolloutCase("bench", text.tokens[0], text.mask[0], length)
     generator = model.generator()
 

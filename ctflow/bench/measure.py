@@ -103,15 +103,6 @@ def compare(
     return row
 
 
-def matrix_peak(precision: str, device: torch.device, side: int) -> float:
-    """Measured rate of a square matrix product, the best of some, in GFLOP/s."""
-    kind = torch.bfloat16 if precision == "bf16" else torch.float32
-    a, b = torch.randn(2, side, side, device=device).to(kind)
-    torch.mm(a, b)
-    best = min(timed(lambda: torch.mm(a, b), device) for _ in range(5))
-    return 2 * side**3 / best / 1e9
-
-
 def counted_gflop(run: Callable[[], object]) -> float:
     """GFLOP of a call in matrix products, convolutions and attention, by PyTorch's counter."""
     with FlopCounterMode(display=False) as counter:

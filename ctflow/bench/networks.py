@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -16,8 +17,10 @@ from ctflow.config.models import FMvTConfig
 from ctflow.flow import solve
 from ctflow.models import AVAE, Conditions, FMvT
 from ctflow.models.fmvt_published import fmvt_config_to_published, fmvt_state_to_published, published_preset
+from ctflow.training.cost import training_gib
 
-_LATENT_CHANNELS = 16
+MEMORY_BATCHES = (1, 8, 32, 64)
+"""Blocks of a process whose memory is told."""
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
@@ -139,6 +142,18 @@ def steps_row(config: BenchConfig, device: torch.device, model: FMvT) -> Row:
     return compare(
         row, lambda: sample(config.few_steps, "euler"), lambda: sample(config.many_steps, "euler"), 1, device
     )
+
+
+def memory_rows(config: BenchConfig) -> Iterator[Row]:
+    """Memory of a training by batch, counted on the meta device: float32, all activations of the forward."""
+    for size in config.sizes:
+        preset = published_preset(size) if size != "tiny" else _tiny()
+        for recompute in (False, True):
+            chosen = replace(preset, activation_checkpointing=recompute)
+            one, two = (training_gib(chosen, batch) for batch in (1, 2))
+            told = [f"batch {batch}: {one + (batch - 1) * (two - one):.1f} GiB" for batch in MEMORY_BATCHES]
+            name = f"FMvT-{size} training memory{', blocks recomputed' if recompute else ''}"
+            yield Row(name, "fp32", peak_mib=one * 1024, note="; ".join(told))
 
 
 def _rated(row: Row, peaks: dict[str, float]) -> Row:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-GROUPS = ("fmvt", "avae", "steps", "stream", "frechet", "ingest", "beside", "generation")
+GROUPS = ("fmvt", "avae", "steps", "stream", "frechet", "ingest", "beside", "generation", "memory")
 SIZES = ("tiny", "S", "B", "L")
 
 
@@ -14,7 +14,7 @@ class BenchConfig:
 
     Attributes:
         rows: What is measured: ``fmvt``, ``avae``, ``steps``, ``stream``, ``frechet``, ``ingest``, ``beside``
-            (decoding beside the solver), ``generation``.
+            (decoding beside the solver), ``generation``, ``memory`` (of a training, counted without one).
         sizes: Published sizes of the FMvT: ``S``, ``B``, ``L``; ``tiny`` is for tests.
         batch_size: Blocks per FMvT call.
         repeats: Pairs of stage and reference; medians count.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from ctflow.types import BLOCK_LENGTH
@@ -88,6 +89,11 @@ class FMvTConfig:
     previous_noise_input: bool = True
     spacing_input: bool = True
     activation_checkpointing: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a block."""
+        return math.prod(size // patch for size, patch in zip(self.input_size, self.patch_size, strict=True))
 
     def __post_init__(self) -> None:
         if len(self.input_size) != 3 or len(self.patch_size) != 3:

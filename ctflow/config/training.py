@@ -25,6 +25,7 @@ class OptimizerConfig:
         momentum: Muon's momentum.
         betas: AdamW's two betas.
         weight_decay: AdamW's decoupled weight decay.
+        fused: AdamW as one kernel: faster on a GPU, other rounding.
         warmup_steps: Optimizer steps of linear warm-up.
         decay_rate: 0 keeps the rate constant after the warm-up; the published schedule has 2.
         ref_steps: Steps after the warm-up at which the rate has fallen to ``lr / √(1 + decay_rate)``.
@@ -37,6 +38,7 @@ class OptimizerConfig:
     lr: float = 1e-4
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     weight_decay: float = 0.0
+    fused: bool = False
     warmup_steps: int = 100
     decay_rate: float = 2.0
     ref_steps: int = 500_000

@@ -47,6 +47,14 @@ class CountingModule(L.LightningModule):
         """Compile what a training step calls; the weights' names stay."""
         self.network.compile()
 
+    def tokens_per_sample(self) -> int:
+        """Tokens of a sample; 0 where the network has none."""
+        return 0
+
+    def gflop_per_sample(self) -> float:
+        """Of a training step (forward and backward), in matrix products; 0 where it is not counted."""
+        return 0.0
+
     def count_update(self) -> None:
         """Count an optimizer step of ``network`` and follow it with the moving average."""
         self.updates += 1

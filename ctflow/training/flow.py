@@ -14,6 +14,7 @@ from ctflow.data import BlockBatch
 from ctflow.flow import FlowDraw, draw, flow_matching_loss, pair_difference_loss, training_path
 from ctflow.models import Conditions, FMvT
 from ctflow.training.base import CountingModule, unique_keys
+from ctflow.training.cost import forward_gflop
 from ctflow.training.ema import averaged_copy
 from ctflow.training.optim import build_optimizer
 from ctflow.training.plain import from_plain, to_plain
@@ -68,6 +69,14 @@ class FlowModule(CountingModule):
         """The network to export: the moving average."""
         assert isinstance(self.averaged, FMvT)
         return self.averaged
+
+    def tokens_per_sample(self) -> int:
+        """Tokens of a block."""
+        return self.config.network.tokens
+
+    def gflop_per_sample(self) -> float:
+        """Three forwards: a backward computes two products for each of the forward's."""
+        return 3 * forward_gflop(self.config.network)
 
     def configure_model(self) -> None:
         """Shard network and average alike where the strategy has a device mesh (FSDP2)."""

@@ -120,6 +120,7 @@ def build_optimizer(
     beta1, beta2 = config.betas
     parameters = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     common: dict[str, Any] = {"betas": (beta1, beta2), "weight_decay": config.weight_decay}
+    common["fused"] = config.fused or None
     optimizer: AdamW
     if config.name == "muon":
         hidden = [p for name, p in parameters if _is_hidden_matrix(name, p)]

@@ -33,6 +33,7 @@ from ctflow.training.resuming import MissedValidation, OptimizerSettings, resume
 from ctflow.training.runs import CONFIG_FILE, Run, held, locate_run
 from ctflow.training.signals import StopOnSignal
 from ctflow.training.tasks import TASKS, Task
+from ctflow.training.throughput import DataClock, Throughput
 
 log = logging.getLogger("ctflow")
 
@@ -149,8 +150,10 @@ def build_trainer(
     loop = config.loop
     accelerator = device_type(loop.accelerator)
     checkpoints = PeriodicCheckpoint(run.folder, loop.checkpoint_every, loop.checkpoint_minutes)
+    clock = DataClock()
     callbacks: list[L.Callback] = [
         OptimizerSettings(),
+        Throughput(clock, loop.log_every * loop.accumulate),
         SeedEachBatch(),
         LearningRate(),
         *task.callbacks(config, run),
@@ -190,6 +193,7 @@ def build_trainer(
         use_distributed_sampler=False,
         default_root_dir=run.folder,
         plugins=[BesideTarget()],
+        profiler=clock,
     )
 
 

@@ -22,6 +22,7 @@ from ctflow.config import load_config
 from ctflow.config.training import TrainConfig
 from ctflow.data import LatentDataModule
 from ctflow.errors import ConfigError
+from ctflow.processes import bf16_supported
 from ctflow.train import main
 from ctflow.training.tasks import TASKS
 
@@ -32,6 +33,8 @@ Curves = dict[str, list[tuple[int, float]]]
 ReadCurves = Callable[[Path], Curves]
 DRIVER = Path(__file__).with_name("driver.py")
 STEPS = 8
+TOKENS = 16
+"""Of a block of the tiny FMvT."""
 SPLITTABLE = [
     "clip.network.bert.hidden_dropout_prob=0.0",
     "clip.network.bert.attention_probs_dropout_prob=0.0",
@@ -166,30 +169,24 @@ def test_killed_runs_go_on_as_if_nothing_had_happened(
         _assert_equal_runs(curves_of, task, folder, whole / task / "whole")
 
 
-@pytest.fixture(scope="module")
-def ranks(whole: Path, tiny: TinyData, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs written by two gloo processes, each with half the batch: every task, and the FMvT sharded."""
-    runs = tmp_path_factory.mktemp("ranks")
-    halves = {
-        "autoencoder": ["data.batch_size=2"],
-        "clip": ["data.batch_size=1", *SPLITTABLE],
-        "flow": ["data.batch_size=2"],
-    }
-    commands = [
-        tiny.arguments(task, runs, "name=ddp", "loop.devices=2", f"loop.max_steps={STEPS}", *halves[task])
-        for task in TASKS
-    ]
-    sharded = ["name=fsdp", "loop.strategy=fsdp", "loop.devices=2", *halves["flow"]]
-    commands += [tiny.arguments("flow", runs, *sharded, f"loop.max_steps={steps}") for steps in (5, STEPS)]
-    (runs / "commands.json").write_text(json.dumps(commands), encoding="utf-8")
-    for name in ("ddp", "one"):
-        _same_vocabulary(whole, runs, name)
-    main(tiny.arguments("clip", runs, "name=one", f"loop.max_steps={STEPS}", *SPLITTABLE))
+HALF_FLOW = ["data.batch_size=2", "loop.devices=2"]
+WAYS = {
+    "fsdp": ["loop.strategy=fsdp"],
+    "fused": ["flow.optimizer.fused=true"],
+    "recompute": ["loop.strategy=fsdp", "flow.network.activation_checkpointing=true"],
+}
+"""Ways of training the FMvT on two processes that change no result."""
+
+
+def two_processes(commands: list[list[str]], folder: Path) -> None:
+    """Run command lines one after the other on two gloo processes."""
+    folder.mkdir(exist_ok=True)
+    (folder / "commands.json").write_text(json.dumps(commands), encoding="utf-8")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     shared = {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": "0"}
-    command = [sys.executable, str(DRIVER), "rank", str(runs / "commands.json")]
+    command = [sys.executable, str(DRIVER), "rank", str(folder / "commands.json")]
     processes = [
         subprocess.Popen(command, env=os.environ | shared | {"WORLD_SIZE": "2", "LOCAL_RANK": rank})
         for rank in "01"
@@ -199,10 +196,33 @@ def ranks(whole: Path, tiny: TinyData, tmp_path_factory: pytest.TempPathFactory)
     finally:
         for process in processes:
             process.kill()
+
+
+@pytest.fixture(scope="module")
+def ranks(whole: Path, tiny: TinyData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs written by two gloo processes, each with half the batch: every task, and the FMvT in every way."""
+    runs = tmp_path_factory.mktemp("ranks")
+    halves = {"autoencoder": ["data.batch_size=2"], "clip": ["data.batch_size=1", *SPLITTABLE]}
+    commands = [
+        tiny.arguments(
+            task, runs, "name=ddp", f"loop.max_steps={STEPS}", "loop.devices=2", *halves.get(task, HALF_FLOW)
+        )
+        for task in TASKS
+    ]
+    for name, way in WAYS.items():
+        for steps in (5, STEPS) if name == "fsdp" else (STEPS,):
+            own = [f"name={name}", f"loop.max_steps={steps}", *HALF_FLOW, *way]
+            commands.append(tiny.arguments("flow", runs, *own))
+    for name in ("ddp", "one"):
+        _same_vocabulary(whole, runs, name)
+    main(tiny.arguments("clip", runs, "name=one", f"loop.max_steps={STEPS}", *SPLITTABLE))
+    two_processes(commands, runs)
     return runs
 
 
-@pytest.mark.parametrize(("task", "name"), [*((task, "ddp") for task in TASKS), ("flow", "fsdp")])
+@pytest.mark.parametrize(
+    ("task", "name"), [*((task, "ddp") for task in TASKS), *(("flow", name) for name in WAYS)]
+)
 def test_two_processes_train_like_one(
     whole: Path, ranks: Path, curves_of: ReadCurves, task: str, name: str
 ) -> None:
@@ -210,7 +230,7 @@ def test_two_processes_train_like_one(
     right_folder = ranks / task / "one" if task == "clip" else whole / task / "whole"
     ours, one = curves_of(ranks / task / name), curves_of(right_folder)
     for curve in ("train/loss", "train/contrast", "train/discriminator", "val/loss", "val/psnr"):
-        if curve in one and not (name == "fsdp" and curve.startswith("val")):
+        if curve in one and not (name in ("fsdp", "recompute") and curve.startswith("val")):
             steps = dict(one[curve])
             values = {step: value for step, value in ours[curve] if step in steps}
             assert values == pytest.approx(steps, rel=1e-5, abs=1e-5), curve
@@ -219,6 +239,40 @@ def test_two_processes_train_like_one(
         torch.testing.assert_close(
             value, right[key], rtol=1e-3, atol=1e-4, msg=lambda text, k=key: f"{k}: {text}"
         )
+
+
+def test_the_curves_tell_what_a_training_waits_for_and_how_much_it_does(
+    whole: Path, ranks: Path, curves_of: ReadCurves
+) -> None:
+    for folder in (whole / "flow" / "whole", ranks / "flow" / "ddp", whole / "autoencoder" / "whole"):
+        curves = {name: [value for _, value in points] for name, points in curves_of(folder).items()}
+        assert all(0 <= value < 1 for value in curves["train/data_wait"]) and curves["train/data_wait"]
+        assert all(value > 0 for value in curves["train/samples_per_s"])
+        flow = "flow" in folder.parts
+        assert flow == ("train/tokens_per_s" in curves) == ("train/share_of_peak" in curves)
+        if flow:
+            tokens, blocks = (curves[f"train/{name}_per_s"] for name in ("tokens", "samples"))
+            assert tokens == pytest.approx([TOKENS * value for value in blocks], rel=1e-4)
+            assert all(value > 0 for value in curves["train/share_of_peak"])
+
+
+@pytest.mark.slow
+def test_compiled_and_in_bfloat16_two_processes_stay_near_one(
+    whole: Path, tiny: TinyData, tmp_path: Path, curves_of: ReadCurves
+) -> None:
+    """Where the processor has no bfloat16, that half is left out."""
+    ways = {"compiled": ["loop.compile=true"]}
+    if bf16_supported("cpu"):
+        ways["bf16"] = ["loop.precision=bf16-mixed"]
+    lines = [
+        tiny.arguments("flow", tmp_path, f"name={name}", f"loop.max_steps={STEPS}", *HALF_FLOW, *way)
+        for name, way in ways.items()
+    ]
+    two_processes(lines, tmp_path / "lines")
+    right = dict(curves_of(whole / "flow" / "whole")["train/loss"])
+    for name in ways:
+        ours = dict(curves_of(tmp_path / "flow" / name)["train/loss"])
+        assert ours == pytest.approx(right, rel=1e-4 if name == "compiled" else 0.05), name
 
 
 def test_export_only_rewrites_the_export(whole: Path, tiny: TinyData, tmp_path: Path) -> None:
