@@ -19,7 +19,7 @@ export function describe(entry, formats, actions) {
   const facts = entry.facts;
   const size = `${entry.done} slices of ${entry.side} × ${entry.side}, ` +
     `${entry.spacing.map((/** @type {number} */ mm) => Number(mm.toFixed(2))).join(' × ')} mm`;
-  const what = make('section', { 'aria-label': 'Volume' }, make('h2', {}, heading(entry)),
+  const what = make('section', { 'aria-label': `Volume of ${entry.id}: ${entry.title}` }, make('h2', {}, heading(entry)),
     make('p', { className: 'small' }, size), ...(entry.message ? [make('p', { className: 'small' }, entry.message)] : []));
   if (entry.report) what.append(make('h3', {}, 'Report'), make('blockquote', { tabIndex: 0 }, entry.report));
   if (actions.length) what.append(make('h3', {}, 'Go on'), make('div', { className: 'actions' }, ...actions));
@@ -48,7 +48,7 @@ function downloads(entry, formats) {
 /** @param {any} entry */
 function findings(entry) {
   const { findings: found, score } = entry.facts;
-  const section = make('section', { 'aria-label': 'Findings' }, make('h2', {}, 'Asked and found'));
+  const section = make('section', { 'aria-label': `Findings of ${entry.id}: ${entry.title}` }, make('h2', {}, 'Asked and found'));
   if (found.error) {
     section.append(make('p', { className: 'small' }, `Not measured: ${found.error}`));
     return section;
@@ -85,7 +85,7 @@ function seams(seams, entry) {
     ? 'Each step between slices over the steps beside it; dashed: where blocks meet. 1 is no seam.'
     : 'Each step between slices over the steps beside it.';
   const kept = entry.kept ? ` Slices 0–${entry.kept - 1} are kept.` : '';
-  return make('section', { 'aria-label': 'Seams' }, make('h2', {}, title), plot(seams, title),
+  return make('section', { 'aria-label': `Seams of ${entry.id}: ${entry.title}` }, make('h2', {}, title), plot(seams, title),
     make('p', { className: 'small' }, told + kept));
 }
 
@@ -124,5 +124,5 @@ function shape(tag, attributes, text = '') {
 function provenance(entry) {
   const details = make('details', {}, make('summary', {}, 'Provenance'),
     make('pre', { tabIndex: 0 }, JSON.stringify(entry.record, null, 1)));
-  return make('section', { 'aria-label': 'Provenance' }, details);
+  return make('section', { 'aria-label': `Provenance of ${entry.id}: ${entry.title}` }, details);
 }
