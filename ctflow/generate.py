@@ -203,7 +203,7 @@ def _volumes(
     if config.candidates > 1:
         for index, request in enumerate(requests):
             made = generate_best(
-                model, [request], config.candidates, config.sampling, show, config.precision, given
+                model, [request], config.candidates, config.sampling, show, config.precision, given=given
             )
             yield index, made[0]
         return

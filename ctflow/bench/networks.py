@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
@@ -66,7 +66,11 @@ def fmvt_rows(config: BenchConfig, device: torch.device, peaks: dict[str, float]
 
 
 def _mode(
-    call: Callable[[], Tensor], parameters: list[Tensor], precision: str, device: torch.device, train: bool
+    call: Callable[[], Tensor],
+    parameters: Sequence[Tensor],
+    precision: str,
+    device: torch.device,
+    train: bool,
 ) -> Callable[[], Tensor]:
     """Forward alone, or with the gradient of all weights, whose joined values are what is compared."""
 

@@ -107,7 +107,8 @@ def _read(output: Path) -> tuple[dict[str, Outcome], set[str], set[int], float]:
             except (ValueError, TypeError, AttributeError):
                 continue
     outcomes: dict[str, Outcome] = {}
-    parts, closed = set(), set()
+    parts: set[str] = set()
+    closed: set[int] = set()
     lines.sort(key=lambda line: line[:2])
     for _, decided, line in lines:
         if "closed" in line:
