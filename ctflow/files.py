@@ -16,6 +16,28 @@ def file_sha256(path: Path | str) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def describe_stranger(path: Path) -> str:
+    """What a file is that should have held something else, where its first bytes tell; else an empty text.
+
+    Args:
+        path: The file; it may be missing.
+    """
+    if not path.is_file():
+        return "does not exist"
+    with path.open("rb") as stream:
+        head = stream.read(512)
+    if not head:
+        return "is empty"
+    if head.startswith(b"version https://git-lfs"):
+        return "is a Git LFS pointer, not the file itself (fetch it with `git lfs pull`)"
+    start = head.lstrip().lower()
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "is a web page, not the file itself (a download that asks for a login, for one)"
+    if start.startswith((b"{", b"[")) and path.suffix != ".json":
+        return "is a JSON text, perhaps a server's error message"
+    return ""
+
+
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
     """Write a file under a temporary name; it takes its own name when the block ends without an error.

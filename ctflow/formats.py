@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -25,6 +26,10 @@ LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """Affine from the one to the other, and back."""
 
 
+_SLICE_NAME = re.compile(r"slice_\d{4,}\.dcm")
+"""How the files of a series are named here."""
+
+
 def ending_of(path: Path | str) -> str:
     """Which of ``ENDINGS`` a path has.
 
@@ -41,8 +46,26 @@ def ending_of(path: Path | str) -> str:
     )
 
 
+def check_series_place(path: Path) -> None:
+    """Whether a folder for a DICOM series can be made, or holds one that was written here before.
+
+    Raises:
+        ScanError: A file, or a folder with anything else in it.
+    """
+    if path.is_dir():
+        others = sorted(p.name for p in path.iterdir() if not _SLICE_NAME.fullmatch(p.name))
+        if not others:
+            return
+        found = f"{path} is a folder that holds {others[0]}"
+    elif path.exists():
+        found = f"{path} is a file"
+    else:
+        return
+    raise ScanError(found, "a new folder, or a series written here before", "choose another name")
+
+
 def check_choices(path: Path | str, dtype: str | None, orientation: str | None) -> None:
-    """Whether a file of this ending can be written so.
+    """Whether a file of this ending can be written so, and there: asked before any work.
 
     Args:
         path: Names the format.
@@ -50,10 +73,14 @@ def check_choices(path: Path | str, dtype: str | None, orientation: str | None) 
         orientation: One of ``ORIENTATIONS``; None: RAS for NIfTI, LPS for all others.
 
     Raises:
-        ScanError: Another ending, or a choice that DICOM does not have.
+        ScanError: Another ending, a choice that DICOM does not have, or something else at this place.
     """
+    path = Path(path)
     if ending_of(path) not in DICOM:
+        if path.is_dir():
+            raise ScanError(f"{path} is a folder", "the name of a file", "choose another name")
         return
+    check_series_place(path)
     if dtype == "float32":
         raise ScanError("float32 for a DICOM series", "int16", "write .nii.gz, .mha or .nrrd for fractions")
     if orientation == "RAS":

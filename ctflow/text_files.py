@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ctflow.errors import CTFlowError
+from ctflow.files import describe_stranger
 
 log = logging.getLogger(__name__)
 _SEPARATORS = (",", ";", "\t", "|")
@@ -41,6 +42,9 @@ def read_text(path: Path | str) -> str:
         data = path.read_bytes()
     except OSError as error:
         raise CTFlowError(f"{path} cannot be read: {error.strerror or error}", "a text file") from error
+    stranger = describe_stranger(path)
+    if "pointer" in stranger or "web page" in stranger:
+        raise CTFlowError(f"{path} {stranger}", "a text file")
     for encoding in _encodings(data):
         try:
             text = data.decode(encoding)

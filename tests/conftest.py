@@ -16,6 +16,11 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 
 
+def pytest_addoption(parser):
+    """``--screenshots DIR``: where the browser's test leaves its pictures."""
+    parser.addoption("--screenshots", type=Path, help="folder for the pictures of the browser's test")
+
+
 @pytest.fixture(scope="session")
 def repo_root() -> Path:
     """The checkout the tests run in."""

@@ -28,7 +28,7 @@ def test_a_dockerfile_copies_what_is_there_and_ends_as_a_user(repo_root, name):
     steps = instructions(repo_root / name)
     known = {"ARG", "FROM", "ENV", "WORKDIR", "RUN", "COPY", "USER", "ENTRYPOINT", "CMD"}
     assert {step for step, _ in steps} <= known
-    ignored = (repo_root / ".dockerignore").read_text().splitlines()
+    ignored = (repo_root / ".dockerignore").read_text(encoding="utf-8").splitlines()
     for step, rest in steps:
         if step == "COPY":
             *sources, _ = [word for word in rest.split() if not word.startswith("--")]
@@ -51,7 +51,7 @@ def test_the_challenge_container_has_the_contracts_folders(repo_root):
     script = repo_root / "docker" / "vlm3d" / "entrypoint.sh"
     subprocess.run(["sh", "-n", script], check=True)
     assert os.access(script, os.X_OK)
-    line = shlex.split(script.read_text().splitlines()[-1])
+    line = shlex.split(script.read_text(encoding="utf-8").splitlines()[-1])
     assert line[:3] == ["exec", "ctflow", "challenge"] and line[-1] == "$@"
     given = dict(zip(line[3:-1:2], line[4:-1:2], strict=True))
     assert given == {
@@ -60,18 +60,20 @@ def test_the_challenge_container_has_the_contracts_folders(repo_root):
         "--progress": "/checkpoint",
         "--checkpoint": "/weights",
     }
-    text = (repo_root / "docker" / "vlm3d" / "Dockerfile").read_text()
+    text = (repo_root / "docker" / "vlm3d" / "Dockerfile").read_text(encoding="utf-8")
     assert "chown user /output /checkpoint" in text
 
 
 def test_ci_and_hooks_call_the_makefile_and_its_tools(repo_root):
-    flow = yaml.safe_load((repo_root / ".github" / "workflows" / "ci.yml").read_text())
-    targets = set(re.findall(r"^([a-z-]+):.*## ", (repo_root / "Makefile").read_text(), re.MULTILINE))
+    flow = yaml.safe_load((repo_root / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))
+    targets = set(
+        re.findall(r"^([a-z-]+):.*## ", (repo_root / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    )
     runs = [step["run"] for job in flow["jobs"].values() for step in job["steps"] if "run" in step]
     made = {re.match(r"make ([a-z-]+)", run).group(1) for run in runs if run.startswith("make ")}
     assert {"setup", "lint", "test", "test-slow"} <= made <= targets
     assert all(run.startswith(("make ", "sudo apt-get")) for run in runs)
-    hooks = yaml.safe_load((repo_root / ".pre-commit-config.yaml").read_text())["repos"]
+    hooks = yaml.safe_load((repo_root / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
     entries = [hook["entry"] for repo in hooks for hook in repo["hooks"]]
     assert all(entry.startswith(".venv/bin/") for entry in entries)
     for entry in entries:

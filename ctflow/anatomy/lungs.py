@@ -55,7 +55,7 @@ def _gas(grid: Grid, air: Mask, spine: NDArray[np.float64]) -> Mask:
         for rim in (2, 3, 4):
             core = ndimage.binary_dilation(part, iterations=rim)
             shell = ndimage.binary_dilation(core, grid.disc(6.0)) & ~core
-            if tissue[shell].mean() > 0.6:
+            if shell.any() and tissue[shell].mean() > 0.6:
                 gas[wide] |= ndimage.binary_dilation(core)
                 break
     return gas

@@ -47,8 +47,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if config.host not in LOOPBACK:
         log.warning("other machines can reach this server, and what they send is not encrypted")
     # Open pages hold a connection each: the server does not wait for them to be closed.
-    quiet = {"log_level": "warning", "access_log": False, "server_header": False, "ws": "none"}
-    options = uvicorn.Config(app, timeout_graceful_shutdown=1, **quiet)
+    options = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        ws="none",
+        timeout_graceful_shutdown=1,
+    )
     uvicorn.Server(options).run(sockets=[listener])
     return 0
 

@@ -167,7 +167,13 @@ def _chosen(library: Library, volume_id: str, minus: str) -> Callable[[slice], N
     both = min(a.done, b.done)
     other = library.voxels(minus)[:both]
     own = own[:both]
-    return lambda part: own[part] - other[part]
+    limits = np.iinfo(np.int16)
+
+    def less(part: slice) -> NDArray[np.int16]:
+        difference = own[part].astype(np.int32) - other[part]
+        return difference.clip(limits.min, limits.max).astype(np.int16)
+
+    return less
 
 
 def _volume(part: NDArray[np.int16], entry: Entry) -> HUVolume:

@@ -92,9 +92,8 @@ class Studio:
         for request in requests:
             self.model.check_report(request, self.config.max_unknown)
             self.model.spacing(request)
-        return self.queue.submit(
-            "generate", title_for(ask.reports), lambda job: self._generate(job, ask, requests)
-        )
+        act = partial(self.work.generate, ask=ask, requests=requests)
+        return self.queue.submit("generate", title_for(ask.reports), act)
 
     def continue_volume(self, ask: Ask) -> Job:
         """Slices of a volume kept, and the model writing on from there.
@@ -161,11 +160,6 @@ class Studio:
         job.stage = "loading the model"
         model = CTFlow.from_pretrained(self.config.checkpoint or None, self.config.device)
         self._work = Work(model, self.library, self.config, self.changed)
-        log_threads()
-
-    def _load(self, job: Job) -> None:
-        job.stage = "loading the model"
-        self._model = CTFlow.from_pretrained(self.config.checkpoint or None, self.config.device)
         log_threads()
 
 

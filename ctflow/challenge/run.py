@@ -83,6 +83,7 @@ class Keeper:
         self._wanted = {
             "checkpoint_sha256": model.fingerprint,
             "sampling": asdict(config.sampling.applied_to(model.system.config.rollout)),
+            "form": config.form,
             "orientation": config.orientation,
             "precision": config.precision,
         }

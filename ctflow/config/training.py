@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from ctflow.config.data import DataConfig
 from ctflow.config.encoders import AVAEConfig, CTCLIPConfig
+from ctflow.config.evaluation import FeatureFiles
 from ctflow.config.flow_network import FlowNetworkConfig
 from ctflow.config.generation import RolloutConfig
 from ctflow.config.models import FlowConfig
@@ -191,16 +192,20 @@ class FlowMonitor:
     """What validation of the FMvT shows beside the loss.
 
     Attributes:
-        rollout_every: Every so many validations a rollout of a few cases is generated; 0: never.
+        rollout_every: Every so many validations a rollout of a few cases is generated, earlier also before
+            the first step and at validations 1, 2, 4, 8 …; 0: never.
         cases: Validation cases generated.
         max_blocks: Longest rollout.
-        frechet: Log FID and FVD of the generated cases (needs ``rollout_every``).
+        frechet: Log Fréchet distances of the generated cases (needs ``rollout_every``).
+        backbones: Weights of trained networks, as in an evaluation: ``inception`` adds ``val/fid``, ``i3d``
+            ``val/fvd_f16`` and ``ct3d`` ``val/fd_ct3d``.
     """
 
     rollout_every: int = 0
     cases: int = 2
     max_blocks: int = 4
     frechet: bool = True
+    backbones: FeatureFiles = field(default_factory=FeatureFiles)
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ from ctflow.errors import ConfigError
 
 _TEXT = "tag:yaml.org,2002:str"
 _NULL = "tag:yaml.org,2002:null"
+_FLOAT = "tag:yaml.org,2002:float"
+_INTEGER = "tag:yaml.org,2002:int"
 INTERPOLATION = "${"
 
 
@@ -116,6 +119,18 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
+def whole_number(text: str) -> int:
+    """A whole number as people and spreadsheets write it: ``3``, ``3.0``, ``3e2``.
+
+    Raises:
+        ValueError: It is none.
+    """
+    value = float(text)
+    if not value.is_integer():  # infinite and NaN are none either
+        raise ValueError(f"{text!r} is no whole number")
+    return int(text) if text.strip().lstrip("+-").isdecimal() else int(value)
+
+
 def _child(node: Node | None, name: str) -> Node | None:
     if isinstance(node, DictConfig) and not node._is_none() and not node._is_missing():
         return node._get_node(name) if name in node else None  # type: ignore[return-value]
@@ -134,8 +149,13 @@ def _constructed(tree: yaml.Node, schema: Node | None) -> Any:
 
 
 def _retag(tree: yaml.Node, schema: Node | None) -> None:
-    """Mark every plain scalar that the schema wants as text: ``007`` is then no number, ``on`` no truth."""
+    """Mark every plain scalar that the schema wants as text: ``007`` is then no number, ``on`` no truth; and
+    write ``1.0`` and ``1e3`` as whole numbers where it wants one.
+    """
     if isinstance(tree, yaml.ScalarNode):
+        if isinstance(schema, IntegerNode) and tree.tag == _FLOAT:
+            with contextlib.suppress(ValueError):
+                tree.value, tree.tag = str(whole_number(tree.value)), _INTEGER
         if isinstance(schema, StringNode) and not (tree.tag == _NULL and schema._metadata.optional):
             tree.tag = _TEXT
     elif isinstance(tree, yaml.SequenceNode):

@@ -11,7 +11,7 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation
 
 from ctflow.data.placement import Affine, laid_out, voxels
 from ctflow.errors import ScanError
-from ctflow.files import replaced
+from ctflow.files import describe_stranger, replaced
 from ctflow.formats import Orientation, VoxelType
 from ctflow.hounsfield import sample_of, scale_of, why_not_hu
 from ctflow.types import HUVolume
@@ -96,7 +96,9 @@ def _open(path: Path) -> Any:
     try:
         image: Any = nib.load(path)
     except (OSError, ValueError, EOFError, nib.filebasedimages.ImageFileError) as error:
-        raise ScanError(f"{path} cannot be read: {error}", "a NIfTI file in HU") from error
+        stranger = describe_stranger(path) if path.is_file() else ""
+        told = f"{path} {stranger}" if stranger else f"{path} cannot be read: {error}"
+        raise ScanError(told, "a NIfTI file in HU") from error
     except Exception as error:  # zlib.error of a damaged stream has no common base with the above
         raise ScanError(f"{path} is damaged: {error}", "a whole NIfTI file in HU") from error
     shape = image.shape

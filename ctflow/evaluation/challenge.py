@@ -28,15 +28,14 @@ from tqdm import tqdm
 from ctflow.config.evaluation import BackboneFiles, EvalConfig
 from ctflow.errors import EvaluationError, MetricError, WeightsError
 from ctflow.evaluation.backbones import ClipScorer
-from ctflow.evaluation.processes import Ranks, device_of
-from ctflow.evaluation.provenance import run_facts
-from ctflow.evaluation.results import MODEL, Results, Row
+from ctflow.evaluation.results import MODEL, Results, Row, run_facts
 from ctflow.files import file_sha256, replaced
 from ctflow.metrics import bias
 from ctflow.metrics.challenge import clip_input, clip_score
 from ctflow.metrics.ctnet import CTNet, ctnet_input, stratified_fvd
 from ctflow.metrics.planes import PLANES, RADIMAGENET, SQUEEZENET, PlaneBackbone, plane_volume
 from ctflow.metrics.statistics import CaseStatistic, FrechetStatistic, MeanOf, PerCaseMean
+from ctflow.processes import Ranks, device_of
 from ctflow.types import HUVolume
 
 log = logging.getLogger(__name__)
@@ -285,7 +284,7 @@ def _clip_rows(
     values = [torch.tensor(agreement), torch.tensor(between)]
     return [
         _filled(row, PerCaseMean(value), len(fake), len(fake), config.seed)
-        for row, value in zip(rows, (*values, sum(values) / 2), strict=True)
+        for row, value in zip(rows, (*values, torch.stack(values).mean(dim=0)), strict=True)
     ]
 
 

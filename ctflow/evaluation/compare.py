@@ -1,19 +1,19 @@
-"""All rows, monitor readings, pictures and findings of a setting, and settings against each other."""
+"""All rows, monitor readings and pictures of a setting, and settings against each other."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from ctflow.anatomy import LABELS, Agreement, check_labels
 from ctflow.config.evaluation import EvalConfig
-from ctflow.evaluation.backbones import Backbones
-from ctflow.evaluation.cases import CaseSets, RealCase, read_truth
+from ctflow.evaluation.backbones import Backbone, Backbones
+from ctflow.evaluation.cases import CaseSets, RealCase
 from ctflow.evaluation.collect import REAL_SET, RECONSTRUCTED, Collected
 from ctflow.evaluation.features import SLICE, CaseFeatures, FeaturePlan, Key
 from ctflow.evaluation.results import (
@@ -25,9 +25,18 @@ from ctflow.evaluation.results import (
     Reading,
     Row,
 )
-from ctflow.evaluation.rows import Compared, clip_rows, readings, slice_rows
+from ctflow.evaluation.rows import (
+    MIN_SAMPLES,
+    Compared,
+    clip_rows,
+    slice_rows,
+    statistic_of,
+)
 from ctflow.evaluation.settings import SETTINGS, Setting
 from ctflow.evaluation.whole import source_rows
+from ctflow.metrics.monitors import VolumeMonitors, theil_sen
+from ctflow.metrics.monitors.drift import last_over_first
+from ctflow.metrics.monitors.thresholds import limit, tripped
 from ctflow.types import BLOCK_LENGTH
 
 FLOORS = {OTHER_REAL: REAL_SET, RECONSTRUCTION: RECONSTRUCTED}
@@ -179,40 +188,94 @@ def _ratios(rows: Sequence[Row]) -> list[Row]:
     return found
 
 
-ALL = "all (micro-average)"
+LEAST_FLOOR = 1e-3
+"""Smallest distance of a window, own or real against real, that a ratio is taken of."""
 
 
-def findings_table(
-    source: str, cases: Sequence[RealCase], features: Sequence[CaseFeatures], setting: str
-) -> list[dict[str, Any]]:
-    """One line per finding and their micro-average; empty where no case has ground truth.
+def readings(
+    setting: Setting,
+    source: str,
+    cases: Sequence[CaseFeatures],
+    real: Sequence[CaseFeatures],
+    others: Sequence[CaseFeatures],
+    backbone: Backbone,
+    side: int,
+) -> list[Reading]:
+    """All monitors over one set of volumes.
 
     Args:
-        source: What was read: the model's volumes, or the phantoms themselves (the error of reading).
-        cases: The cases, with ground truth beside the phantoms they come from.
-        features: Of their volumes, with findings.
-        setting: For the lines.
+        setting: Which volumes they are.
+        source: The model, or which floor.
+        cases: The scored volumes.
+        real: The reference set, restricted to the setting.
+        others: Other real cases, restricted to the setting; the floor of the windows' distances. Empty: no
+            such ratio.
+        backbone: Slice backbone of the windows' distances.
+        side: Resolution of its features.
     """
-    truths = {case.case_id: read_truth(case) for case in cases if case.truth_path}
-    checks = [
-        check_labels(case.findings, truths[case.case_id])
-        for case in features
-        if case.findings is not None and case.case_id in truths
+    monitors, reference = _monitors(cases), _monitors(real).checkerboard.compute()
+    for case in real:
+        monitors.update_real(case.monitors)
+    values = monitors.checkerboard.compute()
+    if not setting.spliced:
+        values |= monitors.seam.compute() | monitors.drift.compute()
+        values |= _windows(cases, real, others, Key(backbone.name, side), backbone)
+    if setting.stops and source == MODEL:
+        values |= monitors.end.compute()
+    ends = [case.facts.end_slices for case in cases if case.facts.end_slices is not None]
+    if ends:  # of rollouts; volumes from elsewhere have no latents
+        values["end_slices"] = float(np.mean(ends))
+    missing = "too few slices or cases" if others else "needs other real cases beside these"
+    return [
+        _reading(setting.name, source, name, value, reference.get(name, math.nan), missing)
+        for name, value in values.items()
     ]
-    if not checks:
-        return []
-    lines = {label: Agreement.of([case[label] for case in checks]) for label in LABELS}
-    lines[ALL] = Agreement.of([case[label] for label in LABELS for case in checks])
-    return [{"setting": setting, "source": source, "finding": k, **_columns(v)} for k, v in lines.items()]
 
 
-def _columns(agreement: Agreement) -> dict[str, Any]:
-    errors = agreement.size_errors
-    return {
-        "present": agreement.present,
-        "recall": agreement.recall,
-        "absent": agreement.absent,
-        "false positives": agreement.false_positive_rate,
-        "right side": agreement.side_accuracy,
-        "median size error": float(np.median(np.abs(errors))) if errors else None,
-    }
+def _monitors(cases: Sequence[CaseFeatures]) -> VolumeMonitors:
+    """The monitors of validation; every rank has all cases, so that nothing is summed over ranks."""
+    monitors = VolumeMonitors(sync_on_compute=False)
+    for case in cases:
+        monitors.update(case.monitors, case.facts.requested, case.facts.overlap)
+    return monitors
+
+
+def _reading(setting: str, source: str, name: str, value: float, real: float, missing: str) -> Reading:
+    threshold = limit(name, real)
+    reason = "" if math.isfinite(value) else missing
+    return Reading(setting, source, name, value, threshold, tripped(name, value, real), reason)
+
+
+def _windows(
+    cases: Sequence[CaseFeatures],
+    real: Sequence[CaseFeatures],
+    others: Sequence[CaseFeatures],
+    key: Key,
+    backbone: Backbone,
+) -> dict[str, float]:
+    """Distance of each 16-slice window to real windows at its position, over the same between real cases."""
+    last = max((int(case.slices.starts.max(initial=0)) for case in cases), default=0)
+    ratios = []
+    for window in range(last // BLOCK_LENGTH + 1):
+        fake, ref, floor = (_in_window(group, key, window) for group in (cases, real, others))
+        if min(sum(map(len, x)) for x in (fake, ref, floor)) < MIN_SAMPLES:
+            ratios.append(math.nan)
+            continue
+        # The shorter sets decide: distances at different N are not compared.
+        number = min(len(fake), len(ref), len(floor))
+        numbers = list(range(number))
+        own = statistic_of(backbone, fake[:number], ref[:number], frechet=True)(numbers, numbers)
+        base = statistic_of(backbone, floor[:number], ref[:number], frechet=True)(numbers, numbers)
+        # A distance of nothing (a set against itself) is rounding, and says nothing about drift.
+        ratios.append(own / base if min(own, base) > LEAST_FLOOR else math.nan)
+    return {"drift_last_over_first": last_over_first(ratios), "drift_slope": theil_sen(ratios)}
+
+
+def _in_window(cases: Sequence[CaseFeatures], key: Key, window: int) -> list[Tensor]:
+    """Features of the slices of a full window, per case that has all of it."""
+    found = []
+    for case in cases:
+        inside = case.slices.keep(case.slices.starts // BLOCK_LENGTH == window)
+        if len(inside) == BLOCK_LENGTH:
+            found.append(torch.from_numpy(inside.values[key]))
+    return found

@@ -14,7 +14,7 @@ from ctflow.errors import EvaluationError
 from ctflow.evaluation.backbones import Backbones, build_backbones
 from ctflow.evaluation.cases import CaseSets, RealCase
 from ctflow.evaluation.collect import Batch, FeatureCache, Wanted
-from ctflow.evaluation.compare import pictures
+from ctflow.evaluation.compare import pictures, readings
 from ctflow.evaluation.features import CaseFeatures, FeatureExtractor, FeaturePlan
 from ctflow.evaluation.results import (
     MODEL,
@@ -25,7 +25,7 @@ from ctflow.evaluation.results import (
     Row,
     provenance,
 )
-from ctflow.evaluation.rows import Compared, readings
+from ctflow.evaluation.rows import Compared
 from ctflow.evaluation.settings import ScoredVolume, Setting
 from ctflow.evaluation.whole import source_rows
 from ctflow.files import file_sha256

@@ -16,10 +16,10 @@ from ctflow.evaluation.analyses import run_analysis
 from ctflow.evaluation.cases import CaseReader, choose_cases
 from ctflow.evaluation.challenge import evaluate_challenge
 from ctflow.evaluation.collect import REAL_SET, RECONSTRUCTED, Collector
-from ctflow.evaluation.compare import Comparer, findings_table
+from ctflow.evaluation.compare import Comparer
 from ctflow.evaluation.external import evaluate_external
 from ctflow.evaluation.report import write_report
-from ctflow.evaluation.results import MODEL, RECONSTRUCTION, Results, provenance
+from ctflow.evaluation.results import MODEL, RECONSTRUCTION, Results, findings_table, provenance
 from ctflow.evaluation.settings import SETTINGS
 from ctflow.evaluation.system import EvalSystem, extractor_of, scorer_at
 from ctflow.metrics.clip_score import TextVolumeScorer
@@ -72,6 +72,8 @@ def _check_files(config: EvalConfig) -> None:
     analysis, external = config.analysis, config.external
     named = {
         "analysis.pairs": shipped_path(analysis.pairs) if analysis.name == "contrast" else "",
+        "analysis.labels": analysis.labels,
+        "analysis.synthetic": analysis.synthetic,
         "analysis.readings": analysis.readings if analysis.name == "reading" else "",
         **{f"external.{key}": value for key, value in vars(external).items()},
         **{f"backbones.{key}": path for key, path in config.backbones.files.items()},

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ctflow.config.evaluation import CT3D_PACKAGE
-from ctflow.evaluation.backbones import Backbones
-from ctflow.evaluation.features import CaseFeatures
+from ctflow.evaluation.backbones import CT3D, PLANES_2P5D, WHOLE, Backbones, VolumeBackbone
+from ctflow.evaluation.features import CaseFeatures, Key
 from ctflow.evaluation.results import MODEL, NOT_EXTRAPOLATED, Row
-from ctflow.evaluation.rows import Compared, clip_rows, inception_row, report_rows, slice_rows
-from ctflow.evaluation.volume_backbones import CT3D, PLANES_2P5D, WHOLE, VolumeBackbone
+from ctflow.evaluation.rows import (
+    Compared,
+    clip_rows,
+    inception_row,
+    report_rows,
+    slice_rows,
+    slice_values,
+)
 from ctflow.metrics import bias
 from ctflow.metrics.ct_backbone import INSTALL
+from ctflow.metrics.neighbours import NAMES, NEIGHBOURS, NeighbourStatistic
 from ctflow.metrics.planes import PLANES
+from ctflow.metrics.random_backbone import SPREAD_FLOOR
 from ctflow.metrics.statistics import (
     CaseStatistic,
     DiagonalFrechetStatistic,
@@ -41,7 +50,8 @@ def source_rows(compared: Compared, backbones: Backbones, reports: dict[str, str
             for frames in compared.plan.clip_lengths:
                 rows += clip_rows(compared, backbone, frames, side)
         rows.append(inception_row(compared, backbones, side))
-    return rows + volume_rows(compared, backbones) + report_rows(compared, backbones, reports)
+    rows += volume_rows(compared, backbones) + neighbour_rows(compared, backbones)
+    return rows + report_rows(compared, backbones, reports)
 
 
 def volume_rows(compared: Compared, backbones: Backbones) -> list[Row]:
@@ -102,7 +112,11 @@ def _sets(
     if min(len(fake), len(real)) < MIN_VOLUMES:
         reason = f"{len(fake)} against {len(real)} volumes; at least {MIN_VOLUMES} are needed"
         return [row.without(reason) for row in rows]
-    counts = {"samples": sum(map(len, fake)), "reference": sum(map(len, real)), "cases": len(fake)}
+    counts: dict[str, Any] = {
+        "samples": sum(map(len, fake)),
+        "reference": sum(map(len, real)),
+        "cases": len(fake),
+    }
     filled = [replace(row, **counts) for row in rows]
     if compared.setting.spliced and compared.source == MODEL:
         filled = [row.noted("blocks generated independently, laid end to end") for row in filled]
@@ -116,3 +130,38 @@ def _extrapolated(row: Row, statistic: CaseStatistic, width: int, seed: int) -> 
     if found is None:
         return row.noted(NOT_EXTRAPOLATED + bias.reason_against_extrapolation(statistic, width))
     return row.with_extrapolation(found)
+
+
+def neighbour_rows(compared: Compared, backbones: Backbones) -> list[Row]:
+    """Precision, recall, density and coverage of whole volumes' features, else of slices' mean features."""
+    if any(backbone.name == CT3D for backbone in backbones.volumes):
+        name = CT3D
+        fake, real = (volume_values(cases, CT3D) for cases in (compared.fake, compared.real))
+    else:
+        backbone, side = backbones.slices[-1], compared.plan.resolutions[0]
+        name, key = backbone.name, Key(backbone.name, side)
+        fake, real = (
+            [values.mean(0, keepdim=True) for values in slice_values(cases, key)]
+            for cases in (compared.fake, compared.real)
+        )
+        if backbone.projected and real:
+            fake, real = _in_spreads(fake, real)
+    rows = [compared.row(f"{metric}_{name}") for metric in NAMES]
+    if compared.setting.given:
+        return [row.without("the scored slices are no whole volume") for row in rows]
+    if min(len(fake), len(real)) <= NEIGHBOURS:
+        reason = f"{len(fake)} against {len(real)} volumes; more than {NEIGHBOURS} are needed"
+        return [row.without(reason) for row in rows]
+    x, y = torch.cat(fake), torch.cat(real)
+    counts: dict[str, Any] = {"samples": len(x), "reference": len(y), "cases": len(x)}
+    return [
+        replace(row, **counts).with_value(bias.jackknife(NeighbourStatistic(metric, x, y), compared.seed))
+        for metric, row in zip(NAMES, rows, strict=True)
+    ]
+
+
+def _in_spreads(fake: Sequence[Tensor], real: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Raw features of a random network in the real set's standard deviations."""
+    spread = torch.cat(list(real)).double().std(0)
+    spread = spread.clamp_min(SPREAD_FLOOR * float(spread.median().clamp_min(1e-12)))
+    return [x / spread for x in fake], [x / spread for x in real]

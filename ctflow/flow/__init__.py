@@ -2,6 +2,8 @@
 
 from ctflow.flow.objective import (
     FlowDraw,
+    LinearPath,
+    PathSample,
     draw,
     flow_matching_loss,
     pair_difference_loss,
@@ -9,7 +11,6 @@ from ctflow.flow.objective import (
     shift_times,
     training_path,
 )
-from ctflow.flow.path import LinearPath, PathSample
 from ctflow.flow.solvers import ADAPTIVE_SOLVER, SOLVERS, KnownRegion, Velocity, solve, time_grid
 
 __all__ = [

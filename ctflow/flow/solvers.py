@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
-from ctflow.flow.objective import shift_times
-from ctflow.flow.path import LinearPath
+from ctflow.flow.objective import LinearPath, shift_times
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
 """``velocity(z, t)`` with ``z [B, ...]`` and a scalar tensor ``t``, to dz/dt of z's shape."""

@@ -16,10 +16,10 @@ from ctflow.config.generation import RolloutConfig
 from ctflow.config.training import FlowMonitor
 from ctflow.data import LatentDataModule, LatentShards
 from ctflow.generation import RolloutCase, VolumeGenerator, seeded_noise
-from ctflow.metrics import FrechetClipMetric, FrechetSliceMetric
 from ctflow.metrics.monitors import VolumeMonitors, alarms
 from ctflow.training.flow import FlowModule, text_tokens
 from ctflow.training.images import add_image, axial_and_coronal
+from ctflow.training.rollout_metrics import RolloutMetric, images_of, rollout_metrics
 from ctflow.training.signals import StopOnSignal
 from ctflow.types import BLOCK_LENGTH
 
@@ -33,8 +33,13 @@ class RolloutMonitor(L.Callback):
     """Generates the first validation cases from their reports with the averaged network.
 
     The metrics live here and not in the module: a bf16 module would cast their float64 sums. They carry the
-    embedded backbones' names (``fid_rand2d``, ``fvd_rand3d_f16``); the reference are the same cases' real
-    latents, decoded by the same A-VAE, so that they show the transformer's error alone.
+    names of an evaluation: those of the embedded backbones (``fid_rand2d``, ``fvd_rand3d_f16``), and ``fid``,
+    ``fvd_f16``, ``fd_ct3d`` where ``settings.backbones`` names their weights. The reference are the same
+    cases' real latents, decoded by the same A-VAE, so that they show the transformer's error alone; its
+    features are computed once.
+
+    The first rollout comes before the first step, the next ones at validations 1, 2, 4, 8 … until
+    ``rollout_every`` is reached, and at its multiples from then on.
 
     Args:
         settings: How often, how many, how long.
@@ -49,15 +54,31 @@ class RolloutMonitor(L.Callback):
     ) -> None:
         self.settings, self.sampling = settings, sampling
         self.text_mode, self.folder, self.seed = text_mode, avae, seed
-        self.metrics = [FrechetSliceMetric(), FrechetClipMetric(BLOCK_LENGTH)] if settings.frechet else []
+        self.metrics: list[RolloutMetric] = []
         self._generator: VolumeGenerator | None = None
         self._real: dict[int, Tensor] = {}
+        self._measured = False
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Generate when due; cases are split over the processes."""
         assert isinstance(pl_module, FlowModule)
-        if pl_module.batches // int(trainer.val_check_batch or 1) % self.settings.rollout_every:
-            return
+        validation = pl_module.batches // int(trainer.val_check_batch or 1)
+        if due(validation, self.settings.rollout_every):
+            self._roll_out(trainer, pl_module)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Generate before the first step of a fresh run: later values are held against it."""
+        assert isinstance(pl_module, FlowModule)
+        self.prepare(pl_module.device)
+        if pl_module.updates == 0:
+            self._roll_out(trainer, pl_module)
+
+    def prepare(self, device: torch.device) -> None:
+        """Load the networks of the metrics; a wrong file ends the run here, before its first step."""
+        if self.settings.frechet:
+            self.metrics = rollout_metrics(self.settings.backbones, device)
+
+    def _roll_out(self, trainer: L.Trainer, pl_module: FlowModule) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(data, LatentDataModule)
         shards = data.view("valid").shards
@@ -104,18 +125,27 @@ class RolloutMonitor(L.Callback):
         return self._generator
 
     def _measure(self, module: FlowModule, generated: dict[int, Tensor]) -> None:
-        """FID over slices and FVD over clips of one block; every process takes part, also without cases."""
+        """Fréchet distances; every process takes part, also without cases."""
+        first = not self._measured
         for metric in self.metrics:
-            metric.to(module.device).reset()
-            sides = [(generated[case], self._real[case]) for case in generated]
-            for real, volumes in ((False, [g for g, _ in sides]), (True, [r for _, r in sides])):
-                for volume in volumes:
-                    images = _clips(volume) if isinstance(metric, FrechetClipMetric) else volume[:, None]
-                    if len(images):
-                        metric.update(images.to(module.device), real=real)
-            value = metric.compute()
-            if value.isfinite():
-                module.log(f"val/{metric.name}", value.float(), rank_zero_only=True)
+            metric.to(module.device).forget_fake()
+            for case, volume in generated.items():
+                for images in images_of(metric, volume):
+                    metric.update(images.to(module.device), real=False)
+                for images in images_of(metric, self._real[case]) if first else ():
+                    metric.update(images.to(module.device), real=True)
+            self._log(module, metric.name, float(metric.compute()))
+        self._measured = True
+
+    def _log(self, module: FlowModule, name: str, value: float) -> None:
+        """A number of this validation; before the first step the loggers get it past Lightning."""
+        if not math.isfinite(value):
+            return
+        if module.updates == 0:
+            for logger in module.trainer.loggers:
+                logger.log_metrics({f"val/{name}": value}, 0)
+            return
+        module.log(f"val/{name}", value, rank_zero_only=True)
 
     def _watch(self, module: FlowModule, generated: dict[int, Tensor]) -> None:
         """Seams, checkerboards, ends and drift; a line in the log where a monitor raises an alarm."""
@@ -127,11 +157,15 @@ class RolloutMonitor(L.Callback):
             reference.update(real, requested=len(real))
         values, own = made.compute(), reference.compute()
         for name, value in values.items():
-            if math.isfinite(value):
-                module.log(f"val/{name}", value, rank_zero_only=True)
+            self._log(module, name, value)
         if module.trainer.is_global_zero:
             for line in alarms(values, own):
                 log.warning("ALARM at update %d: %s", module.updates, line)
+
+
+def due(validation: int, every: int) -> bool:
+    """Whether a rollout belongs to this validation (the first is 1): a short training sees several."""
+    return validation % every == 0 or (validation < every and validation & (validation - 1) == 0)
 
 
 def stop_asked_for(module: L.LightningModule) -> None:
@@ -143,12 +177,6 @@ def stop_asked_for(module: L.LightningModule) -> None:
     for callback in module.trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, StopOnSignal):
             callback.stop_validation(module.trainer, module)
-
-
-def _clips(volume: Tensor) -> Tensor:
-    """Whole blocks of a volume ``[S, H, W]`` as clips ``[N, 1, 16, H, W]``."""
-    count = len(volume) // BLOCK_LENGTH
-    return volume[: count * BLOCK_LENGTH].reshape(count, 1, BLOCK_LENGTH, *volume.shape[1:])
 
 
 def _stacked(images: list[Tensor]) -> Tensor:

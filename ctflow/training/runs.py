@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -57,8 +58,13 @@ def locate_run(config: TrainConfig) -> Run:
     ``export_only`` without a name takes the task's newest run.
 
     Raises:
-        ConfigError: The checkpoint to resume from, or to export, does not exist.
+        ConfigError: The checkpoint to resume from, or to export, does not exist, or the name is none of one
+            folder.
     """
+    if config.name and (config.name in (".", "..") or re.search(r"[/\\\0]", config.name)):
+        raise ConfigError(
+            f"name={config.name!r} is no name of one folder", "a name without slashes, e.g. name=first"
+        )
     task_dir = Path(config.runs_dir) / config.task
     if config.resume not in ("auto", "none"):
         checkpoint = Path(config.resume)

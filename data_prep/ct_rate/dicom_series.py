@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ctflow.files import describe_stranger
 from data_prep.ct_rate.dicom_headers import DicomHeader, is_dicom, read_header
 from data_prep.ct_rate.discovery import Item, fingerprint
 from data_prep.ct_rate.naming import DICOM
@@ -86,7 +87,9 @@ def _read_headers(item: Item) -> tuple[list[DicomHeader], list[Told], list[Item]
         try:
             header = read_header(path)
         except ScanRefused as refusal:
-            told.append((key, "refused", refusal.code, refusal.detail))
+            stranger = describe_stranger(path)
+            reason = ("not_an_image", f"the file {stranger}") if stranger else (refusal.code, refusal.detail)
+            told.append((key, "refused", *reason))
             continue
         except OSError as error:
             told.append((key, "refused", "not_read", printable(str(error))))
@@ -170,6 +173,6 @@ def _no_image(path: Path) -> tuple[str, str]:
         head = stream.read(300)
     if packing := packing_of(head):
         return "packed", f"packed ({packing}): unpack it first"
-    if not head:
-        return "not_an_image", "an empty file"
+    if stranger := describe_stranger(path):
+        return "not_an_image", f"the file {stranger}"
     return "not_an_image", f"begins with {head[:8]!r}, no format that is read here"

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctflow.config.prep import IngestConfig
-from ctflow.files import replaced
+from ctflow.files import describe_stranger, replaced
 from ctflow.orientation import orientation_doubt
 from data_prep.ct_rate.dicom_reader import read_dicom_series
 from data_prep.ct_rate.dicom_series import sort_folder
@@ -151,9 +151,20 @@ def prepare(job: Job) -> Outcome:
     except Exception as error:
         detail = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         outcome.status, outcome.reasons = REFUSED, [["unreadable", detail]]
+    if outcome.reasons and outcome.reasons[0][0] in ("unreadable", "truncated"):
+        outcome.reasons = _told_by_content(Path(job.item.files[0])) or outcome.reasons
     outcome.reasons = [[code, printable(detail)] for code, detail in outcome.reasons]
     outcome.seconds = round(time.perf_counter() - started, 3)
     return outcome
+
+
+def _told_by_content(path: Path) -> list[list[str]]:
+    """The reason where an unreadable file is of another kind altogether: a pointer, a web page, empty."""
+    try:
+        stranger = describe_stranger(path)
+    except OSError:
+        return []
+    return [["not_an_image", f"the file {stranger}"]] if stranger else []
 
 
 def outcome_fingerprint(item: Item, row: CsvRow) -> str:

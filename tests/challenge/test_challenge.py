@@ -117,6 +117,17 @@ def test_a_retry_keeps_what_was_finished_and_makes_the_rest(place, monkeypatch):
     assert seen[4:] == STEMS
 
 
+def test_a_volume_of_another_form_and_seed_is_not_taken_for_this_one(place):
+    folder, line = place
+    assert main(line) == 0
+    first = (folder / "output" / "valid_1_a_1.nii.gz").read_bytes()
+    shutil.rmtree(folder / "output")
+    assert main([*line, "--form", "2025", "--seed", "5"]) == 0
+    shutil.rmtree(folder / "output")
+    assert main([*line, "--seed", "5"]) == 0
+    assert (folder / "output" / "valid_1_a_1.nii.gz").read_bytes() != first
+
+
 def test_a_changed_report_is_generated_anew(place):
     folder, line = place
     assert main(line) == 0

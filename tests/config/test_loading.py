@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from ctflow.config import Flag, config_to_yaml, load_config, parse_command, run_command
+from ctflow.config.training import TrainConfig
 from ctflow.errors import ConfigError, CTFlowError
 
 
@@ -98,3 +99,20 @@ def test_an_error_for_users_is_text_and_status_two(capsys):
     with pytest.raises(SystemExit) as stopped:
         run_command(lambda: None)
     assert stopped.value.code == 0
+
+
+@pytest.mark.parametrize(("text", "number"), [("1.0", 1), ("1e3", 1000), ("-2.", -2), ("7", 7)])
+def test_whole_numbers_as_people_write_them(tmp_path, text, number):
+    path = tmp_path / "c.yaml"
+    path.write_text(f"seed: {text}\n", encoding="utf-8")
+    assert load_config(TrainConfig, path).seed == number
+    flags = [Flag("--seed", "seed", {"type": int})]
+    for argv in ([f"seed={text}"], [f"--seed={text}"], ["--config", str(path)]):
+        seed = parse_command(TrainConfig, "t", "d", flags, argv).config.seed
+        assert seed == number and type(seed) is int
+
+
+@pytest.mark.parametrize("text", ["1.5", "x", "nan", "1e400"])
+def test_other_numbers_are_no_whole_ones(text):
+    with pytest.raises(ConfigError):
+        load_config(TrainConfig, None, [f"seed={text}"])

@@ -15,6 +15,7 @@ import SimpleITK as sitk
 from ctflow.data.writers import write_volume
 from ctflow.errors import ScanError
 from ctflow.formats import LPS_TO_RAS, ending_of
+from ctflow.generate import main as generate
 from ctflow.types import HUVolume
 from data_prep.ct_rate.dicom_reader import read_dicom_series
 from data_prep.ct_rate.geometry import to_patient_axes
@@ -169,9 +170,12 @@ def test_nothing_of_the_user_is_replaced_by_a_series(tmp_path, volume):
     (tmp_path / "mine.dcm").mkdir()
     (tmp_path / "mine.dcm" / "notes.txt").write_text("mine")
     (tmp_path / "file.dcm").write_text("mine")
-    for name in ("mine.dcm", "file.dcm"):
-        with pytest.raises(ScanError, match=r"new folder"):
+    (tmp_path / "a.mha").mkdir()
+    for name, words in {"mine.dcm": "holds notes.txt", "file.dcm": "is a file", "a.mha": "a folder"}.items():
+        with pytest.raises(ScanError, match=words):
             write_volume(tmp_path / name, volume)
+        with pytest.raises(ScanError, match=words):  # before anything is generated
+            generate(["--report", "Clear.", "--checkpoint", "nowhere", "--output", str(tmp_path / name)])
     assert (tmp_path / "mine.dcm" / "notes.txt").read_text() == "mine"
     assert (tmp_path / "file.dcm").read_text() == "mine"
 

@@ -57,7 +57,7 @@ def test_metres_are_millimetres_times_a_thousand(tmp_path):
     assert outcome.spacing == pytest.approx(SPACING)
 
 
-@pytest.mark.parametrize(("cut", "code"), [(0.5, "truncated"), (0.999, "truncated"), (0.0, "unreadable")])
+@pytest.mark.parametrize(("cut", "code"), [(0.5, "truncated"), (0.999, "truncated"), (0.0, "not_an_image")])
 @pytest.mark.parametrize("ending", ["nii", "nii.gz"])
 def test_cut_files_are_refused(tmp_path, ending, cut, code):
     path = save_nifti(tmp_path / "in" / f"a.{ending}", HU)
@@ -310,6 +310,6 @@ def test_garbage_named_dicom_is_refused_and_objects_without_pixels_are_not_count
     results = ingest_one(tmp_path / "in", tmp_path)
     assert {o.key: (o.status, codes(o)[0]) for o, _ in results} == {
         "in/a.dcm": ("refused", "unreadable"),
-        "in/b.dcm": ("refused", "unreadable"),
+        "in/b.dcm": ("refused", "not_an_image"),
         "in/c": ("refused", "not_an_image"),
     }

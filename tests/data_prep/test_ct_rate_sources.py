@@ -8,6 +8,7 @@ import socket
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -15,7 +16,9 @@ from ct_rate_scans import chest, save_dicom, save_nifti
 from test_ct_rate_run import contents, run, table
 
 from ctflow.config.prep import IngestConfig
+from ctflow.data.nifti import read_nifti
 from ctflow.errors import CTFlowError
+from ctflow.text_files import read_table
 from data_prep.ct_rate import dicom_series
 from data_prep.ct_rate.discovery import Item, Source, find_items
 from data_prep.ct_rate.likeness import GRID, Looks, alike
@@ -233,6 +236,28 @@ def test_copies_of_one_scan_are_no_warning(tmp_path, caplog):
     assert "count as one patient" not in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "Git LFS pointer"),
+        (b"<!DOCTYPE html><html>Sign in</html>", "web page"),
+        (b"", "is empty"),
+    ],
+)
+def test_what_lies_there_instead_of_a_file_is_named(tmp_path, content, words):
+    for name in ("a.nii.gz", "b.mha", "c.nrrd", "d/e.dcm", "f/no_ending"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(content)
+    assert run(tmp_path / "in", tmp_path / "out") == 2
+    rows = table(tmp_path / "out" / "quarantine.csv")
+    assert len(rows) == 5 and all(words in row["detail"] for row in rows)
+    with pytest.raises(CTFlowError, match=words):
+        read_nifti(tmp_path / "in" / "a.nii.gz")
+    if words != "is empty":
+        with pytest.raises(CTFlowError, match=words):
+            read_table(tmp_path / "in" / "a.nii.gz")
+
+
 # Causes that pass
 
 
@@ -264,6 +289,8 @@ def test_refusals_that_may_pass_are_planned_again(tmp_path, code, again):
     (item,) = source.items
 
     class Before:
+        undecided: ClassVar[set[str]] = set()
+        closed: ClassVar[set[int]] = set()
         outcomes = {item.key: Outcome(item.key, item.fingerprint, "refused", [[code, "x"]])}
 
     assert IngestRun(config, source, Tables(config, []), Before()).pending == again

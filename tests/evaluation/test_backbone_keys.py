@@ -45,7 +45,11 @@ def test_i3d_brings_fvd(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("file", "sha256"),
-    [("backbones.inception=", "backbones.inception_sha256="), ("backbones.i3d=", "backbones.i3d_sha256=")],
+    [
+        ("backbones.inception=", "backbones.inception_sha256="),
+        ("backbones.i3d=", "backbones.i3d_sha256="),
+        ("backbones.fid_2p5d=", "backbones.fid_2p5d_sha256="),
+    ],
 )
 def test_a_missing_file_and_another_hash_are_refused(file: str, sha256: str, tmp_path: Path) -> None:
     wrong = sha256 + "0" * 64

@@ -2,12 +2,15 @@
 
 import pytest
 import torch
+from torch import nn
 
 from ctflow.metrics import FrechetClipMetric, FrechetSliceMetric, MetricError
+from ctflow.metrics.ct_backbone import ct_input
 from ctflow.metrics.frechet import frechet_from_features
 from ctflow.metrics.images import slices_at, three_channels, to_uint8
 from ctflow.metrics.random_backbone import RandomBackbone, projected_features, projection, projection_width
-from ctflow.metrics.statistics import KernelStatistic
+from ctflow.metrics.statistics import DiagonalFrechetStatistic, KernelStatistic
+from ctflow.metrics.streaming import FeatureNetwork, FrechetVolumeMetric
 
 
 def images(n: int, seed: int, size: int = 24) -> torch.Tensor:
@@ -111,3 +114,29 @@ def test_resampling_keeps_flat_images_and_three_channels_are_equal():
     assert at.shape == (2, 1, 32, 32)
     assert at.unique().tolist() == [133]
     assert three_channels(at).shape == (2, 3, 32, 32)
+
+
+class Shares(nn.Module):
+    """A volume network's convention ``[N, 1, z, x, y]`` to features: shares of bright voxels."""
+
+    def forward(self, volumes: torch.Tensor) -> torch.Tensor:
+        return torch.stack([(volumes > level).float().mean((1, 2, 3, 4)) for level in (0.2, 0.5, 0.8)], 1)
+
+
+@pytest.mark.parametrize("number", [3, 5])
+def test_whole_volumes_take_the_form_their_number_allows(number, monkeypatch):
+    monkeypatch.setattr(ct_input, "__defaults__", ((4, 8, 8),))
+    metric = FrechetVolumeMetric(FeatureNetwork("fd_ct3d", Shares(), 3))
+    real, fake = ([images(6, seed + i)[:, 0] for i in range(number)] for seed in (0, 50))
+    for volume in real:
+        metric.update(volume, real=True)
+    for volume in real:  # forgotten below
+        metric.update(volume, real=False)
+    assert abs(float(metric.compute())) < 1e-8
+    metric.forget_fake()
+    for volume in fake:
+        metric.update(volume, real=False)
+    x, y = (torch.cat([Shares()(ct_input(v)) for v in side]).double() for side in (fake, real))
+    few = DiagonalFrechetStatistic([x], [y])([0], [0])
+    expected = few if number <= 3 else float(frechet_from_features(x, y))
+    assert metric.name == "fd_ct3d" and float(metric.compute()) == pytest.approx(expected, rel=1e-6)

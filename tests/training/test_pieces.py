@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from torch import nn
 
 from ctflow.config import load_config
 from ctflow.config.encoders import AVAEConfig
+from ctflow.config.evaluation import FeatureFiles
 from ctflow.config.generation import RolloutConfig
 from ctflow.config.models import FMvTConfig
 from ctflow.config.training import AdversaryConfig, AutoencoderTask, FlowMonitor, FlowTask, TrainConfig
@@ -25,10 +27,11 @@ from ctflow.training.curves import CurveFile, read_curves
 from ctflow.training.flow import DecileLoss, FlowModule
 from ctflow.training.images import axial_and_coronal, reconstruction_grid
 from ctflow.training.losses import Adversary, PerceptualTerm, adaptive_weight
-from ctflow.training.monitor import RolloutMonitor
+from ctflow.training.monitor import RolloutMonitor, due
 from ctflow.training.pair import label_loss, mean_auroc, retrieval_accuracy
 from ctflow.training.plain import from_plain, to_plain
 from ctflow.training.randomness import SampleRandom
+from ctflow.training.rollout_metrics import images_of, rollout_metrics
 from ctflow.training.runs import LAST, locate_run
 from ctflow.training.task_autoencoder import copy_weights
 from ctflow.types import HUVolume
@@ -137,9 +140,37 @@ def test_decile_loss() -> None:
 
 
 def test_frechet_distances_are_left_out_where_asked(tmp_path: Path) -> None:
-    for frechet, count in ((True, 2), (False, 0)):
+    for frechet, names in ((True, ["fid_rand2d", "fvd_rand3d_f16"]), (False, [])):
         settings = FlowMonitor(rollout_every=1, frechet=frechet)
-        assert len(RolloutMonitor(settings, RolloutConfig(), "tokens", tmp_path, seed=0).metrics) == count
+        monitor = RolloutMonitor(settings, RolloutConfig(), "tokens", tmp_path, seed=0)
+        monitor.prepare(CPU)
+        assert [metric.name for metric in monitor.metrics] == names
+
+
+def test_rollouts_come_more_than_once_in_a_short_training() -> None:
+    assert [n for n in range(1, 26) if due(n, 10)] == [1, 2, 4, 8, 10, 20]
+    assert [n for n in range(1, 6) if due(n, 1)] == [1, 2, 3, 4, 5]
+
+
+def test_trained_networks_measure_under_their_own_names(tmp_path: Path) -> None:
+    class Video(nn.Module):
+        def forward(
+            self, x: torch.Tensor, rescale: bool = False, resize: bool = False, return_features: bool = False
+        ) -> torch.Tensor:
+            return x.float().mean((1, 3, 4)).repeat(1, 25)  # 400 numbers of 16 slices
+
+    path = tmp_path / "i3d.pt"
+    torch.jit.script(Video()).save(str(path))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    metrics = rollout_metrics(FeatureFiles(i3d=str(path), i3d_sha256=digest), torch.device("cpu"))
+    assert [metric.name for metric in metrics] == ["fid_rand2d", "fvd_rand3d_f16", "fvd_f16"]
+    with pytest.raises(WeightsError, match="no file"):
+        rollout_metrics(FeatureFiles(ct3d=str(tmp_path / "none"), ct3d_sha256="0" * 64), torch.device("cpu"))
+    with pytest.raises(WeightsError, match="no file"):
+        rollout_metrics(FeatureFiles(inception=str(tmp_path / "none")), torch.device("cpu"))
+    volume = torch.zeros(40, 8, 8)
+    assert [[len(x) for x in images_of(metric, volume)] for metric in metrics] == [[40], [2], [2]]
+    assert images_of(metrics[0], volume[:0]) == [] and images_of(metrics[1], volume[:15]) == []
 
 
 def test_curves_keep_the_later_value_of_a_step(tmp_path: Path) -> None:

@@ -322,6 +322,7 @@ def test_rollouts_are_shown_and_measured(tiny: TinyData, tmp_path: Path, curves_
     main(tiny.arguments("flow", tmp_path, "name=shown", "loop.max_steps=2", "loop.val_every=2", *more))
     curves = curves_of(tmp_path / "flow" / "shown")
     assert {"val/fid_rand2d", "val/fvd_rand3d_f16", "val/length_error", "val/checkerboard_2"} <= curves.keys()
+    assert [step for step, _ in curves["val/fid_rand2d"]] == [0, 1]
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(tmp_path / "flow" / "shown" / "tensorboard"), size_guidance={"images": 0})

@@ -23,8 +23,9 @@ export function canDraw() {
 /**
  * A NIfTI file of air with the affine that stays while the volume grows: centred in the plane, 0 at the lowest slice.
  * @param {number} side @param {number} slices @param {number[]} spacing slices, rows, columns
+ * @param {number} value of all voxels
  */
-function emptyNifti(side, slices, spacing) {
+function emptyNifti(side, slices, spacing, value) {
   const buffer = new ArrayBuffer(HEADER_BYTES + 2 * side * side * slices);
   const head = new DataView(buffer);
   const [z, y, x] = spacing;
@@ -41,7 +42,7 @@ function emptyNifti(side, slices, spacing) {
   [[x, 0, 0, -x * middle], [0, y, 0, -y * middle], [0, 0, z, 0]].forEach((row, i) =>
     row.forEach((n, j) => head.setFloat32(280 + 16 * i + 4 * j, n, true)));
   'n+1'.split('').forEach((letter, i) => head.setUint8(344 + i, letter.charCodeAt(0)));
-  new Int16Array(buffer, HEADER_BYTES).fill(AIR);
+  new Int16Array(buffer, HEADER_BYTES).fill(value);
   return buffer;
 }
 
@@ -142,8 +143,8 @@ export class Panel {
     if (this.body && this.side * this.side * slices < MOST_SOLID) makers.push([this.body, this.solidColours()]);
     for (const [nv, colours] of makers) {
       const [low, high] = this.range(nv);
-      const image = await niivue.NVImage.new(emptyNifti(this.side, slices, entry.spacing), `${this.options.id}.nii`, 'gray',
-        1, null, low, high, true);
+      const image = await niivue.NVImage.new(emptyNifti(this.side, slices, entry.spacing, this.options.minus ? 0 : AIR),
+        `${this.options.id}.nii`, 'gray', 1, null, low, high, true);
       if (this.closed) return;
       if (old) image.img.set(old.subarray(0, image.img.length));
       while (nv.volumes.length) nv.removeVolume(nv.volumes[0]);

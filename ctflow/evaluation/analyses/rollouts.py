@@ -1,4 +1,4 @@
-"""How blocks join, and full-body volumes over a range of lengths, solvers and numbers of steps."""
+"""How blocks follow a real volume and join, and full-body volumes by length, solver and number of steps."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from ctflow.config.system import SystemConfig
 from ctflow.errors import EvaluationError
 from ctflow.evaluation.analyses.base import AnalysisResult, Context, slice_distance
+from ctflow.evaluation.analyses.windows import curve_plot, window_curve, window_distances, window_slope
 from ctflow.evaluation.cases import RealCase, choose_cases
+from ctflow.evaluation.compare import readings
 from ctflow.evaluation.features import CaseFeatures, FeatureExtractor
 from ctflow.evaluation.results import MODEL
-from ctflow.evaluation.rows import readings
 from ctflow.evaluation.settings import SETTINGS, Setting
 from ctflow.evaluation.system import usable_in
+from ctflow.metrics.bias import Interval
 from ctflow.metrics.images import at_side, spacing_at
 from ctflow.metrics.monitors.seam import SeamMonitor, step_sizes
 from ctflow.metrics.reconstruction import ReconstructionMetric
@@ -126,12 +129,15 @@ def length(context: Context) -> AnalysisResult:
     reader, extractor = context.reader(), context.extractor()
     sets = choose_cases(reader.cases(), config.analysis.reports, floors=False, choice=config.evaluated)
     records: list[dict[str, Any]] = []
-    volumes = len(sets.evaluated) * (1 + config.analysis.seeds * len(config.analysis.lengths))
+    curves: dict[str, list[Interval]] = {}
+    spacings: list[float | None] = [*config.analysis.spacings] or [None]
+    wanted = [(mm, slices) for mm in spacings for slices in config.analysis.lengths]
+    volumes = len(sets.evaluated) * (1 + config.analysis.seeds * len(wanted))
     with context.progress(volumes) as bar:
         real = context.collector(reader, extractor, bar=bar).real(sets.evaluated)
         half = len(real) // 2
-        for requested in config.analysis.lengths:
-            cases = tuple(asked(case, requested) for case in sets.evaluated)
+        for spacing, requested in wanted:
+            cases = tuple(asked(case, requested, spacing) for case in sets.evaluated)
             fake: list[CaseFeatures] = []
             for seed in range(config.analysis.seeds):
                 own = replace(
@@ -142,38 +148,62 @@ def length(context: Context) -> AnalysisResult:
                 fake += context.collector(reader, extractor, own, bar=bar).generated(setting, cases)
             values = monitor_values(setting, fake, real[:half], real[half:], extractor)
             lengths = [f.facts.slices for f in fake]
+            windows = window_distances(fake, real, extractor)
+            name = f"{requested} slices" + (f" of {spacing:g} mm" if spacing else "")
+            curves[name] = window_curve(windows, config.seed)
             records.append(
                 {
                     "requested": requested,
+                    "spacing in mm": spacing or "the case's own",
                     "volumes": len(fake),
                     "mean slices": sum(lengths) / max(len(lengths), 1),
                     **slice_distance(setting, fake, real, extractor, config.seed),
                     **{name: values.get(name) for name in MONITORS},
-                    "note": _note(requested, context.system.config.max_slices),
+                    "slope per block [95 %]": window_slope(windows, config.seed),
+                    "note": _note(requested, spacing, context.system.config),
                 }
             )
     text = (
         f"{config.analysis.seeds} seeds × {len(sets.evaluated)} reports; the length is an input of the "
-        "model, no volume is a prefix of a longer one. Distances are to all real slices of these cases."
+        "model, no volume is a prefix of a longer one. Distances are to all real slices of these cases. "
+        "Those by window are of mean slice features from real slices at the same relative height, in "
+        "standard deviations of these (RMS). The slope is per block of 16 slices."
     )
-    figures = {"monitors": (_length_plot(records), "Monitors by length")}
+    figures = {
+        "monitors": (_length_plot(records), "Monitors by length"),
+        "windows": (
+            curve_plot(curves),
+            "Distance from real slices by window of 16 slices, with 95 % intervals",
+        ),
+    }
     return AnalysisResult("Error accumulation with length", text, records, figures)
 
 
-def asked(case: RealCase, slices: int) -> RealCase:
-    """The case as if its real volume had this many slices."""
-    return replace(case, shape=(slices, *case.shape[1:]))
+def asked(case: RealCase, slices: int, spacing: float | None = None) -> RealCase:
+    """The case as if its real volume had this many slices, and this many millimetres between them."""
+    chosen = case.spacing if spacing is None else (spacing, *case.spacing[1:])
+    return replace(case, shape=(slices, *case.shape[1:]), spacing=chosen)
 
 
-def _note(requested: int, longest: int) -> str:
-    return f"longer than any training volume ({longest})" if requested > longest else ""
+def _note(requested: int, spacing: float | None, system: SystemConfig) -> str:
+    """What the model has not seen in training."""
+    notes = []
+    if requested > system.max_slices:
+        notes.append(f"longer than any training volume ({system.max_slices})")
+    low, high = system.z_spacing_range or [system.z_spacing_mm] * 2
+    if spacing is not None and not low <= spacing <= high:
+        notes.append(f"the model was trained on {low:g} … {high:g} mm")
+    return "; ".join(notes)
 
 
 def _length_plot(records: list[dict[str, Any]]) -> Figure:
     figure = Figure(figsize=(7, 3))
     for i, name in enumerate(("seam_ratio", "drift_z")):
         axes = figure.add_subplot(1, 2, i + 1)
-        axes.plot([r["requested"] for r in records], [r[name] for r in records], "o-")
+        for spacing in dict.fromkeys(r["spacing in mm"] for r in records):
+            rows = [r for r in records if r["spacing in mm"] == spacing]
+            axes.plot([r["requested"] for r in rows], [r[name] for r in rows], "o-", label=str(spacing))
+        axes.legend(title="mm", fontsize=7)
         axes.set_xlabel("slices requested")
         axes.set_title(name)
     return figure
@@ -232,3 +262,51 @@ def monitor_values(
     """The monitors' numbers by name; arguments as of ``readings``."""
     backbone, side = extractor.backbones.slices[0], extractor.plan.resolutions[0]
     return {r.monitor: r.value for r in readings(setting, MODEL, fake, real, others, backbone, side)}
+
+
+def capacity(context: Context) -> AnalysisResult:
+    """PSNR and SSIM of each teacher-forced block of the first training volume, beside the A-VAE's own."""
+    system, reader = context.system, context.reader(context.config.analysis.train_slices)
+    case = reader.cases()[0]
+    real = reader.volume(case)
+    made = context.generate("next-block", case, reader)
+    sides = made.hu.shape[1]
+    original = at_side(torch.from_numpy(real.hu[: len(made.hu)]), sides)
+    through = torch.from_numpy(system.decode(system.encode(real)))[: len(made.hu)]
+    records: list[dict[str, Any]] = []
+    for start in range(0, len(made.hu), BLOCK_LENGTH):
+        rows = slice(start, start + BLOCK_LENGTH)
+        generated = _quality(torch.from_numpy(made.hu[rows]), original[rows])
+        limit = _quality(through[rows], original[rows])
+        records.append(
+            {
+                "first slice": start,
+                "psnr generated": generated["psnr"],
+                "psnr A-VAE": limit["psnr"],
+                "ssim generated": generated["ssim"],
+                "ssim A-VAE": limit["ssim"],
+            }
+        )
+    text = (
+        f"Case {case.case_id}, {len(made.hu)} slices: a model overfitted on it must come near the "
+        "A-VAE's own reconstruction; a model trained on many volumes need not."
+    )
+    figures = {"blocks": (_capacity_plot(records), "PSNR by block")}
+    return AnalysisResult("Capacity: one volume", text, records, figures)
+
+
+def _quality(made: torch.Tensor, original: torch.Tensor) -> dict[str, float]:
+    metric = ReconstructionMetric()
+    metric.update(made.unsqueeze(1), original.unsqueeze(1))
+    return metric.compute()
+
+
+def _capacity_plot(records: list[dict[str, Any]]) -> Figure:
+    figure = Figure(figsize=(5, 3))
+    axes = figure.add_subplot()
+    for name in ("psnr generated", "psnr A-VAE"):
+        axes.plot([r["first slice"] for r in records], [r[name] for r in records], "o-", label=name)
+    axes.set_xlabel("first slice of the block")
+    axes.set_ylabel("dB")
+    axes.legend()
+    return figure

@@ -1,4 +1,4 @@
-"""What real volumes alone tell: floors, the A-VAE's loss, and how every metric answers to damage."""
+"""What numbers are held against: other real volumes, the A-VAE's loss, damage, the training volumes."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from scipy.stats import mannwhitneyu
 
+from ctflow.errors import EvaluationError
 from ctflow.evaluation.analyses.base import AnalysisResult, Context
-from ctflow.evaluation.cases import CaseReader, CaseSets, RealCase, choose_cases
-from ctflow.evaluation.collect import Batch, Group, Wanted
-from ctflow.evaluation.compare import FLOORS, Comparer
-from ctflow.evaluation.features import FeatureExtractor, real_volume
+from ctflow.evaluation.cases import CaseReader, CaseSets, HalvedReader, RealCase, choose_cases, halved
+from ctflow.evaluation.collect import REAL_SET, Batch, Group, Wanted
+from ctflow.evaluation.compare import FLOORS, Comparer, readings
+from ctflow.evaluation.features import CaseFeatures, FeatureExtractor, Key, real_volume
 from ctflow.evaluation.results import OTHER_REAL
-from ctflow.evaluation.rows import Compared, clip_rows, readings, slice_rows
-from ctflow.evaluation.settings import REAL, ScoredVolume
+from ctflow.evaluation.rows import Compared, clip_rows, slice_rows
+from ctflow.evaluation.settings import REAL, SETTINGS, ScoredVolume
 from ctflow.evaluation.whole import volume_rows
 from ctflow.metrics.damage import DAMAGES
 from ctflow.metrics.images import SCORE_WINDOW, at_side
@@ -28,7 +31,6 @@ from ctflow.pictures import LUNG, SOFT_TISSUE
 from ctflow.types import HUVolume
 
 UNDAMAGED = "none"
-EVEN, ODD = "even slices", "odd slices"
 SHOWN = (
     "fid_rand2d", "kid_rand2d", "fvd_rand3d_f16", "seam_ratio", "checkerboard_2", "drift_z", "fd_ct3d",
     "kd_ct3d",
@@ -205,24 +207,6 @@ def plot(records: Sequence[dict[str, Any]]) -> Figure:
     return figure
 
 
-class HalvedReader(CaseReader):
-    """Pixels of the half scans that ``halved`` makes of a folder's cases."""
-
-    def volume(self, case: RealCase) -> HUVolume:
-        """Every second slice of the case's scan, in HU."""
-        scan_id, half = case.case_id.rsplit(": ", 1)
-        whole = super().volume(replace(case, case_id=scan_id))
-        return HUVolume(whole.hu[(EVEN, ODD).index(half) :: 2].copy(), case.spacing)
-
-
-def halved(cases: Sequence[RealCase]) -> CaseSets:
-    """Even slices as the cases evaluated, odd ones as the others.
-
-    Both halves show the same bodies, so that the floor between them is far below that of other patients.
-    """
-    return CaseSets(*(tuple(_half(case, half) for case in cases) for half in (EVEN, ODD)))
-
-
 def _halves(context: Context) -> tuple[CaseReader, CaseSets]:
     config = context.config
     if config.analysis.split == "slices":
@@ -248,12 +232,76 @@ def _kind(name: str, level: float) -> str:
     return f"damage {name} {level}"
 
 
-def _half(case: RealCase, half: str) -> RealCase:
-    slices = (case.shape[0] + (half == EVEN)) // 2
-    return replace(
-        case,
-        case_id=f"{case.case_id}: {half}",
-        shape=(slices, *case.shape[1:]),
-        spacing=(2 * case.spacing[0], *case.spacing[1:]),
-        digest=f"{case.digest}: {half}",
+LOW = 0.05
+LEAST = 4
+
+
+def memorisation(context: Context) -> AnalysisResult:
+    """Distance of every generated volume to its nearest training volume, against held-out real volumes'."""
+    config, setting = context.config, SETTINGS["full-body"]
+    reader, extractor = context.reader(), context.extractor()
+    sets = choose_cases(reader.cases(), config.cases, floors=False, choice=config.evaluated)
+    held_out = context.collector(reader, extractor).collect(sets, [setting.name])
+    train_reader = context.reader(config.analysis.train_slices)
+    trained = train_reader.cases()
+    known = {case.digest for case in trained}
+    if twice := [case.case_id for case in sets.evaluated if case.digest in known]:
+        raise EvaluationError(
+            f"{len(twice)} evaluated cases are training cases, e.g. {twice[0]}", "held-out cases", ""
+        )
+    train = context.collector(train_reader, extractor).real(trained)
+    key = Key(extractor.backbones.slices[-1].name, extractor.plan.resolutions[0])
+    groups = {
+        "generated": held_out.of(setting.name, sets.evaluated),
+        "held-out real": held_out.of(REAL_SET, sets.evaluated),
+    }
+    if min(map(len, groups.values())) < LEAST or len(train) < LEAST:
+        raise EvaluationError(
+            f"{len(sets.evaluated)} held-out and {len(train)} training volumes", f"at least {LEAST} of each"
+        )
+    nearest = {name: nearest_distances(cases, train, key) for name, cases in groups.items()}
+    limit = float(np.quantile(nearest["held-out real"], LOW))
+    test = mannwhitneyu(nearest["generated"], nearest["held-out real"], alternative="less")
+    records: list[dict[str, Any]] = [
+        {
+            "volumes": name,
+            "number": len(values),
+            "5 %": float(np.quantile(values, LOW)),
+            "median": float(np.median(values)),
+            "95 %": float(np.quantile(values, 1 - LOW)),
+            f"share below the real {LOW:.0%}": float((values < limit).mean()),
+        }
+        for name, values in nearest.items()
+    ]
+    text = (
+        f"Distance to the nearest of {len(train)} training volumes in mean slice features, in their standard "
+        f"deviations. Generated nearer than held-out real: p = {test.pvalue:.3g} (Mann-Whitney, one-sided). "
+        "A share well above 5 % would say that training volumes are repeated."
     )
+    figures = {"nearest": (_plot(nearest), "Distance to the nearest training volume")}
+    return AnalysisResult("Memorisation", text, records, figures)
+
+
+def nearest_distances(
+    cases: Sequence[CaseFeatures], train: Sequence[CaseFeatures], key: Key
+) -> NDArray[np.float64]:
+    """RMS distance of each case's mean features to the nearest training case's, in training deviations."""
+    pool = np.stack([case.slices.values[key].mean(0) for case in train]).astype(np.float64)
+    spread = pool.std(0) + 1e-6
+    found = [
+        np.sqrt((((pool - case.slices.values[key].mean(0)) / spread) ** 2).mean(1)).min()
+        for case in cases
+        if len(case.slices)
+    ]
+    return np.array(found)
+
+
+def _plot(nearest: dict[str, NDArray[np.float64]]) -> Figure:
+    figure = Figure(figsize=(5, 3))
+    axes = figure.add_subplot()
+    for name, values in nearest.items():
+        axes.plot(np.sort(values), np.linspace(0, 1, len(values)), drawstyle="steps-post", label=name)
+    axes.set_xlabel("distance to the nearest training volume")
+    axes.set_ylabel("share of volumes")
+    axes.legend()
+    return figure

@@ -53,6 +53,16 @@ _MEANINGS = (  # the longest fitting beginning counts
         (f"fid_2p5d_{plane}", Meaning("↓", f"slices of the {plane} plane at 1 mm, 512²: {_FRECHET}"))
         for plane in ("xy", "yz", "xz")
     ),
+    *(
+        (f"{name}_{backbone}", Meaning("↑", f"{text}; one sample per volume, 5 neighbours"))
+        for name, text in (
+            ("precision", "share of scored volumes near a real one, 0 … 1"),
+            ("recall", "share of real volumes near a scored one, 0 … 1"),
+            ("density", "how densely real volumes lie about scored ones; 1 for equal sets, may exceed it"),
+            ("coverage", "share of real volumes with a scored one near, 0 … 1"),
+        )
+        for backbone in ("ct3d", "inception", "rand2d")
+    ),
     (
         "FVD_CTNet",
         Meaning("↓", "the challenge's: mean over strata of 4 pairs of the Fréchet distance of CT-Net"),

@@ -18,14 +18,13 @@ from ctflow.config.evaluation import ANALYSIS_NAMES, AnalysisConfig, EvalConfig
 from ctflow.data import SliceRecord, SliceShardWriter
 from ctflow.errors import CTFlowError
 from ctflow.evaluation.analyses import ANALYSES, Context, run_analysis
-from ctflow.evaluation.analyses.memorisation import nearest_distances
+from ctflow.evaluation.analyses.diversity import similarity, similarity_name
 from ctflow.evaluation.analyses.pairs import COLUMNS, ReportPair, read_pairs, shows
 from ctflow.evaluation.analyses.reading import named_findings, systematic
-from ctflow.evaluation.analyses.yardsticks import HalvedReader, halved, rises, spread
-from ctflow.evaluation.cases import RealCase
-from ctflow.evaluation.compare import ALL, findings_table
+from ctflow.evaluation.analyses.yardsticks import nearest_distances, rises, spread
+from ctflow.evaluation.cases import HalvedReader, RealCase, halved
 from ctflow.evaluation.features import CaseFeatures, Key, Samples, VolumeFacts
-from ctflow.evaluation.results import MODEL
+from ctflow.evaluation.results import ALL, MODEL, findings_table
 from ctflow.evaluation.run import evaluate
 from ctflow.metrics.damage import DAMAGES
 from ctflow.metrics.images import volume_at
@@ -392,3 +391,21 @@ def test_shipped_contrast_pairs_are_readable(repo_root):
     pairs = read_pairs(repo_root / AnalysisConfig().pairs)
     assert len(pairs) == 48 and {p.kind for p in pairs} == {"present or absent", "left or right"}
     assert all(p.reports[0] != p.reports[1] for p in pairs)
+
+
+def test_diversity_compares_seeds_and_patients(context):
+    records = ANALYSES["diversity"](with_analysis(context, reports=7, seeds=2)).records
+    assert [r["metric"] for r in records] == [
+        *("ssim", "ssim"),  # slices of 32 px have no room for several scales
+        *(f"{name}_rand2d" for name in ("precision", "recall", "density", "coverage")),
+    ]
+    assert all(r["N"] == 7 for r in records)
+    within, between = (float(r["value [95 %]"].split()[0]) for r in records[:2])
+    assert within < 0.99 and 0 < between < 1
+
+
+def test_similarity_of_equal_and_longer_volumes():
+    hu = soft_volume(12, 0, 48).astype(np.float32)
+    assert similarity(hu, hu[:10]) == pytest.approx(1, abs=1e-5)
+    assert similarity(hu, hu + 200) < 1 and math.isnan(similarity(hu, hu[:0]))
+    assert [similarity_name(side) for side in (32, 128, 256)] == ["ssim", "ms_ssim_s3", "ms_ssim"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ctflow.data.plan import epoch_order, rank_batches, rank_cases
+from ctflow.data.stream import epoch_order, rank_batches, rank_cases
 from ctflow.errors import ConfigError
 
 SHARDS = [5, 9, 1, 12, 7, 3, 10]
