@@ -57,13 +57,14 @@ class Throughput(L.Callback):
         self._peak = 0.0
         self._began = self._busy = self._waited = 0.0
         self._samples = self._batches = 0
+        self._values: dict[str, float] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measure the peak."""
         assert isinstance(pl_module, CountingModule)
         if pl_module.gflop_per_sample():
             kind, precision = pl_module.device.type, "bf16" if "bf16" in str(trainer.precision) else "fp32"
-            self._peak = matrix_peak(precision, pl_module.device, _PEAK_SIDE[kind])
+            self._peak = matrix_peak(precision, pl_module.device, _PEAK_SIDE.get(kind, 512))
         self._waited = self.clock.waited
 
     def on_train_batch_start(
@@ -82,21 +83,24 @@ class Throughput(L.Callback):
         self._busy += time.perf_counter() - self._began
         self._samples += len(batch)
         self._batches += 1
-        if self._batches < self.every:
-            return
+        if self._batches == self.every:
+            self._values = self._rates(trainer, pl_module)
+        for name, value in self._values.items():  # at every batch: Lightning picks which of them it writes
+            shown = name in ("data_wait", "samples_per_s")
+            pl_module.log(f"train/{name}", value, prog_bar=shown, rank_zero_only=True)
+
+    def _rates(self, trainer: L.Trainer, module: CountingModule) -> dict[str, float]:
+        """What the batches counted so far tell; counting begins anew."""
         waited = self.clock.waited - self._waited
         seconds = self._busy + waited
         rate = self._samples * trainer.world_size / seconds
         values = {"data_wait": waited / seconds, "samples_per_s": rate}
-        if tokens := pl_module.tokens_per_sample():
+        if tokens := module.tokens_per_sample():
             values["tokens_per_s"] = rate * tokens
         if self._peak:
-            own = rate / trainer.world_size * pl_module.gflop_per_sample()
-            values["share_of_peak"] = own / self._peak
-        for name, value in values.items():
-            shown = name in ("data_wait", "samples_per_s")
-            pl_module.log(f"train/{name}", value, prog_bar=shown, rank_zero_only=True)
+            values["share_of_peak"] = rate / trainer.world_size * module.gflop_per_sample() / self._peak
         self._waited, self._busy, self._samples, self._batches = self.clock.waited, 0.0, 0, 0
+        return values
 
 
 def _wait_for_cuda() -> None:
