@@ -1,6 +1,8 @@
 """``python -m ctflow.bench`` at sizes that take seconds: every row, its reference, and equal outputs."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
