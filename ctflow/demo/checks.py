@@ -97,25 +97,30 @@ def missing_anatomy(measurement: Measurement) -> list[str]:
 
 
 def check_draws(draws: list[Draw], reports: list[str], least: float) -> list[Check]:
-    """Count over the seeds of each report.
+    """Count over the reports and seeds.
 
     Args:
         draws: Every volume that was generated.
         reports: The reports by number.
-        least: Share of the seeds that must hold.
+        least: Share of all volumes that must show exactly what was asked for, and share that must show the
+            anatomy.
     """
-    made = []
+    told, hits = [], 0
     for number, report in enumerate(reports):
         own, asked = [draw for draw in draws if draw.report == number], asked_sides(report)
-        hits = sum(draw.sides == asked for draw in own)
+        exact = sum(draw.sides == asked for draw in own)
+        hits += exact
         if asked:
             some = sum(bool(draw.sides) for draw in own)
-            where = f"on the {' and '.join(sorted(asked))}, there alone, in {hits} of {len(own)}"
-            found = f"effusion found in {some} of {len(own)}, {where}"
+            where = f"on the {' and '.join(sorted(asked))}, there alone, in {exact}"
+            told.append(f"“{report}”: effusion in {some} of {len(own)}, {where}")
         else:
-            found = f"no effusion found in {hits} of {len(own)}"
-        made.append(Check(report, hits >= least * len(own), found))
+            told.append(f"“{report}”: none in {exact} of {len(own)}")
     whole = sum(not draw.missing for draw in draws)
     lacking = sorted({name for draw in draws for name in draw.missing})
-    told = f"{whole} of {len(draws)}" + (f"; elsewhere not found: {', '.join(lacking)}" if lacking else "")
-    return [*made, Check("two lungs, spine, heart and trachea", whole >= least * len(draws), told)]
+    missing = f"; elsewhere not found: {', '.join(lacking)}" if lacking else ""
+    wanted = least * len(draws)
+    return [
+        Check("effusions exactly as asked", hits >= wanted, f"{hits} of {len(draws)}. " + "; ".join(told)),
+        Check("two lungs, spine, heart and trachea", whole >= wanted, f"{whole} of {len(draws)}{missing}"),
+    ]

@@ -46,7 +46,7 @@ def write_page(
     )
     page.heading("What is measured in them")
     page.text(
-        f"A line holds where at least {100 * config.least_hits:.0f} % of the volumes show what it names, as "
+        f"A line holds where at least {100 * config.least_hits:.0f} % of all volumes show what it names, as "
         "a measuring program finds it in the Hounsfield units. The demonstration fails where a line does not."
     )
     page.table(Table(["", "asked", "measured"], [["✓" if c.holds else "✗", c.name, c.found] for c in checks]))

@@ -37,15 +37,20 @@ def as_if_asked(draws: list[Draw], *numbers: int) -> list[Draw]:
 
 
 def test_volumes_as_asked_pass_every_check(draws):
-    made = check_draws(draws, list(REPORTS), 0.75)
-    assert [check.holds for check in made] == [True] * 4
-    assert made[0].found == "effusion found in 1 of 1, on the right, there alone, in 1 of 1"
-    assert made[2].found == "no effusion found in 1 of 1"
+    made = check_draws(draws, list(REPORTS), 1.0)
+    assert [check.holds for check in made] == [True, True]
+    right, _, none = REPORTS
+    assert made[0].found.startswith(
+        f"3 of 3. “{right}”: effusion in 1 of 1, on the right, there alone, in 1;"
+    )
+    assert made[0].found.endswith(f"“{none}”: none in 1 of 1")
+    assert made[1].found == "3 of 3"
 
 
 def test_exchanged_volumes_fail_their_reports_alone(draws):
-    made = check_draws(as_if_asked(draws, 2, 0, 1), list(REPORTS), 0.75)
-    assert [check.holds for check in made] == [False, False, False, True]
+    made = check_draws(as_if_asked(draws, 2, 0, 1), list(REPORTS), 0.3)
+    assert [check.holds for check in made] == [False, True]
+    assert "effusion in 1 of 1, on the right, there alone, in 0" in made[0].found
 
 
 def test_the_least_share_decides(draws):
