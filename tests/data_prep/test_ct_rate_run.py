@@ -190,6 +190,7 @@ def test_nothing_usable_is_status_two(tmp_path):
     assert run(tmp_path / "in", tmp_path / "out") == 2
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_and_resumed_gives_the_same_shards(tmp_path):
     names = [f"train_{n}_a_1" for n in range(12)]
     tree(tmp_path / "in", names)

@@ -137,6 +137,7 @@ def test_stopping_and_going_on_equals_one_run(
     _assert_equal_runs(curves_of, task, tmp_path / task / "parts", whole / task / "whole")
 
 
+@pytest.mark.slow
 def test_killed_runs_go_on_as_if_nothing_had_happened(
     whole: Path, tiny: TinyData, tmp_path: Path, curves_of: ReadCurves
 ) -> None:
@@ -220,6 +221,7 @@ def ranks(whole: Path, tiny: TinyData, tmp_path_factory: pytest.TempPathFactory)
     return runs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "name"), [*((task, "ddp") for task in TASKS), *(("flow", name) for name in WAYS)]
 )
@@ -241,6 +243,7 @@ def test_two_processes_train_like_one(
         )
 
 
+@pytest.mark.slow
 def test_the_curves_tell_what_a_training_waits_for_and_how_much_it_does(
     whole: Path, ranks: Path, curves_of: ReadCurves
 ) -> None:
