@@ -320,7 +320,7 @@ def whole_number(text: str, name: str) -> int:
     """
     value = number(text, name)
     if not value.is_integer():
-        raise ValueError(f"{name} {text!r} is no whole number")
+        raise ValueError(f"{name} {text!r} is not a whole number")
     return int(text) if text.strip().lstrip("+-").isdigit() else int(value)
 
 
@@ -335,7 +335,7 @@ def number(text: str, name: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise ValueError(f"{name} {text!r} is no number")
+        raise ValueError(f"{name} {text!r} is not a number")
     return value
 
 
@@ -348,7 +348,7 @@ def _row_values(record: dict[str, str], line: int) -> Iterator[tuple[str, Any]]:
         record.get("case_id") or record.get("VolumeName", "").removesuffix(".nii.gz") or f"case_{line - 1}"
     )
     if "/" in case_id or "\\" in case_id or case_id.startswith("."):
-        raise ValueError(f"case id {case_id!r} is no file name")
+        raise ValueError(f"case id {case_id!r} is not a file name")
     if not case_id.isprintable() or len(case_id.encode()) > _LONGEST_CASE_ID:
         raise ValueError(
             f"case id {case_id[:40]!r}… has {len(case_id.encode())} bytes or unprintable letters; a file "

@@ -62,7 +62,7 @@ def scale_of(values: NDArray[np.float64]) -> Scale | None:
     """Which scale values are in that are not HU; None where none is recognised.
 
     Args:
-        values: Any shape; those that are no numbers are left out.
+        values: Any shape; those that are not numbers are left out.
     """
     values = values[np.isfinite(values)]
     if not values.size:

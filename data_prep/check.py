@@ -60,7 +60,7 @@ def _check(folder: Path, config: CheckConfig) -> bool:
     sheet = folder / "contact_sheet.png"
     try:
         lines = _content(folder, sheet, config.columns)
-    except ShardError as error:  # latents that are no numbers, under checksums that hold
+    except ShardError as error:  # latents that are not numbers, under checksums that hold
         log.error("%s", error)
         return False
     for line in lines:
@@ -73,7 +73,7 @@ def _content(folder: Path, sheet: Path, columns: int) -> list[str]:
     """What the shards hold, in lines and as a contact sheet.
 
     Raises:
-        ShardError: Latents that are no numbers; names the shard and the case.
+        ShardError: Latents that are not numbers; names the shard and the case.
     """
     if read_manifest(folder)[0].kind == SliceShards.kind:
         slices = SliceShards(folder)

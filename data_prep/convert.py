@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Convert one volume.
 
     Raises:
-        CTFlowError: IN is no single CT in HU, or OUT cannot be written so.
+        CTFlowError: IN is not a single CT in HU, or OUT cannot be written so.
     """
     line = parse_command(ConvertConfig, "ctflow convert", DESCRIPTION, FLAGS, argv)
     config, source, output = line.config, line.flags["source"], line.flags["output"]
@@ -153,7 +153,7 @@ def read_placed(source: Path, name: str | None = None, memory_gb: float = 6.0) -
         )
     hu = scan.stored.astype(np.float32) * np.float32(rescale.slope) + np.float32(rescale.intercept)
     if facts["not_finite_share"]:
-        doubts.append(f"{facts['not_finite_share']:.2g} of the voxels are no numbers and became air")
+        doubts.append(f"{facts['not_finite_share']:.2g} of the voxels are not numbers and became air")
         hu[~np.isfinite(hu)] = AIR_HU
     volume, placement = _in_patient_axes(hu, scan.affine)
     if doubt := orientation_doubt(volume.hu, volume.spacing):

@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Read one file.
 
     Raises:
-        CTFlowError: It is no single CT in HU, or larger than allowed.
+        CTFlowError: It is not a single CT in HU, or larger than allowed.
     """
     line = parse_command(OpenConfig, "python -m data_prep.open_scan", DESCRIPTION, FLAGS, argv)
     config, source, output = line.config, line.flags["source"], line.flags["output"]

@@ -230,7 +230,7 @@ def test_a_table_says_what_is_wrong_with_a_number(tiny_checkpoint, tmp_path, cap
         str(tmp_path / "o"),
     ]
     assert main([*arguments, "device=cpu"]) == 1
-    for words in ("seed 'x' is no number", "seed '1.5' is no whole", "slices 'inf' is no number"):
+    for words in ("seed 'x' is not a number", "seed '1.5' is not a whole", "slices 'inf' is not a number"):
         assert words in caplog.text
     assert "case e: 100% of its words are unknown to the text encoder" in caplog.text
     assert {p.name for p in (tmp_path / "o").glob("*.nii.gz")} == {"c.nii.gz"}
@@ -283,9 +283,9 @@ def test_tables_in_any_usual_dialect(tmp_path, separator, encoding):
         ("x" * 250 + ",Clear,1", "250 bytes"),
         ("\u00e4" * 120 + ",Clear,1", "240 bytes"),
         ("a\x1b,Clear,1", "unprintable"),
-        ("a,Clear,1.5", "seed '1.5' is no whole number"),
-        ("a,Clear,x", "seed 'x' is no number"),
-        ("a,Clear,1e999", "is no number"),
+        ("a,Clear,1.5", "seed '1.5' is not a whole number"),
+        ("a,Clear,x", "seed 'x' is not a number"),
+        ("a,Clear,1e999", "is not a number"),
     ],
 )
 def test_a_row_that_cannot_be_made_refuses_itself_alone(tmp_path, cells, words):

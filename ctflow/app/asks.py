@@ -50,7 +50,7 @@ def read_ask(body: Any, most_slices: int) -> Ask:
         CTFlowError: Something is missing, of another type or out of bounds.
     """
     if not isinstance(body, dict):
-        raise CTFlowError("the request is no JSON object", "report, seed, slices …")
+        raise CTFlowError("the request is not a JSON object", "report, seed, slices …")
     known = {"reports", "seed", "slices", "z_spacing", "steps", "guidance", "candidates", "source", "keep"}
     if strange := sorted(set(body) - known):
         raise CTFlowError(f"unknown keys {', '.join(strange)[:100]}", ", ".join(sorted(known)))
@@ -98,7 +98,7 @@ def _number(body: dict[str, Any], name: str, low: float, high: float) -> float |
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise CTFlowError(f"{name} is no number", f"a number from {low:g} to {high:g}")
+        raise CTFlowError(f"{name} is not a number", f"a number from {low:g} to {high:g}")
     if not low <= value <= high:
         raise CTFlowError(f"{name} of {value:g}", f"{low:g} to {high:g}")
     return float(value)
@@ -109,7 +109,7 @@ def _whole(body: dict[str, Any], name: str, low: int, high: int) -> int | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int):
-        raise CTFlowError(f"{name} is no whole number", f"a whole number from {low} to {high}")
+        raise CTFlowError(f"{name} is not a whole number", f"a whole number from {low} to {high}")
     if not low <= value <= high:
         raise CTFlowError(f"{name} of {value}", f"{low} to {high}")
     return value

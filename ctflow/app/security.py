@@ -96,7 +96,7 @@ class Guard:
         return _refused(401, "a token is needed: open the address with ?token=… that the server printed")
 
     def _knows(self, host: str) -> bool:
-        """Whether a Host header names this server; an address is no name that could be made to point here."""
+        """Whether a Host header names this server. An IP address passes: it points nowhere else."""
         name = _name_of(host)
         if name is None:
             return False

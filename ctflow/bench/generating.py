@@ -43,7 +43,7 @@ def generation_rows(config: BenchConfig, model: CTFlow) -> Iterator[Row]:
 
 
 def generate(model: CTFlow, length: int, batch: int, steps: int) -> list[np.ndarray]:
-    """Volumes of one length; the longest volume that the checkpoint knows is no limit here."""
+    """Volumes of one length. The longest volume that the checkpoint knows does not limit it."""
     spacing = model.system.config.z_spacing_mm
     requests = [
         GenerationRequest(REPORT, f"bench{i}", seed=i, slices=length, z_spacing=spacing) for i in range(batch)

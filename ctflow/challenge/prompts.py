@@ -69,7 +69,7 @@ def _prompt(entry: object) -> Prompt:
         raise ValueError(f"input_image_name is {name!r}")
     stem = next((name[: -len(e)] for e in _ENDINGS if name.lower().endswith(e)), name)
     if not stem or stem.startswith(".") or any(c in stem for c in "/\\") or not stem.isprintable():
-        raise ValueError(f"input_image_name {name!r} is no file name")
+        raise ValueError(f"input_image_name {name!r} is not a file name")
     if len(stem.encode()) > _LONGEST_NAME:
         raise ValueError(f"input_image_name {name[:40]!r}… has more than {_LONGEST_NAME} bytes")
     if not isinstance(report, str) or not report.strip():

@@ -48,7 +48,7 @@ def _whole_number(text: str) -> int:
     try:
         return whole_number(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
 
 
 def parse_command(

@@ -34,7 +34,7 @@ def load_config(
 ) -> SchemaT:
     """Defaults of ``schema``, then the file (and the files its ``base:`` names), then the overrides.
 
-    Keys of type text take what stands there as it is: ``name=007`` is no number. Nothing is looked up in the
+    Keys of type text take what is written: ``name=007`` is not a number. Nothing is looked up in the
     environment: a file may be a stranger's.
 
     Args:

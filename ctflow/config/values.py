@@ -127,7 +127,7 @@ def whole_number(text: str) -> int:
     """
     value = float(text)
     if not value.is_integer():  # infinite and NaN are none either
-        raise ValueError(f"{text!r} is no whole number")
+        raise ValueError(f"{text!r} is not a whole number")
     return int(text) if text.strip().lstrip("+-").isdecimal() else int(value)
 
 

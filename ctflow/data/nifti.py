@@ -40,7 +40,7 @@ def write_nifti(
         placement: See ``write_volume``.
 
     Raises:
-        ScanError: The path has another ending, or the volume has values that are no numbers.
+        ScanError: The path has another ending, or the volume has values that are not numbers.
     """
     path = Path(path)
     if not path.name.lower().endswith((".nii", ".nii.gz")):
@@ -62,7 +62,7 @@ def read_nifti(path: Path | str) -> HUVolume:
     Scans as hospitals store them (stored values, oblique axes, padding) go through ``data_prep.ct_rate``.
 
     Raises:
-        ScanError: Not a readable three-dimensional NIfTI file, oblique axes, values that are no numbers, or
+        ScanError: Not a readable three-dimensional NIfTI file, oblique axes, values that are not numbers, or
             values of another scale (in [0, 1], [-1, 1], 0…255, HU + 1024).
     """
     path = Path(path)

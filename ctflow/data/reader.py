@@ -232,7 +232,7 @@ class LatentShards(ShardSet):
         mean, logvar = schema.read_posterior(file, where, start, stop)
         if not (np.isfinite(mean).all() and np.isfinite(logvar).all()):
             raise ShardError(
-                f"{file.filename}, case {self.cases[i].case_id!r}: latents that are no numbers, among slices "
+                f"{file.filename}, case {self.cases[i].case_id!r}: latents that are not finite, among slices "
                 f"{start} … {stop - 1}",
                 "finite latents",
                 "encode this shard again (delete its line from the manifest and the file first)",

@@ -71,7 +71,7 @@ class Row:
 
     @property
     def missing(self) -> bool:
-        """Whether there is no number."""
+        """Whether there is not a number."""
         return not math.isfinite(self.value)
 
     def text(self) -> str:

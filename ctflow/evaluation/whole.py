@@ -107,7 +107,7 @@ def _sets(
 ) -> list[Row] | tuple[list[Row], list[Tensor], list[Tensor]]:
     """Rows with their N, and both sets' features; or the rows with the reason why there is nothing."""
     if compared.setting.given:
-        return [row.without("the scored slices are no whole volume") for row in rows]
+        return [row.without("the scored slices are not a whole volume") for row in rows]
     fake, real = (volume_values(cases, backbone, output) for cases in (compared.fake, compared.real))
     if min(len(fake), len(real)) < MIN_VOLUMES:
         reason = f"{len(fake)} against {len(real)} volumes; at least {MIN_VOLUMES} are needed"
@@ -148,7 +148,7 @@ def neighbour_rows(compared: Compared, backbones: Backbones) -> list[Row]:
             fake, real = _in_spreads(fake, real)
     rows = [compared.row(f"{metric}_{name}") for metric in NAMES]
     if compared.setting.given:
-        return [row.without("the scored slices are no whole volume") for row in rows]
+        return [row.without("the scored slices are not a whole volume") for row in rows]
     if min(len(fake), len(real)) <= NEIGHBOURS:
         reason = f"{len(fake)} against {len(real)} volumes; more than {NEIGHBOURS} are needed"
         return [row.without(reason) for row in rows]

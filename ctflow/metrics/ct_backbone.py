@@ -161,7 +161,7 @@ def _state_dict(weights: bytes, source: str) -> dict[str, Tensor]:
     try:
         loaded = torch.load(io.BytesIO(weights), map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        raise WeightsError(f"{source} is no file of tensors ({str(error)[:200]})") from error
+        raise WeightsError(f"{source} is not a file of tensors ({str(error)[:200]})") from error
     state = loaded.get("state_dict") if isinstance(loaded, dict) else None
     if not isinstance(state, dict) or "conv1.weight" not in state:
         raise WeightsError(f"{source} holds no 'state_dict' of a ResNet", "the CT backbone's layout")

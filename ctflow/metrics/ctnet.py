@@ -144,7 +144,7 @@ def _state(weights: Path) -> dict[str, Tensor]:
     try:
         loaded = torch.load(weights, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        raise WeightsError(f"{weights} is no file of tensors ({str(error)[:200]})", "CT-Net") from error
+        raise WeightsError(f"{weights} is not a file of tensors ({str(error)[:200]})", "CT-Net") from error
     state = loaded.get("params") if isinstance(loaded, dict) else None
     if not isinstance(state, dict):
         raise WeightsError(f"{weights} holds no 'params'", "CT-Net's checkpoint: a dict with 'params'")

@@ -149,5 +149,5 @@ def load_lpips(path: Path, sha256: str) -> Lpips:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for files that are no state dict
-        raise WeightsError(f"{path} is no state dict: {error}", "torchvision's AlexNet weights") from error
+        raise WeightsError(f"{path} is not a state dict: {error}", "torchvision's AlexNet weights") from error
     return Lpips(state)

@@ -191,13 +191,13 @@ def _header(path: Path, data: pydicom.Dataset, pixels_at: int) -> DicomHeader:
 
 
 def rescale_of(data: pydicom.Dataset) -> tuple[tuple[float, float] | None, tuple[str, ...], list[str]]:
-    """Slope and intercept of a slice or frame, the tags that are there, and those that are no numbers.
+    """Slope and intercept of a slice or frame, the tags that are there, and those that are not numbers.
 
     A slope of 0 says that there is none, as GDCM reads it.
     """
     there = tuple(name for name in ("RescaleSlope", "RescaleIntercept") if text(data, name))
     found = {name: numbers(value_of(data, name), 1) for name in there}
-    unclear = [f"{name} {text(data, name)!r} is no number" for name in there if found[name] is None]
+    unclear = [f"{name} {text(data, name)!r} is not a number" for name in there if found[name] is None]
     if not there or unclear:
         return None, there, unclear
     (slope,), (intercept,) = found.get("RescaleSlope") or (1.0,), found.get("RescaleIntercept") or (0.0,)

@@ -42,7 +42,7 @@ class Source:
     Attributes:
         items: In the order of their keys.
         csvs: CSV files.
-        stray: Files that are no images, by path under the source.
+        stray: Files that are not images, by path under the source.
         told: Key, status, code and detail of what is neither read nor passed over in silence: folders and
             files that this user may not read, archives, pipes and devices.
         left_out: Groups of files that are no volumes, or are there in a better version.

@@ -37,7 +37,7 @@ class Rescale:
     conflict: bool = False
 
     def __call__(self, stored: NDArray[Any]) -> NDArray[np.float32]:
-        """Stored values to float32 HU, at most 32,767; padding and what is no number to air; same shape."""
+        """Stored values to float32 HU, at most 32,767; padding and NaN become air; same shape."""
         hu = stored.astype(np.float32)
         if (self.slope, self.intercept) != (1.0, 0.0):
             hu *= np.float32(self.slope)
@@ -87,7 +87,7 @@ def decide_rescale(
 def _check_values(sample: NDArray[np.float64]) -> dict[str, float]:
     finite = sample[np.isfinite(sample)]
     if finite.size < 0.5 * sample.size:
-        raise ScanRefused("not_finite", f"{1 - finite.size / sample.size:.0%} of the voxels are no numbers")
+        raise ScanRefused("not_finite", f"{1 - finite.size / sample.size:.0%} of the voxels are not numbers")
     distinct, counts = np.unique(finite, return_counts=True)
     if distinct.size == 1:
         raise ScanRefused("constant", f"every voxel is {distinct[0]:g}")

@@ -45,7 +45,7 @@ def write_reports(
     Args:
         output: Folder of the run.
         outcomes: Of every item.
-        source: What was found; files that are no images, and what was left unread.
+        source: What was found; files that are not images, and what was left unread.
         settings: Keys that shaped the volumes.
         missing: Volumes of the report CSVs that are not there.
 

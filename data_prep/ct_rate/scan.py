@@ -111,7 +111,7 @@ def check_affine(affine: NDArray[np.float64]) -> None:
         ScanRefused: Not finite, singular, or sheared by more than half a degree.
     """
     if not np.isfinite(affine).all():
-        raise ScanRefused("no_geometry", "the affine holds values that are no numbers")
+        raise ScanRefused("no_geometry", "the affine holds values that are not numbers")
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     if spacing.min() < 1e-6 or spacing.max() > 1e6:
         raise ScanRefused("no_geometry", f"voxel sizes {np.round(spacing, 6).tolist()} mm")

@@ -104,7 +104,7 @@ class Survey:
         loose: Folder's key to the paths of its files that may be DICOM.
         csvs: CSV files.
         lists: Lists of volumes that show no chest.
-        stray: Keys of files that are no images.
+        stray: Keys of files that are not images.
         told: As in ``Source``.
     """
 
@@ -332,7 +332,7 @@ def _kind(name: str, path: str) -> str:
 
 
 def _packed_kind(name: str) -> str:
-    """``packed`` and the ending; but ``stray`` for a packed file whose own name says that it is no image."""
+    """``packed`` and the ending; but ``stray`` for a packed file whose own name says otherwise."""
     ending = next(e for e in _PACKED if name.endswith(e))
     inner = name[: -len(ending)]
     if ending in _ARCHIVES or not inner.endswith((*_STRAY, ".csv")):

@@ -231,7 +231,7 @@ def test_one_thing_at_a_time_and_a_queue_that_has_an_end(client, monkeypatch):
         ({"reports": ["a"], "steps": 10_000}, "1 to 500"),
         ({"reports": ["a"], "seed": -1}, "0 to"),
         ({"reports": ["a"], "seed": True}, "whole number"),
-        ({"reports": ["a"], "guidance": "3"}, "no number"),
+        ({"reports": ["a"], "guidance": "3"}, "not a number"),
         ({"reports": ["a"], "z_spacing": 1e9}, "0.05 to 20"),
         ({"reports": ["a"], "z_spacing": 2.0}, "trained at"),
         ({"reports": ["a"], "candidates": 9}, "1 to 8"),

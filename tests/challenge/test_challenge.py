@@ -144,7 +144,7 @@ def test_a_changed_report_is_generated_anew(place):
         ([{"input_image_name": "a", "report": "  "}], "the report of a is empty"),
         ([{"input_image_name": "a"}], "the report of a is None"),
         ([{"report": "x"}], "input_image_name is None"),
-        ([{"input_image_name": "../a", "report": "x"}], "is no file name"),
+        ([{"input_image_name": "../a", "report": "x"}], "is not a file name"),
         ([{"input_image_name": "a", "report": "x"}, {"input_image_name": "a.mha", "report": "x"}], "twice"),
         (["a"], "a str, no object"),
     ],

@@ -172,7 +172,7 @@ def test_an_error_in_a_loader_process_is_told_in_its_own_words():
     class Broken(IterableDataset):
         def __iter__(self):
             raise ShardError(
-                "shard-3.h5, case 'a': latents that are no numbers", "finite latents", "encode again"
+                "shard-3.h5, case 'a': latents that are not finite", "finite latents", "encode again"
             )
 
     def main() -> None:

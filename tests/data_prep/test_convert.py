@@ -134,7 +134,7 @@ def test_voxels_that_are_no_numbers_become_air_and_are_told(volume, tmp_path, ca
     nib.save(image, tmp_path / "a.nii")
     with caplog.at_level(logging.WARNING):
         assert main([str(tmp_path / "a.nii"), str(tmp_path / "b.nrrd")]) == 0
-    assert "are no numbers and became air" in caplog.text
+    assert "are not numbers and became air" in caplog.text
     assert (read_placed(tmp_path / "b.nrrd").volume.hu[3, 0, :4] == -1000).all()
 
 

@@ -66,7 +66,7 @@ def test_lpips_files_are_checked_alike(tmp_path: Path) -> None:
     path.write_bytes(b"something")
     for keys, words in (
         ([f"backbones.lpips={path}", f"backbones.lpips_sha256={'0' * 64}"], "0000"),
-        ([f"backbones.lpips={path}"], "no state dict"),
+        ([f"backbones.lpips={path}"], "not a state dict"),
         ([f"backbones.lpips={tmp_path / 'none'}"], "no file"),
     ):
         with pytest.raises(WeightsError, match=words):

@@ -97,7 +97,7 @@ def test_what_is_missing_says_why():
     rows = volume_rows(compared(volumes(3, 0), volumes(6, 1)), BACKBONES)
     assert all(r.missing and "3 against 6 volumes" in r.reason for r in rows)
     given = replace(sets, setting=SETTINGS["gt-head"])
-    assert all("no whole volume" in r.reason for r in volume_rows(given, BACKBONES))
+    assert all("not a whole volume" in r.reason for r in volume_rows(given, BACKBONES))
     spliced = replace(sets, setting=SETTINGS["next-block"])
     assert all("laid end to end" in r.reason for r in volume_rows(spliced, BACKBONES))
 
