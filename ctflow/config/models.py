@@ -58,6 +58,8 @@ class FMvTConfig:
         text_at_places: The product of report and place is added to the tokens before the first block.
         previous_noise_input: The level of the noise in the previous block is an input.
         spacing_input: Distances between slices and pixels are inputs, and the block's place in millimetres.
+        local_channels: Width of three 3×3×3 convolutions that correct the output at the latents' own
+            resolution, across the edges of patches; 0: none.
         activation_checkpointing: Recompute each block in the backward pass instead of storing it.
     """
 
@@ -88,6 +90,7 @@ class FMvTConfig:
     text_at_places: bool = True
     previous_noise_input: bool = True
     spacing_input: bool = True
+    local_channels: int = 0
     activation_checkpointing: bool = False
 
     @property
@@ -114,6 +117,8 @@ class FMvTConfig:
         }  # fmt: skip
         if bad := {name: value for name, value in numbers.items() if value <= 0}:
             raise ValueError(f"these must be positive: {bad}")
+        if self.local_channels < 0:
+            raise ValueError(f"local_channels is 0 or positive, found {self.local_channels}")
 
 
 @dataclass

@@ -15,6 +15,7 @@ from ctflow.models.fmvt_layers import (
     CrossAttention,
     FinalLayer,
     FMvTBlock,
+    LocalHead,
     PatchEmbedder,
     PreparedText,
     TextAtPlaces,
@@ -73,6 +74,11 @@ class FMvT(nn.Module):
             nn.ModuleList(NumberEmbedder(hidden) for _ in range(4)) if config.spacing_input else None
         )
         self.text_at_places = TextAtPlaces(hidden) if config.text_at_places else None
+        self.local_head = (
+            LocalHead(config.latent_channels, config.local_channels, hidden)
+            if config.local_channels
+            else None
+        )
         self.null_previous = (
             nn.Parameter(torch.zeros(config.latent_channels, 1, 1, 1)) if config.learned_nulls else None
         )
@@ -94,11 +100,16 @@ class FMvT(nn.Module):
                     nn.init.normal_(layer.weight, std=0.02)
         to_modulation = self.t_block[1]
         assert isinstance(to_modulation, nn.Linear)
-        outputs = [to_modulation, self.final_layer.linear, *(c.proj for c in self._cross_attentions())]
+        outputs: list[nn.Linear | nn.Conv3d] = [to_modulation, self.final_layer.linear]
+        outputs += [cross.proj for cross in self._cross_attentions()]
         if self.text_at_places is not None:
             outputs.append(self.text_at_places.proj)
+        if self.local_head is not None:
+            outputs += [self.local_head.modulation, self.local_head.proj]
         for layer in outputs:
             nn.init.zeros_(layer.weight)
+            if isinstance(layer, nn.Conv3d) and layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
     def _cross_attentions(self) -> list[CrossAttention]:
         """Those of the blocks, in order."""
@@ -146,7 +157,8 @@ class FMvT(nn.Module):
             if not config.slice_times:
                 raise ValueError("this model (slice_times=False) knows no clean slices in a noisy block")
             times = times.masked_fill(conditions.known, 0.0)  # [B, T]
-        tokens = self.x_embedder(self._network_input(z, times, conditions))  # [B, t, s, hidden]
+        inputs = self._network_input(z, times, conditions)  # [B, 2C or 2C + 1, T, h, w]
+        tokens = self.x_embedder(inputs)  # [B, t, s, hidden]
         spatial, temporal = self._embeddings(grid, z.device)
         tokens = tokens + spatial  # [B, t, s, hidden]
         late = temporal if config.late_temporal_embedding else None
@@ -167,6 +179,8 @@ class FMvT(nn.Module):
                 tokens = block(*arguments)  # [B, t, s, hidden]
         patches = self.final_layer(tokens, time)  # [B, t, s, p*q*r*C]
         out = self._unpatchify(patches, grid)  # [B, C, T, h, w]
+        if self.local_head is not None:
+            out = out + self.local_head(inputs[:, : config.latent_channels], out, time)  # [B, C, T, h, w]
         return self._velocity(out, z, times) if config.preconditioned else out
 
     def _times(self, t: Tensor | float, z: Tensor) -> Tensor:

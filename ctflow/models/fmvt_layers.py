@@ -302,3 +302,43 @@ class FinalLayer(nn.Module):
         rows = (self.scale_shift_table + time[:, :, None])[:, :, :, None]  # [B, T or 1, 2, 1, hidden]
         shift, scale = rows.unbind(2)
         return self.linear(modulate(x, shift, scale))
+
+
+class LocalHead(nn.Module):
+    """Convolutions at the latents' own resolution that correct the transformer's output.
+
+    A token writes its patch alone, so that neighbouring patches and slices agree no better than their tokens
+    do, and a token narrower than its patch cannot hold all of it. Here each latent sees its neighbours and
+    its own noisy value. The output starts at zero: a trained network can be given this head.
+
+    Args:
+        channels: Channels of a latent.
+        width: Channels between the convolutions.
+        hidden_size: Width of the time embedding.
+    """
+
+    def __init__(self, channels: int, width: int, hidden_size: int) -> None:
+        super().__init__()
+        self.enter = nn.Conv3d(2 * channels, width, kernel_size=3, padding=1)
+        self.modulation = nn.Linear(hidden_size, 2 * width)
+        self.middle = nn.Conv3d(width, width, kernel_size=3, padding=1)
+        self.proj = nn.Conv3d(width, channels, kernel_size=3, padding=1)
+
+    def forward(self, z: Tensor, out: Tensor, time: Tensor) -> Tensor:
+        """The correction.
+
+        Args:
+            z: Noisy block as the network reads it ``[B, C, T, h, w]``.
+            out: The transformer's output ``[B, C, T, h, w]``.
+            time: ``[B, t or 1, hidden]``, t patches of slices.
+
+        Returns:
+            ``[B, C, T, h, w]``, to be added to ``out``.
+        """
+        rows = self.modulation(F.silu(time)).transpose(1, 2)  # [B, 2 width, t or 1]
+        if rows.shape[2] > 1:
+            rows = rows.repeat_interleave(z.shape[2] // rows.shape[2], dim=2)  # [B, 2 width, T]
+        shift, scale = rows[..., None, None].chunk(2, dim=1)  # [B, width, T or 1, 1, 1]
+        x = self.enter(torch.cat([z, out.to(z.dtype)], dim=1))  # [B, width, T, h, w]
+        x = F.silu(torch.addcmul(shift, x, 1 + scale))
+        return self.proj(F.silu(self.middle(x)))

@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning as L
 import numpy as np
+from torch import Tensor
 
 from ctflow.checkpoint import (
     AVAE_FOLDER,
@@ -26,9 +27,10 @@ from ctflow.checkpoint import (
 )
 from ctflow.config.flow_network import FlowNetworkConfig
 from ctflow.config.system import SystemConfig
-from ctflow.config.training import TrainConfig
+from ctflow.config.training import FlowTask, TrainConfig
 from ctflow.data import LatentDataModule, LatentShards
 from ctflow.errors import ConfigError
+from ctflow.models import FMvT
 from ctflow.training.flow import FlowModule
 from ctflow.training.monitor import RolloutMonitor
 from ctflow.training.parts import matching_avae, matching_clip
@@ -50,10 +52,7 @@ class FlowTraining:
         """
         task = config.flow
         if task.init_from:
-            recompute = task.network.activation_checkpointing  # a way of training, no property of weights
-            network = load_fmvt(_fmvt_folder(task.init_from)).config
-            network = replace(network, activation_checkpointing=recompute)
-            task = replace(task, network=FlowNetworkConfig.of(network))
+            task = replace(task, network=_as_loaded(task))
         shards = LatentShards(config.data.train)
         task = replace(task, network=_fitted(config.data.train, shards, task.network, task.init_from))
         runs = Path(config.runs_dir)
@@ -70,9 +69,10 @@ class FlowTraining:
         """The FMvT, from scratch or fine-tuned: weights only, optimizer and schedule fresh."""
         module = FlowModule(config.flow, config.seed)
         if config.flow.init_from and run.checkpoint is None:
-            state = load_fmvt(_fmvt_folder(config.flow.init_from)).state_dict()
+            loaded = load_fmvt(_fmvt_folder(config.flow.init_from))
+            new = {} if loaded.config.local_channels else _local_head(module.network)
             for network in (module.network, module.trained):
-                network.load_state_dict(state)
+                network.load_state_dict(loaded.state_dict() | new)
         return module
 
     def callbacks(self, config: TrainConfig, run: Run) -> list[L.Callback]:
@@ -146,6 +146,35 @@ def _fmvt_folder(folder: str) -> Path:
     """The FMvT of a whole checkpoint folder, or the folder itself."""
     inside = Path(folder) / FMVT_FOLDER
     return inside if inside.is_dir() else Path(folder)
+
+
+def _as_loaded(task: FlowTask) -> FlowNetworkConfig:
+    """The network of ``init_from``, and what a fine-tuning may add to it.
+
+    Raises:
+        ConfigError: Another local head than the loaded one's is asked for.
+    """
+    network = load_fmvt(_fmvt_folder(task.init_from)).config
+    wanted = task.network.local_channels
+    if network.local_channels and wanted not in (0, network.local_channels):
+        raise ConfigError(
+            f"flow.network.local_channels={wanted}",
+            f"{network.local_channels}, as the network of {task.init_from} has, or none",
+            "leave flow.network.local_channels out",
+        )
+    network = replace(
+        network,
+        # A way of training is no property of weights, and a local head starts at zero.
+        activation_checkpointing=task.network.activation_checkpointing,
+        local_channels=network.local_channels or wanted,
+    )
+    return FlowNetworkConfig.of(network)
+
+
+def _local_head(network: FMvT) -> dict[str, Tensor]:
+    """State of a new local head, by the names of the whole network."""
+    head = network.local_head
+    return {} if head is None else {f"local_head.{name}": value for name, value in head.state_dict().items()}
 
 
 def _fitted(

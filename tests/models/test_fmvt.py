@@ -51,8 +51,9 @@ def test_a_fresh_model_starts_at_zero(batch):
     assert torch.equal(FMvT(replace(TINY, preconditioned=False))(*ask(batch)), torch.zeros(3, 4, 16, 4, 4))
 
 
-def test_every_parameter_gets_a_gradient(batch):
-    model = build().train()
+@pytest.mark.parametrize("local_channels", [0, 6])
+def test_every_parameter_gets_a_gradient(batch, local_channels):
+    model = build(replace(TINY, local_channels=local_channels)).train()
     some = torch.tensor([True, False, False])
     numbers = {"position": torch.tensor([0.0, 16, math.nan]), "length": torch.tensor([40.0, 50, 60])}
     numbers |= {
@@ -231,6 +232,7 @@ def test_errors_echo_the_shapes(model, batch):
         ({"patch_size": [2, 3, 2]}, r"\[16, 4, 4\] is not divisible by patch_size \[2, 3, 2\]"),
         ({"num_heads": 5}, "hidden_size=32, num_heads=5"),
         ({"depth": 0}, "'depth': 0"),
+        ({"local_channels": -1}, "0 or positive, found -1"),
         ({"input_size": [16, 4]}, r"3 numbers, found \[16, 4\]"),
     ],
 )
@@ -284,3 +286,30 @@ def test_spacing_and_noise_of_the_previous_block_are_inputs(model, batch):
     torch.testing.assert_close(model(*ask(batch, **place)), unknown)
     with pytest.raises(ValueError, match=r"spacing must be \[B, 3\] = \[3, 3\], found \[3\]"):
         model(*ask(batch, spacing=torch.ones(3)))
+
+
+@torch.no_grad()
+def test_a_local_head_sees_across_patches_and_starts_at_zero(batch):
+    x, t, told = ask(batch)
+    torch.manual_seed(0)
+    fresh = FMvT(replace(TINY, local_channels=6))
+    without = FMvT(TINY)
+    without.load_state_dict({k: v for k, v in fresh.state_dict().items() if not k.startswith("local_head.")})
+    assert torch.equal(fresh(x, t, told), without(x, t, told))
+
+    # Without attention a token hears nothing of its neighbours: what reaches them goes through the head.
+    reached = {}
+    for width in (0, 6):
+        model = build(replace(TINY, depth=1, local_channels=width))
+        for name, parameter in model.named_parameters():
+            if "attn" in name:
+                parameter.zero_()
+        other = x.clone()
+        other[:, :, 7, 1, 1] += 1
+        reached[width] = (model(other, t, told) - model(x, t, told)).abs().sum(dim=(0, 1)) > 0  # [16, 4, 4]
+    own = torch.zeros(16, 4, 4, dtype=torch.bool)
+    own[6:8, :2, :2] = True
+    assert torch.equal(reached[0], own)
+    near = torch.zeros(16, 4, 4, dtype=torch.bool)
+    near[3:11] = True  # three convolutions, each one further than the patch
+    assert torch.equal(reached[6], near)

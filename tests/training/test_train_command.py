@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -295,6 +296,17 @@ def test_fine_tuning_starts_from_exported_weights(whole: Path, tiny: TinyData, t
     assert after.config == before.config  # the folder's architecture, not the command's
     # the first step of the warm-up has a learning rate of 0
     assert torch.equal(before.x_embedder.proj.weight, after.x_embedder.proj.weight)
+
+    more = [f"flow.init_from={start}", "loop.max_steps=1", "name=headed", "flow.network.local_channels=8"]
+    main(tiny.arguments("flow", tmp_path, *more))
+    headed = load_fmvt(tmp_path / "flow" / "headed" / "export" / "fmvt")
+    assert headed.config == replace(before.config, local_channels=8)
+    assert headed.local_head is not None and headed.local_head.enter.weight.any()
+    assert torch.equal(before.x_embedder.proj.weight, headed.x_embedder.proj.weight)
+    more = [f"flow.init_from={tmp_path}/flow/headed/export", "name=other", "flow.network.local_channels=4"]
+    with pytest.raises(ConfigError, match="local_channels=4"):
+        main(tiny.arguments("flow", tmp_path, *more))
+
     start = whole / "autoencoder" / "whole" / "export"
     main(
         tiny.arguments(
