@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -82,11 +83,16 @@ class Segmentation:
     heart: Mask
 
 
-def measure(volume: HUVolume) -> Measurement:
+def _nothing() -> None:
+    """What is called where nothing is to be done."""
+
+
+def measure(volume: HUVolume, between: Callable[[], None] = _nothing) -> Measurement:
     """Read the anatomy and the findings that can be read from HU alone.
 
     Args:
         volume: A chest CT, real, phantom or generated; any in-plane size, 1-5 mm slices work best.
+        between: Called between organs, several times a second; its exception ends the measuring.
 
     Returns:
         The measurement. What is not there is reported as absent, never raised.
@@ -94,16 +100,23 @@ def measure(volume: HUVolume) -> Measurement:
     Raises:
         CTFlowError: A spacing that gives slices no body part's size.
     """
-    return segment(volume)[0]
+    return segment(volume, between)[0]
 
 
-def segment(volume: HUVolume) -> tuple[Measurement, Segmentation]:
+def segment(volume: HUVolume, between: Callable[[], None] = _nothing) -> tuple[Measurement, Segmentation]:
     """``measure`` with the masks it rests on."""
     whole = working_grid(volume)
+    between()
     body = find_body(whole)
+    between()
     spine, line = find_spine(whole, body)
+    between()
     trachea, lumen = find_trachea(whole, body, line)
-    lungs = split_lungs(whole, find_air(whole, body, lumen, line), body, line)
+    between()
+    air = find_air(whole, body, lumen, line)
+    between()
+    lungs = split_lungs(whole, air, body, line)
+    between()
     box = _chest_box(whole, body, lungs, line)
     chest = Chest(
         grid=whole.crop(box),
@@ -111,7 +124,7 @@ def segment(volume: HUVolume) -> tuple[Measurement, Segmentation]:
         lungs={side: lungs[side][box] for side in SIDES},
         spine=line[box[0]] - [box[1].start, box[2].start],
     )
-    inside = _inside_chest(chest)
+    inside = _inside_chest(chest, between)
     measurement = Measurement(
         shape=volume.hu.shape,  # type: ignore[arg-type]
         spacing=volume.spacing,
@@ -147,7 +160,7 @@ class _Inside:
     calcification: Calcification
 
 
-def _inside_chest(chest: Chest) -> _Inside:
+def _inside_chest(chest: Chest, between: Callable[[], None]) -> _Inside:
     """Wall, fluid, consolidation, heart, nodules and calcium, each on what was found before it."""
     grid, lungs, lung, spine = chest.grid, chest.lungs, chest.lung, chest.spine
     polar = trace_wall(grid, chest.body, lung, spine)
@@ -155,10 +168,13 @@ def _inside_chest(chest: Chest) -> _Inside:
     wall = rays.radius < rays.wall
     muscle = muscle_hu(grid, chest.body, wall)
     darkness = tissue_darkness(grid, lung, rays, muscle)
+    between()
     fluid = find_fluid(grid, lung, rays, spine, muscle, darkness)
     wet = fluid["left"] | fluid["right"]
+    between()
     dense = find_consolidation(grid, lung, wet, rays, spine, muscle)
     space = {side: lungs[side] | fluid[side] | dense[side] for side in SIDES}
+    between()
     heart, shadow = measure_heart(grid, lungs, space, spine, polar, muscle)
     heart = replace(
         heart, pericardial_fluid_ml=pericardial_fluid(grid, shadow, lung, spine, muscle, darkness)
@@ -166,8 +182,10 @@ def _inside_chest(chest: Chest) -> _Inside:
     if heart.pericardial_fluid_ml >= MUCH_PERICARDIAL_ML:
         heart = without_fluid(grid, heart, shadow, darkness)
     exclude = wet | dense["left"] | dense["right"]
+    between()
     nodules = find_nodules(grid, lungs, exclude, rays, spine)
     blood = blood_hu(grid, lung, spine)
+    between()
     calcification = measure_calcium(grid, chest.body, shadow, rays, spine, blood, lung)
     return _Inside(polar, wall, fluid, dense, heart, shadow, nodules, calcification)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -17,14 +18,21 @@ from ctflow.metrics.monitors import block_boundaries, boundary_ratios
 from ctflow.types import HUVolume
 
 
-def findings_of(report: str, volume: HUVolume) -> tuple[dict[str, Any], dict[str, Any]]:
+def findings_of(
+    report: str, volume: HUVolume, between: Callable[[], None]
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Findings asked for and found, and the sizes of lungs, heart and fluid, as JSON values.
+
+    Args:
+        report: What was asked for; may be empty.
+        volume: The volume.
+        between: Called several times a second; its exception ends the measuring.
 
     Returns:
         For the page; and for the volume's JSON, under ``measured`` as ``ctflow generate`` writes it.
     """
     try:
-        measured = measure(volume)
+        measured = measure(volume, between)
     except CTFlowError as error:
         return {"error": error.found}, {}
     heart = measured.heart

@@ -205,7 +205,7 @@ class Work:
         if entry.report:
             facts["score"] = score_of(self.scorer, entry.report, volume)
         job.check()
-        facts["findings"], measured = findings_of(entry.report, volume)
+        facts["findings"], measured = findings_of(entry.report, volume, job.check)
         entry.facts, entry.record = facts, entry.record | measured
 
     def _stage(self, job: Job, stage: str) -> None:

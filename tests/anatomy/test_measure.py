@@ -133,3 +133,16 @@ def test_values_that_are_not_finite_are_taken_for_air():
     hu[:, :3] = np.nan
     m = measure(HUVolume(hu, SPACING))
     assert m.lungs.volume_ml["right"] == pytest.approx(true["right"], rel=0.06)
+
+
+def test_measuring_can_be_ended_between_organs() -> None:
+    volume, _ = chest()
+    asked: list[int] = []
+    assert measure(volume, lambda: asked.append(1)) == measure(volume)
+    assert len(asked) >= 10
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure(volume, stop)

@@ -11,10 +11,13 @@ import time
 import numpy as np
 import pytest
 
+from ctflow.app.facts import findings_of
 from ctflow.app.jobs import Job, Queue
 from ctflow.app.store import GENERATED, WHOLE, Library, sweep
 from ctflow.errors import CTFlowError
 from ctflow.files import file_sha256
+from ctflow.generation import Cancelled
+from ctflow.types import HUVolume
 
 NIIVUE = "47b896b77ec4a5be3ef1949c33ad393b6f45629921f326c279000bcf51bdb4af"
 """dist/niivue.umd.js of @niivue/niivue 0.69.0."""
@@ -103,3 +106,13 @@ def test_a_closed_queue_ends_its_thread():
     job = queue.submit("generate", "a", endless)
     queue.close()
     assert not queue._thread.is_alive() and job.ended.is_set() and told
+
+
+def test_a_cancelled_job_measures_no_further():
+    volume = HUVolume(np.full((16, 64, 64), -1000, np.float32), (4.0, 5.0, 5.0))
+    job = Job("j1", "generate", "a")
+    shown, told = findings_of("Right pleural effusion.", volume, job.check)
+    assert shown["verdicts"] and told
+    job.cancel()
+    with pytest.raises(Cancelled):
+        findings_of("Right pleural effusion.", volume, job.check)
