@@ -10,12 +10,12 @@ from ctflow.config.data import CaseChoice
 from ctflow.config.evaluation import BackboneFiles
 from ctflow.config.generation import RolloutConfig, StopConfig
 from ctflow.errors import EvaluationError
-from ctflow.evaluation.backbones import build_backbones
 from ctflow.evaluation.cases import CaseReader, case_set_hash, choose_cases
 from ctflow.evaluation.features import FeatureExtractor, FeaturePlan, Key, real_volume
 from ctflow.evaluation.settings import SETTINGS, ScoredVolume
 from ctflow.evaluation.system import generate_batch, usable_in
 from ctflow.metrics import MetricError
+from ctflow.metrics.backbones import build_backbones
 from ctflow.metrics.images import slices_at
 from ctflow.types import Acquisition, HUVolume
 
