@@ -16,9 +16,9 @@ from ctflow.anatomy.accuracy import aggregate
 from ctflow.config import Flag, parse_command, run_command
 from ctflow.config.accuracy import AccuracyConfig
 from ctflow.errors import CTFlowError
-from ctflow.evaluation.report import Page, Table
 from ctflow.files import write_text
 from ctflow.metrics.damage import blur, noise, seam
+from ctflow.pages import Page, Table
 from ctflow.types import HUVolume
 
 log = logging.getLogger("ctflow")

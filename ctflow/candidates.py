@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ctflow.config.commands import SamplingChoice
-from ctflow.evaluation.backbones import ClipScorer
+from ctflow.evaluation.system import ClipScorer
 from ctflow.generation import SliceUpdate
 from ctflow.metrics.monitors import SeamMonitor, slice_statistics
 from ctflow.pipeline import CTFlow, EmptyVolume, GeneratedVolume, GenerationRequest
@@ -79,7 +79,7 @@ def generate_best(
     """
     if candidates == 1:
         return model.generate_many(requests, sampling, progress, precision, cancelled, given)
-    scorer = ClipScorer(model.text_encoder, "clip", model.fingerprint)
+    scorer = ClipScorer(model.text_encoder, model.fingerprint)
     best: list[GeneratedVolume | EmptyVolume] = []
     for request in requests:
         drawn = drawn_for(request, candidates)

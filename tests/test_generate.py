@@ -65,6 +65,13 @@ def test_the_ending_names_the_format(tiny_checkpoint, tmp_path, name):
     assert record["written"] == {"dtype": dtype, "orientation": orientation}
 
 
+def test_a_pixel_spacing_that_the_model_was_not_trained_on_is_refused(tiny_checkpoint, tmp_path):
+    common = ["--checkpoint", str(tiny_checkpoint), "--report", REPORT, "--slices", "16", "device=cpu"]
+    with pytest.raises(CTFlowError, match="pixel_spacing of 3 mm"):
+        main([*common, "pixel_spacing=3", "--output", str(tmp_path / "ct.nii.gz")])
+    assert not list(tmp_path.glob("*.nii.gz"))
+
+
 def test_a_table_in_another_format_and_type(tiny_checkpoint, tmp_path):
     table = tmp_path / "reports.csv"
     table.write_text(f"case_id,report,slices\na,{REPORT},16\n", encoding="utf-8")

@@ -18,8 +18,10 @@ from ctflow.data.nifti import write_nifti
 from ctflow.types import HUVolume
 
 ROOT = Path(__file__).resolve().parents[1]
-LIMITS = {"report to NIfTI": 15, "volume to FID": 15, "scan to training step": 35}
+LIMITS = {"report to NIfTI": 15, "volume to FID": 14, "scan to training step": 35}
 """Files on each way at most."""
+ROOMS = 20
+"""Files of the evaluation at most."""
 FUNCTION = 0x2
 """Flag of code that runs in a frame of its own: bodies of modules and classes run when they are imported."""
 
@@ -80,6 +82,14 @@ def check(walk: str, files: set[str]) -> None:
     assert section is not None, f"docs/code.md has no list of {walk}"
     assert files == set(re.findall(r"`((?:ctflow|data_prep)/[\w/]+\.py)`", section[2]))
     assert int(section[1]) == len(files) <= LIMITS[walk]
+
+
+def test_the_evaluation_has_few_rooms() -> None:
+    rooms = {path for path in (ROOT / "ctflow" / "evaluation").rglob("*.py") if path.name != "__init__.py"}
+    assert len(rooms) <= ROOMS
+    section = (ROOT / "docs" / "code.md").read_text(encoding="utf-8").split("## Rooms of the evaluation")[1]
+    named = set(re.findall(r"`(\w+)`", section.split("\n## ")[0]))
+    assert {path.stem for path in rooms} <= named, "docs/code.md says what each room is for"
 
 
 def chest(slices: int, side: int, seed: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ctflow.anatomy import SIDES, measure
 from ctflow.asked import asked_beside, verdicts
 from ctflow.errors import CTFlowError
-from ctflow.evaluation.backbones import ClipScorer
+from ctflow.evaluation.system import ClipScorer
 from ctflow.metrics.monitors import block_boundaries, boundary_ratios
 from ctflow.types import HUVolume
 

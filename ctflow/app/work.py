@@ -30,8 +30,7 @@ from ctflow.app.store import (
 )
 from ctflow.candidates import drawn_for, generate_best
 from ctflow.config.app import AppConfig
-from ctflow.evaluation.backbones import ClipScorer
-from ctflow.evaluation.system import scorer_name
+from ctflow.evaluation.system import ClipScorer
 from ctflow.generation import Cancelled, SliceUpdate
 from ctflow.pipeline import CTFlow, EmptyVolume, GeneratedVolume, GenerationRequest
 from ctflow.reports import parse_report, summarised
@@ -56,7 +55,7 @@ class Work:
         self, model: CTFlow, library: Library, config: AppConfig, changed: Callable[[], None]
     ) -> None:
         self.model, self.library, self.config, self.changed = model, library, config, changed
-        self.scorer = ClipScorer(model.text_encoder, scorer_name(model.text_encoder), model.fingerprint)
+        self.scorer = ClipScorer(model.text_encoder, model.fingerprint)
 
     def generate(self, job: Job, ask: Ask, requests: Sequence[GenerationRequest]) -> None:
         """One volume for each request, from nothing or from kept slices; of candidates, all are kept."""

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from ctflow.config.demo import DemoConfig
 from ctflow.data.nifti import read_nifti
 from ctflow.demo.checks import Check, Draw, asked_sides
-from ctflow.evaluation.report import Page, Table
+from ctflow.pages import Page, Table
 from ctflow.pictures import SOFT_TISSUE, axial_and_coronal, beside, montage, save_png, stack
 from ctflow.training.curves import read_curves
 from ctflow.types import HUVolume

@@ -27,8 +27,8 @@ from tqdm import tqdm
 
 from ctflow.config.evaluation import BackboneFiles, EvalConfig
 from ctflow.errors import EvaluationError, MetricError, WeightsError
-from ctflow.evaluation.backbones import ClipScorer
 from ctflow.evaluation.results import MODEL, Results, Row, run_facts
+from ctflow.evaluation.system import ClipScorer
 from ctflow.files import file_sha256, replaced
 from ctflow.metrics import bias
 from ctflow.metrics.challenge import clip_input, clip_score

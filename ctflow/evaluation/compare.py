@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ctflow.config.evaluation import EvalConfig
-from ctflow.evaluation.backbones import Backbone, Backbones
 from ctflow.evaluation.cases import CaseSets, RealCase
 from ctflow.evaluation.collect import REAL_SET, RECONSTRUCTED, Collected
 from ctflow.evaluation.features import SLICE, CaseFeatures, FeaturePlan, Key
@@ -30,10 +29,11 @@ from ctflow.evaluation.rows import (
     Compared,
     clip_rows,
     slice_rows,
+    source_rows,
     statistic_of,
 )
 from ctflow.evaluation.settings import SETTINGS, Setting
-from ctflow.evaluation.whole import source_rows
+from ctflow.metrics.backbones import Backbone, Backbones
 from ctflow.metrics.monitors import VolumeMonitors, theil_sen
 from ctflow.metrics.monitors.drift import last_over_first
 from ctflow.metrics.monitors.thresholds import limit, tripped

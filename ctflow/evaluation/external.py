@@ -11,7 +11,6 @@ from pathlib import Path
 from ctflow.config.evaluation import EvalConfig
 from ctflow.data.nifti import read_geometry, read_nifti
 from ctflow.errors import EvaluationError
-from ctflow.evaluation.backbones import Backbones, build_backbones
 from ctflow.evaluation.cases import CaseSets, RealCase
 from ctflow.evaluation.collect import Batch, FeatureCache, Wanted
 from ctflow.evaluation.compare import pictures, readings
@@ -25,11 +24,11 @@ from ctflow.evaluation.results import (
     Row,
     provenance,
 )
-from ctflow.evaluation.rows import Compared
+from ctflow.evaluation.rows import Compared, source_rows
 from ctflow.evaluation.settings import ScoredVolume, Setting
-from ctflow.evaluation.whole import source_rows
 from ctflow.files import file_sha256
 from ctflow.hounsfield import sample_of, why_not_hu
+from ctflow.metrics.backbones import Backbones, build_backbones
 from ctflow.metrics.clip_score import TextVolumeScorer
 from ctflow.orientation import orientation_doubt
 from ctflow.processes import Ranks, device_of

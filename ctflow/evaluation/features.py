@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ctflow.anatomy import Found, findings, measure
 from ctflow.config.evaluation import EvalConfig
-from ctflow.evaluation.backbones import FEATURES, Backbone, Backbones
 from ctflow.evaluation.settings import REAL, ScoredVolume, Setting
+from ctflow.metrics.backbones import FEATURES, Backbone, Backbones
 from ctflow.metrics.images import at_side, clip_at, slices_at
 from ctflow.metrics.monitors import MonitorRecord
 from ctflow.pictures import montage

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 import ctflow
 from ctflow.anatomy import LABELS, Agreement, check_labels
 from ctflow.config.evaluation import EvalConfig
-from ctflow.evaluation.backbones import Backbones
 from ctflow.evaluation.cases import CaseSets, RealCase, read_truth
 from ctflow.evaluation.features import CaseFeatures, FeaturePlan
+from ctflow.metrics.backbones import Backbones
 from ctflow.metrics.bias import Interval
 from ctflow.metrics.images import SCORE_WINDOW
 

@@ -15,7 +15,6 @@ from ctflow.config.evaluation import EvalConfig
 from ctflow.config.generation import RolloutConfig
 from ctflow.config.system import SystemConfig
 from ctflow.errors import EvaluationError
-from ctflow.evaluation.backbones import ClipScorer, build_backbones
 from ctflow.evaluation.cases import RealCase
 from ctflow.evaluation.features import FeatureExtractor, FeaturePlan, real_volume
 from ctflow.evaluation.settings import ScoredVolume, Setting
@@ -27,8 +26,11 @@ from ctflow.generation import (
     VolumeGenerator,
     seeded_noise,
 )
+from ctflow.metrics.backbones import build_backbones
+from ctflow.metrics.clip_score import clip_scores
 from ctflow.metrics.images import at_side, spacing_at
 from ctflow.models import AVAE, FMvT, TextEncoder
+from ctflow.models.ctclip import volume_input
 from ctflow.types import HUVolume
 
 
@@ -109,9 +111,40 @@ class EvalSystem:
         return real_volume(case.case_id, HUVolume(hu, spacing))
 
 
-def scorer_name(encoder: TextEncoder) -> str:
-    """What the score with this encoder's pair is called: the real name belongs to CT-CLIP's own layout."""
-    return "clip" if encoder.clip.config.published_extras else "clip_phantom"
+class ClipScorer:
+    """A frozen text encoder with its CT-CLIP as ``TextVolumeScorer``.
+
+    Args:
+        encoder: Holds both towers and the tokenizer.
+        sha256: Fingerprint of the weights.
+
+    Attributes:
+        name: ``clip`` for CT-CLIP's own layout, which has the right to the name; else ``clip_phantom``.
+    """
+
+    def __init__(self, encoder: TextEncoder, sha256: str) -> None:
+        self.encoder, self.sha256 = encoder, sha256
+        self.name = "clip" if encoder.clip.config.published_extras else "clip_phantom"
+
+    @torch.no_grad()
+    def encode_reports(self, reports: Sequence[str]) -> Tensor:
+        """Latents ``[N, d]`` of unit norm."""
+        return self.encoder.encode_latents(reports).cpu()
+
+    @torch.no_grad()
+    def encode_volume(self, volume: HUVolume) -> Tensor:
+        """Latent ``[d]`` of unit norm."""
+        return self.encode_grid(volume_input(volume, self.encoder.clip.config.grid))
+
+    @torch.no_grad()
+    def encode_grid(self, grid: Tensor) -> Tensor:
+        """The same for the volume tower's input ``[1, 1, *grid.shape]``."""
+        clip = self.encoder.clip
+        return clip.encode_image(grid.to(clip.temperature.device))[0].float().cpu()
+
+    def score(self, report: str, volume: HUVolume) -> float:
+        """``100 · max(0, cos)`` of one report with one volume."""
+        return float(clip_scores(self.encode_reports([report]), self.encode_volume(volume)[None]))
 
 
 def extractor_of(config: EvalConfig, system: EvalSystem) -> FeatureExtractor:
@@ -119,7 +152,7 @@ def extractor_of(config: EvalConfig, system: EvalSystem) -> FeatureExtractor:
     if config.backbones.clip:
         scorer = scorer_at(config.backbones.clip, system.device)
     else:
-        scorer = ClipScorer(system.text, scorer_name(system.text), system.text_fingerprint)
+        scorer = ClipScorer(system.text, system.text_fingerprint)
     backbones = build_backbones(config.backbones, scorer, system.device)
     return FeatureExtractor(FeaturePlan.of(config, system.config.image_size), backbones, system.device)
 
@@ -134,7 +167,7 @@ def scorer_at(
     """
     encoder = load_text_encoder(folder, tokenizer)
     encoder.clip.to(device)
-    return ClipScorer(encoder, scorer_name(encoder), folder_fingerprint(folder))
+    return ClipScorer(encoder, folder_fingerprint(folder))
 
 
 def usable_in(setting: Setting, case: RealCase) -> bool:

@@ -6,7 +6,9 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.functional.image import (
@@ -99,6 +101,22 @@ class ReconstructionMetric(Metric):
         if self.side > THREE_SCALES_ABOVE:
             result[multiscale_name(self.side)] = float(self.multiscale_total / self.slices)
         return result
+
+
+def similarity(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
+    """Mean MS-SSIM of two volumes ``[S, H, W]`` in HU over the slices that both have; NaN without any."""
+    common = min(len(first), len(second))
+    if not common:
+        return float("nan")
+    metric = ReconstructionMetric()
+    metric.update(*(torch.from_numpy(volume[:common]).unsqueeze(1) for volume in (first, second)))
+    found = metric.compute()
+    return found[similarity_name(first.shape[1])]
+
+
+def similarity_name(side: int) -> str:
+    """MS-SSIM with as many scales as the slices have room for; below that, SSIM."""
+    return multiscale_name(side) if side > THREE_SCALES_ABOVE else "ssim"
 
 
 def lpips_input(hu: Tensor, window: tuple[float, float]) -> Tensor:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ctflow.evaluation.backbones import ClipScorer
+    from ctflow.evaluation.system import ClipScorer
 
 
 def load_scorer(path: Path | str, tokenizer: Path | str | None = None) -> ClipScorer:

@@ -14,6 +14,7 @@ import pytest
 from ctflow.app.facts import findings_of
 from ctflow.app.jobs import Job, Queue
 from ctflow.app.store import GENERATED, WHOLE, Library, sweep
+from ctflow.config.app import AppConfig
 from ctflow.errors import CTFlowError
 from ctflow.files import file_sha256
 from ctflow.generation import Cancelled
@@ -52,7 +53,8 @@ def test_slices_are_kept_in_order_and_rounded():
 
 
 def test_the_library_has_an_end():
-    library = Library(2 * 8 * 8 * 20)
+    config = AppConfig(library_gb=2 * 8 * 8 * 20 / 2**30)
+    library = Library(config.library_gb * 2**30)
     try:
         entry = library.add(GENERATED, "a", (4.0, 2.0, 2.0), 8, 16)
         library.append(entry.id, np.zeros((16, 8, 8)))

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ctflow.config.data import DataConfig
+from ctflow.data import LatentDataModule
 from ctflow.data.records import CaseEntry
 from ctflow.data.views import PairView, contrast_partners
 from ctflow.errors import ShardError
@@ -104,6 +105,14 @@ def test_training_draws_blocks_where_the_two_differ():
     holds = {s: np.mean([first < 24 and first + 16 > 20 for first in found]) for s, found in firsts.items()}
     assert holds[1.0] > 0.95 > 0.8 > holds[0.0]
     assert len(set(firsts[1.0])) > 3
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_the_data_module_draws_as_it_is_configured(share, monkeypatch):
+    monkeypatch.setattr("ctflow.data.datamodule.LatentShards", lambda *_, **__: Shards(CASES))
+    config = DataConfig("a", "b", pairs=True, differing_share=share, batch_size=2, p_start=0.5)
+    pairs = LatentDataModule(config).view("train")
+    assert isinstance(pairs, PairView) and (pairs.differing_share, pairs.p_start) == (share, 0.5)
 
 
 def test_a_set_without_pairs_is_an_error():

@@ -12,7 +12,7 @@ from torch import nn
 from ctflow.config import parse_command
 from ctflow.config.evaluation import EvalConfig
 from ctflow.errors import CTFlowError, WeightsError
-from ctflow.evaluation.backbones import build_backbones
+from ctflow.metrics.backbones import build_backbones
 from ctflow.metrics.reconstruction import load_lpips
 
 CPU = torch.device("cpu")

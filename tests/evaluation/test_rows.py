@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from ctflow.anatomy import Found
-from ctflow.evaluation.backbones import Backbone, Backbones
 from ctflow.evaluation.cases import RealCase
 from ctflow.evaluation.collect import FeatureCache, Wanted
 from ctflow.evaluation.compare import readings
@@ -18,6 +17,7 @@ from ctflow.evaluation.results import MODEL, NOT_EXTRAPOLATED, Row, number
 from ctflow.evaluation.rows import Compared, clip_rows, inception_row, report_rows, slice_rows
 from ctflow.evaluation.settings import REAL, SETTINGS
 from ctflow.metrics import frechet_from_features
+from ctflow.metrics.backbones import Backbone, Backbones
 from ctflow.metrics.monitors import MonitorRecord
 from ctflow.processes import Ranks
 

@@ -7,22 +7,22 @@ import pytest
 import torch
 
 from ctflow.config.data import CaseChoice
-from ctflow.config.evaluation import BackboneFiles
+from ctflow.config.evaluation import BackboneFiles, EvalConfig
 from ctflow.config.generation import RolloutConfig, StopConfig
 from ctflow.errors import EvaluationError
-from ctflow.evaluation.backbones import build_backbones
 from ctflow.evaluation.cases import CaseReader, case_set_hash, choose_cases
 from ctflow.evaluation.features import FeatureExtractor, FeaturePlan, Key, real_volume
 from ctflow.evaluation.settings import SETTINGS, ScoredVolume
 from ctflow.evaluation.system import generate_batch, usable_in
 from ctflow.metrics import MetricError
+from ctflow.metrics.backbones import build_backbones
 from ctflow.metrics.images import slices_at
 from ctflow.types import Acquisition, HUVolume
 
 from .conftest import assert_same_features
 
 SPACING = (4.0, 9.0, 9.0)
-PLAN = FeaturePlan(resolutions=(32,), native=32, clip_lengths=(16, 24), clip_stride=8)
+PLAN = FeaturePlan.of(EvalConfig(clip_lengths=[16, 24], clip_stride=8), 32)
 OPEN_END = StopConfig(threshold=0.001)
 
 

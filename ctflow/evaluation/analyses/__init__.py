@@ -9,12 +9,11 @@ from pathlib import Path
 from ctflow.config.evaluation import ANALYSIS_NAMES, EvalConfig
 from ctflow.evaluation.analyses.alignment import alignment
 from ctflow.evaluation.analyses.base import AnalysisResult, Context
-from ctflow.evaluation.analyses.diversity import diversity
 from ctflow.evaluation.analyses.pairs import contrast, pairs
 from ctflow.evaluation.analyses.reading import reading
-from ctflow.evaluation.analyses.rollouts import capacity, length, seams, steps
-from ctflow.evaluation.analyses.utility import utility
-from ctflow.evaluation.analyses.yardsticks import floors, memorisation, reconstruction, severity
+from ctflow.evaluation.analyses.rollouts import length, seams, steps
+from ctflow.evaluation.analyses.sets import diversity, memorisation, utility
+from ctflow.evaluation.analyses.yardsticks import capacity, floors, reconstruction, severity
 from ctflow.evaluation.report import write_analysis
 from ctflow.evaluation.results import run_facts
 from ctflow.evaluation.system import EvalSystem

@@ -16,16 +16,14 @@ from tqdm import tqdm
 
 from ctflow.anatomy import LABELS
 from ctflow.errors import EvaluationError
-from ctflow.evaluation.analyses.base import AnalysisResult, Context
+from ctflow.evaluation.analyses.base import AnalysisResult, Context, mean_row
 from ctflow.evaluation.analyses.reading import named_findings, systematic
 from ctflow.evaluation.cases import CaseReader, RealCase
 from ctflow.evaluation.features import CaseFeatures, FeatureExtractor
 from ctflow.evaluation.settings import SETTINGS
 from ctflow.generation import seeded_noise
-from ctflow.metrics import bias
 from ctflow.metrics.clip_score import clip_scores
 from ctflow.metrics.images import spacing_at
-from ctflow.metrics.statistics import PerCaseMean
 from ctflow.models import Conditions
 from ctflow.types import BLOCK_LENGTH
 
@@ -68,8 +66,8 @@ def alignment(context: Context) -> AnalysisResult:
             {
                 "text guidance": scale,
                 "volumes": len(cases) * config.analysis.seeds,
-                "findings obeyed [95 %]": _text(obeyed, config.seed),
-                "false findings [95 %]": _text(false, config.seed),
+                "findings obeyed [95 %]": mean_row("share", obeyed, config.seed).text(),
+                "false findings [95 %]": mean_row("share", false, config.seed).text(),
                 **_report_score(context, cases, per_case),
                 "ρ(effect of the text, obeyed)": _rank(effects.tolist(), obeyed.tolist()),
             }
@@ -154,16 +152,7 @@ def _report_score(
     for text, own in zip(texts, volumes, strict=True):
         latents = [torch.from_numpy(v.latent) for v in own if v.latent is not None]
         scores.append(float(clip_scores(text[None], torch.stack(latents)).mean()) if latents else math.nan)
-    return {f"{scorer.name} [95 %]": _text(torch.tensor(scores), context.config.seed)}
-
-
-def _text(values: Tensor, seed: int) -> str:
-    from ctflow.evaluation.results import MODEL, Row
-
-    row = Row("full-body", MODEL, "share")
-    if not torch.isfinite(values).any():
-        return row.without("").text()
-    return row.with_value(bias.jackknife(PerCaseMean(values), seed)).text()
+    return {f"{scorer.name} [95 %]": mean_row(scorer.name, scores, context.config.seed).text()}
 
 
 def _rank(first: Sequence[float], second: Sequence[float]) -> str:

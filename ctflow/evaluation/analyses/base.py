@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 from tqdm import tqdm
 
 from ctflow.config.evaluation import EvalConfig
@@ -16,13 +19,15 @@ from ctflow.evaluation.cases import CaseReader, RealCase
 from ctflow.evaluation.collect import Collector
 from ctflow.evaluation.features import CaseFeatures, FeatureExtractor
 from ctflow.evaluation.report.write import AnalysisResult
-from ctflow.evaluation.results import MODEL
+from ctflow.evaluation.results import MODEL, Row
 from ctflow.evaluation.rows import Compared, slice_rows
 from ctflow.evaluation.settings import SETTINGS, ScoredVolume, Setting
 from ctflow.evaluation.system import EvalSystem, extractor_of, generate_batch
+from ctflow.metrics import bias
+from ctflow.metrics.statistics import PerCaseMean
 from ctflow.processes import Ranks
 
-__all__ = ["AnalysisResult", "Context", "slice_distance"]
+__all__ = ["AnalysisResult", "Context", "line_plot", "mean_row", "slice_distance"]
 
 
 @dataclass(frozen=True)
@@ -110,3 +115,47 @@ def slice_distance(
         f"{frechet.metric} at infinite N": frechet.extrapolated_text(),
         kernel.metric: kernel.text(),
     }
+
+
+def mean_row(metric: str, values: Sequence[float] | torch.Tensor, seed: int, reason: str = "") -> Row:
+    """The mean over cases with its interval; cases without a value are NaN and left out.
+
+    Args:
+        metric: Its name.
+        values: One per case.
+        seed: Of the interval.
+        reason: Noted where no case has a value.
+    """
+    numbers = torch.as_tensor(values, dtype=torch.float64)
+    row = Row("full-body", MODEL, metric, cases=len(numbers))
+    if not torch.isfinite(numbers).any():
+        return row.without(reason)
+    return row.with_value(bias.jackknife(PerCaseMean(numbers), seed))
+
+
+def line_plot(
+    lines: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    xlabel: str,
+    ylabel: str,
+    style: str = "o-",
+    size: tuple[float, float] = (5, 3),
+    **look: Any,
+) -> Figure:
+    """Named lines in one plot.
+
+    Args:
+        lines: Label to x and y.
+        xlabel: Below.
+        ylabel: On the left.
+        style: Matplotlib's format of marker and line.
+        size: Width and height in inches.
+        look: Passed to ``plot``.
+    """
+    figure = Figure(figsize=size, layout="tight")
+    axes = figure.add_subplot()
+    for label, (xs, ys) in lines.items():
+        axes.plot(xs, ys, style, label=label, **look)
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.legend(fontsize=8)
+    return figure

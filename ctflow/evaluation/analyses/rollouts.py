@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ctflow.config.system import SystemConfig
 from ctflow.errors import EvaluationError
-from ctflow.evaluation.analyses.base import AnalysisResult, Context, slice_distance
-from ctflow.evaluation.analyses.windows import curve_plot, window_curve, window_distances, window_slope
+from ctflow.evaluation.analyses.base import AnalysisResult, Context, line_plot, mean_row, slice_distance
 from ctflow.evaluation.cases import RealCase, choose_cases
 from ctflow.evaluation.compare import readings
-from ctflow.evaluation.features import CaseFeatures, FeatureExtractor
+from ctflow.evaluation.features import CaseFeatures, FeatureExtractor, Key
 from ctflow.evaluation.results import MODEL
 from ctflow.evaluation.settings import SETTINGS, Setting
 from ctflow.evaluation.system import usable_in
-from ctflow.metrics.bias import Interval
+from ctflow.metrics import bias
 from ctflow.metrics.images import at_side, spacing_at
+from ctflow.metrics.monitors import theil_sen
+from ctflow.metrics.monitors.drift import window_distances
 from ctflow.metrics.monitors.seam import SeamMonitor, step_sizes
 from ctflow.metrics.reconstruction import ReconstructionMetric
+from ctflow.metrics.statistics import PerCaseMean
 from ctflow.pictures import LUNG, SOFT_TISSUE, axial, coronal
 from ctflow.types import BLOCK_LENGTH, HUVolume
 
@@ -104,17 +109,17 @@ def _picture(volumes: dict[str, np.ndarray], spacing: tuple[float, float, float]
 
 def _profile(volumes: dict[str, np.ndarray]) -> Figure:
     """Mean absolute difference of neighbouring slices inside the body, block boundaries marked."""
-    figure = Figure(figsize=(9, 3), layout="tight")
-    axes = figure.add_subplot()
-    for name, hu in volumes.items():
-        steps = step_sizes(torch.from_numpy(hu)).numpy()
-        axes.plot(np.arange(len(steps)) + 0.5, steps, ".-", label=name, linewidth=1)
-    longest = max(len(hu) for hu in volumes.values())
-    for boundary in range(BLOCK_LENGTH, longest, BLOCK_LENGTH):
-        axes.axvline(boundary - 0.5, color="grey", linestyle=":", linewidth=1)
-    axes.set_xlabel("slice (dotted: every 16, the block boundaries without overlap)")
-    axes.set_ylabel("step in HU")
-    axes.legend(fontsize=8)
+    steps = {name: step_sizes(torch.from_numpy(hu)).numpy() for name, hu in volumes.items()}
+    figure = line_plot(
+        {name: (np.arange(len(values)) + 0.5, values) for name, values in steps.items()},
+        "slice (dotted: every 16, the block boundaries without overlap)",
+        "step in HU",
+        ".-",
+        (9, 3),
+        linewidth=1,
+    )
+    for boundary in range(BLOCK_LENGTH, max(map(len, volumes.values())), BLOCK_LENGTH):
+        figure.axes[0].axvline(boundary - 0.5, color="grey", linestyle=":", linewidth=1)
     return figure
 
 
@@ -129,7 +134,7 @@ def length(context: Context) -> AnalysisResult:
     reader, extractor = context.reader(), context.extractor()
     sets = choose_cases(reader.cases(), config.analysis.reports, floors=False, choice=config.evaluated)
     records: list[dict[str, Any]] = []
-    curves: dict[str, list[Interval]] = {}
+    distances: dict[str, Tensor] = {}
     spacings: list[float | None] = [*config.analysis.spacings] or [None]
     wanted = [(mm, slices) for mm in spacings for slices in config.analysis.lengths]
     volumes = len(sets.evaluated) * (1 + config.analysis.seeds * len(wanted))
@@ -148,9 +153,9 @@ def length(context: Context) -> AnalysisResult:
                 fake += context.collector(reader, extractor, own, bar=bar).generated(setting, cases)
             values = monitor_values(setting, fake, real[:half], real[half:], extractor)
             lengths = [f.facts.slices for f in fake]
-            windows = window_distances(fake, real, extractor)
-            name = f"{requested} slices" + (f" of {spacing:g} mm" if spacing else "")
-            curves[name] = window_curve(windows, config.seed)
+            windows = _window_distances(fake, real, extractor)
+            distances[f"{requested} slices" + (f" of {spacing:g} mm" if spacing else "")] = windows
+            slopes = [theil_sen(row.tolist()) for row in windows]
             records.append(
                 {
                     "requested": requested,
@@ -159,7 +164,7 @@ def length(context: Context) -> AnalysisResult:
                     "mean slices": sum(lengths) / max(len(lengths), 1),
                     **slice_distance(setting, fake, real, extractor, config.seed),
                     **{name: values.get(name) for name in MONITORS},
-                    "slope per block [95 %]": window_slope(windows, config.seed),
+                    "slope per block [95 %]": mean_row("slope", slopes, config.seed).text(),
                     "note": _note(requested, spacing, context.system.config),
                 }
             )
@@ -172,7 +177,7 @@ def length(context: Context) -> AnalysisResult:
     figures = {
         "monitors": (_length_plot(records), "Monitors by length"),
         "windows": (
-            curve_plot(curves),
+            _curve_plot(distances, config.seed),
             "Distance from real slices by window of 16 slices, with 95 % intervals",
         ),
     }
@@ -209,6 +214,48 @@ def _length_plot(records: list[dict[str, Any]]) -> Figure:
     return figure
 
 
+def _window_distances(
+    cases: Sequence[CaseFeatures], real: Sequence[CaseFeatures], extractor: FeatureExtractor
+) -> Tensor:
+    """``window_distances`` of every volume in the embedded backbone ``[cases, windows]``, padded by NaN."""
+    key = Key(extractor.backbones.slices[0].name, extractor.plan.resolutions[0])
+    heights = np.concatenate([(case.slices.starts + 0.5) / max(case.facts.slices, 1) for case in real])
+    values = np.concatenate([case.slices.values[key] for case in real])
+    rows = [
+        window_distances(case.slices.values[key], case.facts.slices, values, heights)
+        if len(case.slices)
+        else []
+        for case in cases
+    ]
+    tensors = [torch.tensor(row, dtype=torch.float64) for row in rows]
+    return pad_sequence(tensors, batch_first=True, padding_value=math.nan)
+
+
+def _curve_plot(distances: Mapping[str, Tensor], seed: int) -> Figure:
+    """Mean over the volumes by window with its interval, a line for each length."""
+    curves = {
+        name: [
+            bias.jackknife(PerCaseMean(column), seed)
+            if torch.isfinite(column).any()
+            else bias.Interval(math.nan)
+            for column in windows.T
+        ]
+        for name, windows in distances.items()
+    }
+    figure = line_plot(
+        {n: (range(1, len(c) + 1), [point.value for point in c]) for n, c in curves.items()},
+        "window of 16 slices, from the inferior end",
+        "distance, standard deviations",
+        size=(7, 3.5),
+        markersize=3,
+    )
+    axes = figure.axes[0]
+    for line, curve in zip(list(axes.lines), curves.values(), strict=True):
+        low, high = ([getattr(point, end) for point in curve] for end in ("low", "high"))
+        axes.fill_between(range(1, len(curve) + 1), low, high, color=line.get_color(), alpha=0.15)
+    return figure
+
+
 def steps(context: Context) -> AnalysisResult:
     """Distance, seam ratio and time for every solver and number of steps of ``config.analysis``."""
     config, setting = context.config, SETTINGS["full-body"]
@@ -237,19 +284,15 @@ def steps(context: Context) -> AnalysisResult:
 
 
 def _steps_plot(records: list[dict[str, Any]]) -> Figure:
-    figure = Figure(figsize=(5, 3))
-    axes = figure.add_subplot()
     metric = next(name for name in records[0] if name.startswith("fid") and "infinite" not in name)
+    lines = {}
     for solver in dict.fromkeys(r["solver"] for r in records):
         rows = [r for r in records if r["solver"] == solver and isinstance(r["evaluations per block"], int)]
         points = [(r["evaluations per block"], r[metric].split(" ")[0]) for r in rows]
-        points = [(x, float(y)) for x, y in points if y != "n/a"]
-        if points:
-            axes.plot(*zip(*points, strict=True), "o-", label=solver)
-    axes.set_xlabel("network evaluations per block")
-    axes.set_ylabel(metric)
-    axes.legend()
-    return figure
+        known = [(x, float(y)) for x, y in points if y != "n/a"]
+        if known:
+            lines[solver] = ([x for x, _ in known], [y for _, y in known])
+    return line_plot(lines, "network evaluations per block", metric)
 
 
 def monitor_values(
@@ -262,51 +305,3 @@ def monitor_values(
     """The monitors' numbers by name; arguments as of ``readings``."""
     backbone, side = extractor.backbones.slices[0], extractor.plan.resolutions[0]
     return {r.monitor: r.value for r in readings(setting, MODEL, fake, real, others, backbone, side)}
-
-
-def capacity(context: Context) -> AnalysisResult:
-    """PSNR and SSIM of each teacher-forced block of the first training volume, beside the A-VAE's own."""
-    system, reader = context.system, context.reader(context.config.analysis.train_slices)
-    case = reader.cases()[0]
-    real = reader.volume(case)
-    made = context.generate("next-block", case, reader)
-    sides = made.hu.shape[1]
-    original = at_side(torch.from_numpy(real.hu[: len(made.hu)]), sides)
-    through = torch.from_numpy(system.decode(system.encode(real)))[: len(made.hu)]
-    records: list[dict[str, Any]] = []
-    for start in range(0, len(made.hu), BLOCK_LENGTH):
-        rows = slice(start, start + BLOCK_LENGTH)
-        generated = _quality(torch.from_numpy(made.hu[rows]), original[rows])
-        limit = _quality(through[rows], original[rows])
-        records.append(
-            {
-                "first slice": start,
-                "psnr generated": generated["psnr"],
-                "psnr A-VAE": limit["psnr"],
-                "ssim generated": generated["ssim"],
-                "ssim A-VAE": limit["ssim"],
-            }
-        )
-    text = (
-        f"Case {case.case_id}, {len(made.hu)} slices: a model overfitted on it must come near the "
-        "A-VAE's own reconstruction; a model trained on many volumes need not."
-    )
-    figures = {"blocks": (_capacity_plot(records), "PSNR by block")}
-    return AnalysisResult("Capacity: one volume", text, records, figures)
-
-
-def _quality(made: torch.Tensor, original: torch.Tensor) -> dict[str, float]:
-    metric = ReconstructionMetric()
-    metric.update(made.unsqueeze(1), original.unsqueeze(1))
-    return metric.compute()
-
-
-def _capacity_plot(records: list[dict[str, Any]]) -> Figure:
-    figure = Figure(figsize=(5, 3))
-    axes = figure.add_subplot()
-    for name in ("psnr generated", "psnr A-VAE"):
-        axes.plot([r["first slice"] for r in records], [r[name] for r in records], "o-", label=name)
-    axes.set_xlabel("first slice of the block")
-    axes.set_ylabel("dB")
-    axes.legend()
-    return figure

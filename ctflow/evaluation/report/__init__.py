@@ -1,6 +1,5 @@
-"""Drawing results: one page class, one table, one style; Markdown, CSV, JSON, HTML and TensorBoard."""
+"""Drawing results: tables of everything found; Markdown, CSV, JSON, HTML and TensorBoard."""
 
-from ctflow.evaluation.report.page import Page, Table
 from ctflow.evaluation.report.write import write_analysis, write_report
 
-__all__ = ["Page", "Table", "write_analysis", "write_report"]
+__all__ = ["write_analysis", "write_report"]

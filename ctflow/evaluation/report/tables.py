@@ -7,8 +7,8 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from ctflow.evaluation.report.page import Table
 from ctflow.evaluation.results import MODEL, Reading, Results, Row, number
+from ctflow.pages import Table
 
 
 class Meaning(NamedTuple):

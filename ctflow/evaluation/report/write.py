@@ -17,7 +17,6 @@ from torch.utils.tensorboard import SummaryWriter
 
 from ctflow.config import config_to_yaml
 from ctflow.config.evaluation import EvalConfig
-from ctflow.evaluation.report.page import Page
 from ctflow.evaluation.report.tables import (
     facts_table,
     glossary_table,
@@ -28,6 +27,7 @@ from ctflow.evaluation.report.tables import (
 )
 from ctflow.evaluation.results import MODEL, OTHER_REAL, RECONSTRUCTION, Reading, Results, Row, number
 from ctflow.files import write_text
+from ctflow.pages import Page
 
 log = logging.getLogger("ctflow")
 

@@ -8,14 +8,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric
 
 from ctflow.metrics.images import SCORE_WINDOW
+from ctflow.metrics.random_backbone import SPREAD_FLOOR
 from ctflow.types import BLOCK_LENGTH
 
 STATISTICS = ("mean_hu", "std_hu", "laplacian")
+MIN_REAL = 8
+"""Fewest real slices at the height of a window that is compared with them."""
 
 
 def slice_statistics(hu: Tensor) -> Tensor:
@@ -45,6 +49,40 @@ def last_over_first(values: Sequence[float]) -> float:
     """The last finite value over the first one; NaN where there are fewer than two."""
     finite = [v for v in values if math.isfinite(v)]
     return finite[-1] / finite[0] if len(finite) > 1 and finite[0] > 0 else math.nan
+
+
+def window_distances(
+    features: NDArray[np.floating],
+    slices: int,
+    real: NDArray[np.floating],
+    heights: NDArray[np.floating],
+) -> list[float]:
+    """Distance of every full window of 16 slices of a volume from real slices at the same relative height.
+
+    A window's mean features less the mean of the real slices there, in the standard deviations of these
+    slices, root mean square over the features.
+
+    Args:
+        features: Of the volume's slices ``[n, d]``, from the inferior end.
+        slices: Length of the volume.
+        real: Features of real slices ``[m, d]``.
+        heights: Their relative heights ``[m]``, 0 … 1.
+
+    Returns:
+        One per window; NaN where fewer than ``MIN_REAL`` real slices lie.
+    """
+    found = []
+    for first in range(0, len(features) - BLOCK_LENGTH + 1, BLOCK_LENGTH):
+        last = first + BLOCK_LENGTH
+        near = real[(heights >= first / slices) & (heights <= last / slices)]
+        if len(near) < MIN_REAL:
+            found.append(math.nan)
+            continue
+        spread = np.std(near, 0)
+        spread = np.maximum(spread, SPREAD_FLOOR * max(float(np.median(spread)), 1e-12))
+        own = features[first:last].mean(0)
+        found.append(float(np.sqrt((((own - near.mean(0)) / spread) ** 2).mean())))
+    return found
 
 
 class DriftMonitor(Metric):

@@ -18,10 +18,10 @@ from ctflow.config.evaluation import ANALYSIS_NAMES, AnalysisConfig, EvalConfig
 from ctflow.data import SliceRecord, SliceShardWriter
 from ctflow.errors import CTFlowError
 from ctflow.evaluation.analyses import ANALYSES, Context, run_analysis
-from ctflow.evaluation.analyses.diversity import similarity, similarity_name
 from ctflow.evaluation.analyses.pairs import COLUMNS, ReportPair, read_pairs, shows
-from ctflow.evaluation.analyses.reading import named_findings, systematic
-from ctflow.evaluation.analyses.yardsticks import nearest_distances, rises, spread
+from ctflow.evaluation.analyses.reading import ReadingItem, named_findings, reading_page, systematic
+from ctflow.evaluation.analyses.sets import nearest_distances
+from ctflow.evaluation.analyses.yardsticks import rises, spread
 from ctflow.evaluation.cases import HalvedReader, RealCase, halved
 from ctflow.evaluation.features import CaseFeatures, Key, Samples, VolumeFacts
 from ctflow.evaluation.results import ALL, MODEL, findings_table
@@ -29,7 +29,7 @@ from ctflow.evaluation.run import evaluate
 from ctflow.metrics.damage import DAMAGES
 from ctflow.metrics.images import volume_at
 from ctflow.metrics.monitors import MonitorRecord
-from ctflow.metrics.reconstruction import ReconstructionMetric
+from ctflow.metrics.reconstruction import ReconstructionMetric, similarity, similarity_name
 from ctflow.processes import Ranks
 from ctflow.types import Acquisition, HUVolume
 
@@ -409,3 +409,12 @@ def test_similarity_of_equal_and_longer_volumes():
     assert similarity(hu, hu[:10]) == pytest.approx(1, abs=1e-5)
     assert similarity(hu, hu + 200) < 1 and math.isnan(similarity(hu, hu[:0]))
     assert [similarity_name(side) for side in (32, 128, 256)] == ["ssim", "ms_ssim_s3", "ms_ssim"]
+
+
+def test_readers_page_escapes_reports_also_inside_its_script():
+    evil = "<script>alert(1)</script> 'quoted' | \"both\""
+    volume = HUVolume(np.zeros((6, 8, 8), np.float32), (4.0, 9.0, 9.0))
+    page = reading_page([ReadingItem.of("item 01", evil, volume)], ["Lung nodule"])
+    assert "<script>alert" not in page and page.count("data:image/jpeg;base64,") == 6
+    strips = page.split("data-strips='")[1].split("'")[0]
+    assert json.loads(strips).keys() == {"lung", "soft"}

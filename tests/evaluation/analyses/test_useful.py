@@ -17,16 +17,9 @@ from ctflow.errors import CTFlowError, EvaluationError
 from ctflow.evaluation.analyses import ANALYSES, Context
 from ctflow.evaluation.analyses.alignment import _rank, shares, text_effect
 from ctflow.evaluation.analyses.rollouts import _note
-from ctflow.evaluation.analyses.utility import (
-    AurocStatistic,
-    as_grid,
-    predict,
-    read_labels,
-    train_classifier,
-)
+from ctflow.evaluation.analyses.sets import read_labels
 from ctflow.evaluation.cases import RealCase
 from ctflow.evaluation.features import CaseFeatures, Samples, VolumeFacts
-from ctflow.metrics import bias
 from ctflow.metrics.monitors import MonitorRecord
 from ctflow.processes import Ranks
 
@@ -114,29 +107,6 @@ def test_label_files_are_checked(tmp_path):
         and math.isnan(found["a"][NODULE])
         and found["b"] == {EFFUSION: 0, NODULE: 1}
     )
-
-
-def test_a_classifier_learns_what_can_be_seen():
-    labels = torch.tensor([[float(i % 2)] for i in range(12)])
-    noise = torch.randn(12, 1, 8, 16, 16, generator=torch.Generator().manual_seed(0))
-    x = (0.5 * labels - 0.25).view(12, 1, 1, 1, 1) + 0.05 * noise
-    network = train_classifier(x, labels, 60, seed=0)
-    statistic = AurocStatistic(predict(network, x), labels)
-    assert statistic(range(12), range(12)) == 1.0
-    assert as_grid(np.full((3, 5, 5), -2000)).unique().tolist() == [-1.0]
-
-
-def test_auroc_by_hand():
-    scores = torch.tensor([[0.1, 0.9], [0.4, 0.2], [0.35, 0.3], [0.8, 0.1]])
-    targets = torch.tensor([[0.0, 1.0], [0.0, 1.0], [1.0, 1.0], [1.0, math.nan]])
-    statistic = AurocStatistic(scores, targets)
-    statistic.column = 0
-    assert statistic(range(4), range(4)) == pytest.approx(3 / 4)
-    statistic.column = 1
-    assert math.isnan(statistic(range(4), range(4)))  # all known ones agree
-    statistic.column = None
-    assert statistic(range(4), range(4)) == pytest.approx(3 / 4)
-    assert math.isnan(bias.jackknife(statistic).low)  # four cases give no interval
 
 
 def test_alignment_goes_over_guidance_scales(context):

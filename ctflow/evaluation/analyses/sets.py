@@ -1,4 +1,4 @@
-"""``utility``: does a classifier of findings learn from synthetic volumes what it learns from real ones?"""
+"""Sets of generated volumes: do they differ, repeat training volumes, and teach a classifier of findings?"""
 
 from __future__ import annotations
 
@@ -7,32 +7,157 @@ import json
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
-from torchmetrics.functional.classification import binary_auroc
+from numpy.typing import NDArray
+from scipy.stats import mannwhitneyu
+from torch import Tensor
 from tqdm import tqdm
 
 from ctflow.anatomy import LABELS
 from ctflow.errors import EvaluationError
-from ctflow.evaluation.analyses.base import AnalysisResult, Context
+from ctflow.evaluation.analyses.base import AnalysisResult, Context, line_plot, mean_row
 from ctflow.evaluation.cases import CaseReader, RealCase, choose_cases
+from ctflow.evaluation.collect import REAL_SET
+from ctflow.evaluation.features import CaseFeatures, Key
 from ctflow.evaluation.results import MODEL, Row
+from ctflow.evaluation.rows import Compared, neighbour_rows
+from ctflow.evaluation.settings import SETTINGS
 from ctflow.files import replaced
 from ctflow.metrics import bias
+from ctflow.metrics.classifier import BATCH, GRID, AurocStatistic, as_grid, predict, train_classifier
+from ctflow.metrics.images import at_side
+from ctflow.metrics.reconstruction import similarity, similarity_name
 from ctflow.text_files import read_table
 
 log = logging.getLogger(__name__)
 
-GRID = (32, 64, 64)
-"""Voxels along slices, rows, columns that the classifier sees of a whole volume."""
-WIDTHS = (8, 16, 32, 64)
-BATCH, LEARNING_RATE = 8, 1e-3
+SEEDS, OTHERS = "one report, other seeds", "real volumes of other patients"
+
+
+def diversity(context: Context) -> AnalysisResult:
+    """MS-SSIM within a report's seeds and between real volumes; precision, recall, density and coverage.
+
+    Volumes are made anew, since pixels are not kept; with ``analysis.seeds`` of one there is no MS-SSIM.
+    """
+    config, setting = context.config, SETTINGS["full-body"]
+    reader, extractor = context.reader(), context.extractor()
+    sets = choose_cases(reader.cases(), config.analysis.reports, floors=False, choice=config.evaluated)
+    cases, side = sets.evaluated, context.system.config.image_size
+    within = []
+    for case in tqdm(cases, "reports", unit="report", disable=not context.ranks.first):
+        made = [_volume(context, case, seed) for seed in range(config.analysis.seeds)]
+        pairs = [similarity(a, b) for a, b in combinations(made, 2)]
+        within.append(float(np.mean(pairs)) if pairs else math.nan)
+    real = [at_side(torch.from_numpy(reader.volume(case).hu), side).numpy() for case in cases]
+    # Each real volume against the next one: as many pairs as volumes, every volume twice.
+    between = [similarity(real[i], real[i - 1]) for i in range(len(real))] if len(real) > 1 else []
+    records = []
+    for of, values in ((SEEDS, within), (OTHERS, between)):
+        row = mean_row(similarity_name(side), values, config.seed, "no pairs")
+        records.append(_of_row(row) | {"of": of, "N": sum(map(math.isfinite, values))})
+    collector = context.collector(reader, extractor)
+    compared = Compared(
+        setting, MODEL, collector.generated(setting, cases), collector.real(cases), extractor.plan,
+        config.seed, config.protocol,
+    )  # fmt: skip
+    records += [_of_row(row) for row in neighbour_rows(compared, extractor.backbones)]
+    text = (
+        f"{config.analysis.seeds} seeds × {len(cases)} reports at {side} px. MS-SSIM over the slices both "
+        "volumes have, HU [−1000, 1000]: 1 for equal volumes. Seeds of one report should differ no more than "
+        "patients do."
+    )
+    return AnalysisResult("Diversity", text, records)
+
+
+def _volume(context: Context, case: RealCase, seed: int) -> NDArray[np.float32]:
+    own = replace(context, config=replace(context.config, seed=context.config.seed + seed))
+    return own.generate("full-body", case, context.reader()).hu
+
+
+def _of_row(row: Row) -> dict[str, Any]:
+    return {
+        "metric": row.metric,
+        "of": row.source,
+        "value [95 %]": row.text(),
+        "N": row.cases,
+        "note": row.reason,
+    }
+
+
+LOW = 0.05
+LEAST = 4
+
+
+def memorisation(context: Context) -> AnalysisResult:
+    """Distance of every generated volume to its nearest training volume, against held-out real volumes'."""
+    config, setting = context.config, SETTINGS["full-body"]
+    reader, extractor = context.reader(), context.extractor()
+    sets = choose_cases(reader.cases(), config.cases, floors=False, choice=config.evaluated)
+    held_out = context.collector(reader, extractor).collect(sets, [setting.name])
+    train_reader = context.reader(config.analysis.train_slices)
+    trained = train_reader.cases()
+    known = {case.digest for case in trained}
+    if twice := [case.case_id for case in sets.evaluated if case.digest in known]:
+        raise EvaluationError(
+            f"{len(twice)} evaluated cases are training cases, e.g. {twice[0]}", "held-out cases", ""
+        )
+    train = context.collector(train_reader, extractor).real(trained)
+    key = Key(extractor.backbones.slices[-1].name, extractor.plan.resolutions[0])
+    groups = {
+        "generated": held_out.of(setting.name, sets.evaluated),
+        "held-out real": held_out.of(REAL_SET, sets.evaluated),
+    }
+    if min(map(len, groups.values())) < LEAST or len(train) < LEAST:
+        raise EvaluationError(
+            f"{len(sets.evaluated)} held-out and {len(train)} training volumes", f"at least {LEAST} of each"
+        )
+    nearest = {name: nearest_distances(cases, train, key) for name, cases in groups.items()}
+    limit = float(np.quantile(nearest["held-out real"], LOW))
+    test = mannwhitneyu(nearest["generated"], nearest["held-out real"], alternative="less")
+    records: list[dict[str, Any]] = [
+        {
+            "volumes": name,
+            "number": len(values),
+            "5 %": float(np.quantile(values, LOW)),
+            "median": float(np.median(values)),
+            "95 %": float(np.quantile(values, 1 - LOW)),
+            f"share below the real {LOW:.0%}": float((values < limit).mean()),
+        }
+        for name, values in nearest.items()
+    ]
+    text = (
+        f"Distance to the nearest of {len(train)} training volumes in mean slice features, in their standard "
+        f"deviations. Generated nearer than held-out real: p = {test.pvalue:.3g} (Mann-Whitney, one-sided). "
+        "A share well above 5 % would say that training volumes are repeated."
+    )
+    lines = {name: (np.sort(values), np.linspace(0, 1, len(values))) for name, values in nearest.items()}
+    figure = line_plot(
+        lines, "distance to the nearest training volume", "share of volumes", "-", drawstyle="steps-post"
+    )
+    figures = {"nearest": (figure, "Distance to the nearest training volume")}
+    return AnalysisResult("Memorisation", text, records, figures)
+
+
+def nearest_distances(
+    cases: Sequence[CaseFeatures], train: Sequence[CaseFeatures], key: Key
+) -> NDArray[np.float64]:
+    """RMS distance of each case's mean features to the nearest training case's, in training deviations."""
+    pool = np.stack([case.slices.values[key].mean(0) for case in train]).astype(np.float64)
+    spread = pool.std(0) + 1e-6
+    found = [
+        np.sqrt((((pool - case.slices.values[key].mean(0)) / spread) ** 2).mean(1)).min()
+        for case in cases
+        if len(case.slices)
+    ]
+    return np.array(found)
+
+
 REAL, SYNTHETIC, BOTH = "real", "synthetic", "both"
 MEAN = "mean of the findings"
 _ANSWERS = {"0": 0.0, "1": 1.0, "": math.nan}
@@ -88,39 +213,6 @@ def utility(context: Context) -> AnalysisResult:
     return AnalysisResult("Utility of synthetic volumes", text, records)
 
 
-class AurocStatistic:
-    """AUROC over chosen held-out cases: of one finding, or the mean over all that have both classes.
-
-    Args:
-        scores: ``[N, findings]``.
-        targets: 0 and 1, NaN where unknown.
-
-    Attributes:
-        column: Which finding; None: the mean.
-    """
-
-    def __init__(self, scores: Tensor, targets: Tensor) -> None:
-        self.scores, self.targets = scores, targets
-        self.column: int | None = None
-        self.fake_cases = self.real_cases = len(scores)
-
-    def samples(self, fake: Sequence[int], real: Sequence[int]) -> int:
-        """Cases."""
-        return len(fake)
-
-    def __call__(self, fake: Sequence[int], real: Sequence[int]) -> float:
-        """NaN where all chosen cases agree."""
-        rows = torch.tensor(list(fake))
-        columns = range(self.scores.shape[1]) if self.column is None else [self.column]
-        found = []
-        for column in columns:
-            target = self.targets[rows, column]
-            some = torch.isfinite(target)
-            if len(target[some].unique()) == 2:
-                found.append(float(binary_auroc(self.scores[rows, column][some], target[some].long())))
-        return float(np.mean(found)) if found else math.nan
-
-
 def read_labels(path: Path) -> LabelTable:
     """Findings per case from a CSV: ``case_id`` or ``VolumeName``, then one column of 0 and 1 per finding.
 
@@ -145,45 +237,6 @@ def read_labels(path: Path) -> LabelTable:
             raise EvaluationError(f"{path} names {case!r} twice", "every case once")
         found[case] = {name: _ANSWERS[row[name].removesuffix(".0")] for name in names}
     return found
-
-
-def train_classifier(x: Tensor, y: Tensor, steps: int, seed: int) -> nn.Module:
-    """A 3D ResNet of four blocks (MONAI's) for labels ``[N, findings]`` of volumes ``[N, 1, *GRID]``.
-
-    Labels that are NaN are unknown and teach nothing.
-    """
-    from monai.networks.nets import ResNet
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = ResNet(
-            "basic", [1, 1, 1, 1], list(WIDTHS), spatial_dims=3, n_input_channels=1, num_classes=y.shape[1],
-            conv1_t_size=3, conv1_t_stride=2,
-        ).train()  # fmt: skip
-        optimizer = torch.optim.AdamW(network.parameters(), LEARNING_RATE)
-        draws = torch.Generator().manual_seed(seed)
-        for _ in range(steps):
-            rows = torch.randint(len(x), (BATCH,), generator=draws)
-            loss = F.binary_cross_entropy_with_logits(
-                network(x[rows]), y[rows].nan_to_num(), reduction="none"
-            )
-            known = torch.isfinite(y[rows])
-            optimizer.zero_grad()
-            ((loss * known).sum() / known.sum().clamp_min(1)).backward()
-            optimizer.step()
-    return network.eval()
-
-
-@torch.no_grad()
-def predict(network: nn.Module, x: Tensor) -> Tensor:
-    """Scores ``[N, findings]``."""
-    return torch.cat([network(part) for part in x.split(BATCH)])
-
-
-def as_grid(hu: np.ndarray) -> Tensor:
-    """A volume ``[S, H, W]`` in HU as the classifier sees it: ``[1, *GRID]`` in [-1, 1], area means."""
-    x = torch.from_numpy(np.asarray(hu, np.float32)).clamp(-1000, 1000)[None, None]
-    return F.interpolate(x, size=GRID, mode="area")[0] / 1000
 
 
 def _cases(context: Context, reader: CaseReader, table: LabelTable | None) -> tuple[RealCase, ...]:

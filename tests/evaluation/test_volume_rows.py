@@ -14,12 +14,12 @@ from monai.networks.nets.resnet import ResNet
 
 from ctflow import eval as command
 from ctflow.errors import WeightsError
-from ctflow.evaluation.backbones import CT3D, PLANES_2P5D, WHOLE, Backbones, VolumeBackbone
 from ctflow.evaluation.features import packed, unpacked
 from ctflow.evaluation.results import MODEL
+from ctflow.evaluation.rows import volume_rows
 from ctflow.evaluation.settings import REAL, SETTINGS
-from ctflow.evaluation.whole import volume_rows
 from ctflow.metrics import ct_backbone
+from ctflow.metrics.backbones import CT3D, PLANES_2P5D, WHOLE, Backbones, VolumeBackbone
 from ctflow.metrics.frechet import frechet_from_features
 from ctflow.metrics.statistics import DiagonalFrechetStatistic, KernelStatistic
 

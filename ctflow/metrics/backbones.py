@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ctflow.config.evaluation import BackboneFiles
-from ctflow.metrics.clip_score import TextVolumeScorer, clip_scores
+from ctflow.metrics.clip_score import TextVolumeScorer
 from ctflow.metrics.ct_backbone import ct_backbone, ct_input
 from ctflow.metrics.planes import PLANES, PlaneBackbone, plane_volume
 from ctflow.metrics.random_backbone import RandomBackbone
@@ -20,8 +20,6 @@ from ctflow.metrics.trained_backbones import (
     I3DBackbone,
     InceptionBackbone,
 )
-from ctflow.models import TextEncoder
-from ctflow.models.ctclip import volume_input
 from ctflow.types import HUVolume
 
 INCEPTION = "inception"
@@ -83,39 +81,6 @@ class Backbones:
     def has_inception(self) -> bool:
         """Whether the Inception score can be computed."""
         return any(b.name == INCEPTION for b in self.slices)
-
-
-class ClipScorer:
-    """A frozen text encoder with its CT-CLIP as ``TextVolumeScorer``.
-
-    Args:
-        encoder: Holds both towers and the tokenizer.
-        name: ``clip`` for CT-CLIP's own weights, ``clip_phantom`` for the embedded pair.
-        sha256: Fingerprint of the weights.
-    """
-
-    def __init__(self, encoder: TextEncoder, name: str, sha256: str) -> None:
-        self.encoder, self.name, self.sha256 = encoder, name, sha256
-
-    @torch.no_grad()
-    def encode_reports(self, reports: Sequence[str]) -> Tensor:
-        """Latents ``[N, d]`` of unit norm."""
-        return self.encoder.encode_latents(reports).cpu()
-
-    @torch.no_grad()
-    def encode_volume(self, volume: HUVolume) -> Tensor:
-        """Latent ``[d]`` of unit norm."""
-        return self.encode_grid(volume_input(volume, self.encoder.clip.config.grid))
-
-    @torch.no_grad()
-    def encode_grid(self, grid: Tensor) -> Tensor:
-        """The same for the volume tower's input ``[1, 1, *grid.shape]``."""
-        clip = self.encoder.clip
-        return clip.encode_image(grid.to(clip.temperature.device))[0].float().cpu()
-
-    def score(self, report: str, volume: HUVolume) -> float:
-        """``100 · max(0, cos)`` of one report with one volume."""
-        return float(clip_scores(self.encode_reports([report]), self.encode_volume(volume)[None]))
 
 
 def build_backbones(files: BackboneFiles, scorer: TextVolumeScorer | None, device: torch.device) -> Backbones:
