@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -98,13 +99,27 @@ class Page:
         data = base64.b64encode(_png(image)).decode()
         self._add("picture", data=data, caption=caption, size=size, plot=isinstance(image, Figure))
 
+    def volumes(self, volumes: Mapping[str, bytes], caption: str) -> None:
+        """Volumes beside each other in NiiVue, with linked crosshairs; nothing in a browser without WebGL2.
+
+        Args:
+            volumes: Title to a gzipped NIfTI file in HU, stored inside the page.
+            caption: Opens and closes them.
+        """
+        self._add("volumes", volumes=embedded(volumes), caption=caption)
+
     def side_by_side(self, *columns: Page) -> None:
         """Pages without their titles, beside each other."""
         self._add("columns", columns=[column.parts for column in columns])
 
     def html(self) -> str:
         """The page as one file that fetches nothing."""
-        return render("page.html.jinja", title=self.title, parts=self.parts)
+        return render(
+            "page.html.jinja",
+            title=self.title,
+            parts=self.parts,
+            bundle=viewer_bundle() if _has_volumes(self.parts) else "",
+        )
 
     def markdown(self) -> str:
         """The page in Markdown; pictures are left out."""
@@ -121,6 +136,26 @@ class Page:
 def render(template: str, **values: Any) -> str:
     """A template of this package with its values; text in them is escaped."""
     return _TEMPLATES.get_template(template).render(**values)
+
+
+def embedded(volumes: Mapping[str, bytes]) -> list[dict[str, str]]:
+    """Gzipped NIfTI files by title, as the templates' ``viewer`` takes them."""
+    return [
+        {"title": title, "data": base64.b64encode(content).decode()} for title, content in volumes.items()
+    ]
+
+
+def viewer_bundle() -> str:
+    """NiiVue's program, for a page that shows volumes; the browser's server sends the same file."""
+    text = (files("ctflow") / "app" / "static" / "niivue.umd.js").read_text(encoding="utf-8")
+    return text.replace("</script", "<\\/script")
+
+
+def _has_volumes(parts: Sequence[dict[str, Any]]) -> bool:
+    return any(
+        part["kind"] == "volumes" or any(_has_volumes(column) for column in part.get("columns", ()))
+        for part in parts
+    )
 
 
 def _markdown(parts: Sequence[dict[str, Any]]) -> list[str]:

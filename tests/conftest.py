@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,3 +52,17 @@ def tiny_checkpoint(tmp_path_factory) -> Path:
     from tiny_system import save_tiny_system  # imports the networks, which most test files do without
 
     return save_tiny_system(tmp_path_factory.mktemp("tiny") / "system")
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    """Debian's Chromium, headless, drawing in software."""
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("needs a Chromium, e.g. `apt-get install chromium`")
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs `pip install playwright`")
+    flags = ["--enable-unsafe-swiftshader", "--use-angle=swiftshader", "--no-sandbox"]
+    with playwright.sync_playwright() as tool:
+        browser = tool.chromium.launch(executable_path=program, args=flags)
+        yield browser
+        browser.close()

@@ -178,6 +178,18 @@ class ExternalConfig:
 
 
 @dataclass
+class PageConfig:
+    """How results are shown.
+
+    Attributes:
+        viewer: Put the best, median and worst volumes (a reading pack: all) into the page, in a viewer,
+            beside the real ones. They are made once more: the cache holds features alone.
+    """
+
+    viewer: bool = False
+
+
+@dataclass
 class EvalConfig:
     """An evaluation: which model, on which cases, under which protocol.
 
@@ -201,6 +213,7 @@ class EvalConfig:
         backbones: Local files of trained backbones.
         external: Volumes of any system, scored instead of a checkpoint.
         analysis: Another question than the table.
+        page: How results are shown.
         seed: Of noise, subsets and offsets.
         device: ``auto``, ``cpu`` or ``cuda``.
         output: Folder in which a folder per evaluation is made.
@@ -223,6 +236,7 @@ class EvalConfig:
     backbones: BackboneFiles = field(default_factory=BackboneFiles)
     external: ExternalConfig = field(default_factory=ExternalConfig)
     analysis: AnalysisConfig = field(default_factory=AnalysisConfig)
+    page: PageConfig = field(default_factory=PageConfig)
     seed: int = 0
     device: str = "auto"
     output: str = "runs/eval"

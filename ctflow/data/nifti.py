@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ from ctflow.types import HUVolume
 
 AXES = ("S", "P", "R")
 _DESCRIPTION_BYTES = 79
+_STEP_HU, _LOWEST_HU = 8.0, 1024.0
+_SLOPE_AT = 112
+"""Where a NIfTI header holds slope and intercept."""
 _MAX_TILT_DEGREES = 2.0
 
 
@@ -54,6 +58,18 @@ def write_nifti(
     image.header["descrip"] = metadata.encode()[:_DESCRIPTION_BYTES]
     with replaced(path) as temporary:
         nib.save(image, temporary)
+
+
+def small_nifti(volume: HUVolume) -> bytes:
+    """A gzipped NIfTI file to look at: 8 bits a voxel, in steps of 8 HU from -1024 to 1016."""
+    array, affine = laid_out(volume, "RAS", None)
+    steps = np.clip(np.rint((array + _LOWEST_HU) / _STEP_HU), 0, 255).astype(np.uint8)
+    image = nib.Nifti1Image(steps, affine)
+    image.header.set_xyzt_units("mm")
+    content = bytearray(image.to_bytes())
+    # nibabel would scale voxels that are stored values already.
+    content[_SLOPE_AT : _SLOPE_AT + 8] = np.array([_STEP_HU, -_LOWEST_HU], "<f4").tobytes()
+    return gzip.compress(bytes(content), mtime=0)
 
 
 def read_nifti(path: Path | str) -> HUVolume:

@@ -20,6 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ctflow.config.evaluation import EvalConfig
+from ctflow.data.nifti import small_nifti
 from ctflow.evaluation.cases import CaseReader, CaseSets, RealCase
 from ctflow.evaluation.features import (
     CaseFeatures,
@@ -32,6 +33,7 @@ from ctflow.evaluation.settings import SETTINGS, ScoredVolume, Setting
 from ctflow.evaluation.system import EvalSystem, generate_batch, usable_in
 from ctflow.files import replaced
 from ctflow.generation import BlockMemo
+from ctflow.metrics.images import volume_at
 from ctflow.processes import Ranks
 from ctflow.types import HUVolume
 
@@ -220,6 +222,27 @@ class Collector:
     def generated(self, setting: Setting, cases: Sequence[RealCase]) -> list[CaseFeatures]:
         """Features of volumes generated in one setting, without the real ones."""
         return self.cache.collect(self._generated([setting], cases), self.bar).of(setting.name, cases)
+
+    def volumes(
+        self, setting: Setting, cases: Sequence[RealCase], chosen: Sequence[str]
+    ) -> dict[str, dict[str, bytes]]:
+        """Generated volumes and the real ones at their size by case id, made anew as small NIfTI files.
+
+        Args:
+            setting: How they are generated.
+            cases: Those of the evaluation.
+            chosen: Ids of those that are wanted.
+        """
+        batch = self._batch(setting, [case for case in cases if case.case_id in chosen])
+        made = tqdm(batch.make(lambda _: None), "volumes to look at", len(batch.wanted), unit="volume")
+        side = self.system.config.image_size
+        return {
+            wanted.case.case_id: {
+                "generated": small_nifti(volume.scored()),
+                "real": small_nifti(volume_at(self._real_volume(wanted.case), side)),
+            }
+            for wanted, volume in zip(batch.wanted, made, strict=True)
+        }
 
     def _real_volume(self, case: RealCase) -> HUVolume:
         assert self.reader is not None, f"a real volume of {case.case_id} is wanted, and there are none"

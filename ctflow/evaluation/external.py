@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ctflow.config.evaluation import EvalConfig
-from ctflow.data.nifti import read_geometry, read_nifti
+from ctflow.data.nifti import read_geometry, read_nifti, small_nifti
 from ctflow.errors import EvaluationError
 from ctflow.evaluation.cases import CaseSets, RealCase
 from ctflow.evaluation.collect import Batch, FeatureCache, Wanted
@@ -23,6 +23,7 @@ from ctflow.evaluation.results import (
     Results,
     Row,
     provenance,
+    with_volumes,
 )
 from ctflow.evaluation.rows import Compared, source_rows
 from ctflow.evaluation.settings import ScoredVolume, Setting
@@ -33,6 +34,7 @@ from ctflow.metrics.clip_score import TextVolumeScorer
 from ctflow.orientation import orientation_doubt
 from ctflow.processes import Ranks, device_of
 from ctflow.text_files import read_table
+from ctflow.types import HUVolume
 
 log = logging.getLogger(__name__)
 
@@ -83,8 +85,16 @@ class VolumeFolder:
         shape, spacing = read_geometry(self._paths[name])
         return RealCase(name, "", "", shape, spacing, digest=file_sha256(self._paths[name]))
 
+    def has(self, name: str) -> bool:
+        """Whether a volume of this name is there."""
+        return name in self._paths
+
+    def volume(self, name: str) -> HUVolume:
+        """One volume, as it is."""
+        return read_nifti(self._paths[name])
+
     def _volume(self, case: RealCase) -> ScoredVolume:
-        volume = read_nifti(self._paths[case.case_id])
+        volume = self.volume(case.case_id)
         doubts = []
         if doubt := why_not_hu(sample_of(volume.hu)):
             doubts.append(f"not_hu: {doubt}")
@@ -137,6 +147,12 @@ def evaluate_external(config: EvalConfig, scorer: TextVolumeScorer | None, ranks
             EXTERNAL, source, cases, reference_half, others, backbones.slices[0], plan.resolutions[0]
         )
     result.pictures[EXTERNAL.name] = pictures(compared, backbones)
+    if config.page.viewer and ranks.first:
+        sides = {"scored": scored, "reference": reference}
+        result.pictures[EXTERNAL.name] = with_volumes(
+            result.pictures[EXTERNAL.name],
+            lambda ids: {i: {k: small_nifti(f.volume(i)) for k, f in sides.items() if f.has(i)} for i in ids},
+        )
     model = {
         "volumes": external.volumes,
         "reference": external.reference,

@@ -8,7 +8,7 @@ import platform
 import resource
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -138,11 +138,34 @@ class Picture:
         case_id: The case.
         distance: Of its mean slice features from the reference, in the reference's standard deviations (RMS).
         image: 8-bit grey ``[height, width]``.
+        volumes: Title to a small NIfTI file, for the viewer; empty: none is shown.
     """
 
     case_id: str
     distance: float
     image: NDArray[np.uint8]
+    volumes: Mapping[str, bytes] = field(default_factory=dict)
+
+
+def placed(pictures: Sequence[Picture]) -> dict[str, Picture]:
+    """The pictures that a page shows, of those sorted by their distance."""
+    if not pictures:
+        return {}
+    places = {"nearest to the real set": 0, "median": len(pictures) // 2, "farthest": len(pictures) - 1}
+    return {name: pictures[place] for name, place in places.items()}
+
+
+def with_volumes(
+    pictures: Sequence[Picture], make: Callable[[Sequence[str]], dict[str, dict[str, bytes]]]
+) -> list[Picture]:
+    """The same, with the volumes of those that a page shows.
+
+    Args:
+        pictures: Sorted by their distance.
+        make: From case ids to their volumes by title.
+    """
+    made = make(list(dict.fromkeys(picture.case_id for picture in placed(pictures).values())))
+    return [replace(picture, volumes=made.get(picture.case_id, {})) for picture in pictures]
 
 
 @dataclass

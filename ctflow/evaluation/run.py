@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from ctflow.evaluation.collect import REAL_SET, RECONSTRUCTED, Collector
 from ctflow.evaluation.compare import Comparer
 from ctflow.evaluation.external import evaluate_external
 from ctflow.evaluation.report import write_report
-from ctflow.evaluation.results import MODEL, RECONSTRUCTION, Results, findings_table, provenance
+from ctflow.evaluation.results import MODEL, RECONSTRUCTION, Results, findings_table, provenance, with_volumes
 from ctflow.evaluation.settings import SETTINGS
 from ctflow.evaluation.system import EvalSystem, extractor_of, scorer_at
 from ctflow.metrics.clip_score import TextVolumeScorer
@@ -116,6 +117,9 @@ def evaluate(config: EvalConfig, system: EvalSystem, ranks: Ranks) -> Results:
         results.rows += comparer.rows(setting)
         results.readings += comparer.readings(setting)
         results.pictures[name] = comparer.pictures(setting)
+        if config.page.viewer and ranks.first:
+            make = partial(collector.volumes, setting, sets.evaluated)
+            results.pictures[name] = with_volumes(results.pictures[name], make)
         results.findings += findings_table(MODEL, sets.evaluated, collected.of(name, sets.evaluated), name)
     if results.findings:
         for source, kind, cases in (

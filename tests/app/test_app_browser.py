@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -40,7 +39,6 @@ WATCH = """() => {
 """Keeps what the progress line says, and when."""
 
 COUNT = re.compile(r"(\d+) of about")
-FLAGS = ["--enable-unsafe-swiftshader", "--use-angle=swiftshader", "--no-sandbox"]
 
 
 @dataclass
@@ -85,11 +83,7 @@ class Session:
 
 
 @pytest.fixture(scope="module")
-def session(tmp_path_factory, pytestconfig) -> Iterator[Session]:
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("needs a Chromium, e.g. `apt-get install chromium`")
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs `pip install playwright`")
+def session(tmp_path_factory, pytestconfig, chromium) -> Iterator[Session]:
     pictures = pytestconfig.getoption("--screenshots")
     if pictures:
         pictures.mkdir(parents=True, exist_ok=True)
@@ -101,18 +95,16 @@ def session(tmp_path_factory, pytestconfig) -> Iterator[Session]:
         while not (found := re.search(r"open (http://127\.0\.0\.1:\d+/)", log.read_text("utf-8"))):
             assert server.poll() is None and time.monotonic() < until, log.read_text("utf-8")
             time.sleep(0.5)
-        with playwright.sync_playwright() as tool:
-            browser = tool.chromium.launch(executable_path=chromium, args=FLAGS)
-            page = browser.new_page(viewport={"width": 1400, "height": 860}, color_scheme="light")
-            page.set_default_timeout(WAIT_MS)
-            session = Session(page, found.group(1), server, pictures)
-            page.on("console", lambda m: session.errors.append(m.text) if m.type == "error" else None)
-            page.on("pageerror", lambda error: session.errors.append(str(error)))
-            page.on("request", lambda request: session.asked.append(request.url))
-            page.goto(session.address)
-            session.until("!document.getElementById('generate').disabled")
-            yield session
-            browser.close()
+        page = chromium.new_page(viewport={"width": 1400, "height": 860}, color_scheme="light")
+        page.set_default_timeout(WAIT_MS)
+        session = Session(page, found.group(1), server, pictures)
+        page.on("console", lambda m: session.errors.append(m.text) if m.type == "error" else None)
+        page.on("pageerror", lambda error: session.errors.append(str(error)))
+        page.on("request", lambda request: session.asked.append(request.url))
+        page.goto(session.address)
+        session.until("!document.getElementById('generate').disabled")
+        yield session
+        page.close()
     finally:
         server.terminate()
         server.wait(30)
@@ -173,18 +165,15 @@ def test_the_ruler_draws_a_line(session):
     page.keyboard.press("4")
 
 
-@pytest.mark.parametrize(
-    ("moment", "steps"), [("textContent.includes('step')", "100"), ("textContent.includes('measuring')", "1")]
-)
-def test_cancel_frees_the_processor(session, moment, steps):
-    session.fill(1, slices="90" if steps == "100" else "64", steps=steps)
+def test_cancel_frees_the_processor(session):
+    session.fill(1, slices="90", steps="100")
     session.page.click("#generate")
-    session.until(f"document.getElementById('progress-text').{moment}")
+    session.until("document.getElementById('progress-text').textContent.includes('step')")
     session.page.click("#cancel")
     began = time.monotonic()
     session.idle()
     seconds = time.monotonic() - began
-    sys.stderr.write(f"cancel after {moment}: {seconds:.2f} s; load {os.getloadavg()[0]:.1f}\n")
+    sys.stderr.write(f"cancelled after {seconds:.2f} s; load {os.getloadavg()[0]:.1f}\n")
     assert seconds < 10  # on a machine that may be busy; alone it is below a second
 
     def used() -> int:

@@ -6,7 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from ctflow.data.nifti import read_geometry, read_nifti, write_nifti
+from ctflow.data.nifti import read_geometry, read_nifti, small_nifti, write_nifti
 from ctflow.errors import ScanError
 from ctflow.types import HUVolume
 
@@ -24,6 +24,19 @@ def test_a_volume_comes_back(volume, tmp_path, name):
     np.testing.assert_array_equal(found.hu, volume.hu)
     assert found.spacing == pytest.approx(volume.spacing, rel=1e-6)
     assert len(list((tmp_path / name).parent.iterdir())) == 1, "no temporary file stays"
+
+
+def test_a_volume_to_look_at_has_steps_of_8_hu(volume, tmp_path):
+    write_nifti(tmp_path / "a.nii.gz", volume, dtype="float32")
+    (tmp_path / "b.nii.gz").write_bytes(small_nifti(volume))
+    right, small = nib.load(tmp_path / "a.nii.gz"), nib.load(tmp_path / "b.nii.gz")
+    assert np.abs(small.get_fdata() - right.get_fdata()).max() <= 4
+    np.testing.assert_allclose(small.affine, right.affine, rtol=1e-6)
+    assert small.get_data_dtype() == np.uint8
+    volume.hu[0, 0, :2] = -3000, 3000
+    (tmp_path / "b.nii.gz").write_bytes(small_nifti(volume))
+    values = nib.load(tmp_path / "b.nii.gz").get_fdata()
+    assert (values.min(), values.max()) == (-1024, 1016)
 
 
 def test_the_file_is_int16_hu_on_standard_axes(volume, tmp_path):

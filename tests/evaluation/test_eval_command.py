@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 
 import pytest
@@ -50,6 +51,15 @@ def test_whole_table(everything):
     assert not names & {"fid", "fvd_f16", "clip"}  # no stand-in under a real metric's name
     for name in ("table.md", "table.csv", "monitors.csv"):
         assert (everything["folder"] / name).read_text(encoding="utf-8")
+
+
+def test_the_page_may_hold_volumes(everything, tiny_checkpoint, tiny_shards):
+    output = everything["folder"].parent
+    keys = ["resolution=[32,64]", "clip_lengths=[16,24]", "page.viewer=true"]
+    page = run(tiny_checkpoint, tiny_shards, output, "--setting", "gt-head", *keys)["folder"] / "report.html"
+    titles = re.findall(r'class="nifti" data-title="(\w+)">H4sI', page.read_text(encoding="utf-8"))
+    assert titles == ["generated", "real"] * 3
+    assert "niivue" not in (everything["folder"] / "report.html").read_text(encoding="utf-8")
 
 
 def test_missing_numbers_have_reasons(everything):

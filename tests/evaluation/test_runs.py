@@ -4,6 +4,7 @@ import csv
 import json
 import multiprocessing
 import os
+import re
 import socket
 
 import numpy as np
@@ -232,6 +233,18 @@ def test_volumes_of_another_system(tmp_path):
     assert not any(m["alarm"] for name, m in drift.items() if name.startswith("drift")), drift
     page = without_payloads(next(output.glob("*/report.html")).read_text(encoding="utf-8"))
     assert "data:image/png;base64" in page and "http" not in page.replace("http-equiv", "")
+
+
+def test_the_page_of_another_system_may_hold_its_volumes(tmp_path):
+    write_volumes(tmp_path / "made", ["a", "b"], 50)
+    write_volumes(tmp_path / "real", ["a", "c"], 70)
+    arguments = ["--volumes", str(tmp_path / "made"), "--reference", str(tmp_path / "real")]
+    keys = [f"output={tmp_path}/out", f"cache={tmp_path / 'cache'}", "clip_lengths=[16]", "page.viewer=true"]
+    assert command.main([*arguments, *keys]) == 0
+    page = next((tmp_path / "out").glob("*/report.html")).read_text(encoding="utf-8")
+    titles = re.findall(r'class="nifti" data-title="(\w+)">H4sI', page)
+    # Three places for two volumes: a is shown beside the real volume of its name, b has none.
+    assert sorted(titles) in (["reference", "scored", "scored", "scored"], ["reference"] * 2 + ["scored"] * 3)
 
 
 def test_a_volume_of_another_system_is_read_once_and_never_again(tmp_path, monkeypatch):

@@ -8,8 +8,8 @@ import io
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from scipy import stats
 from tqdm import tqdm
 
 from ctflow.anatomy import LABELS, findings, measure, true_places
+from ctflow.data.nifti import small_nifti
 from ctflow.errors import EvaluationError
 from ctflow.evaluation.analyses.base import AnalysisResult, Context
 from ctflow.evaluation.cases import RealCase, read_truth
@@ -28,7 +29,7 @@ from ctflow.evaluation.system import generate_batch
 from ctflow.files import write_text
 from ctflow.metrics.bias import share_interval
 from ctflow.metrics.images import volume_at
-from ctflow.pages import render
+from ctflow.pages import embedded, render, viewer_bundle
 from ctflow.pictures import LUNG, SOFT_TISSUE, Window, axial, coronal, sagittal
 from ctflow.text_files import read_table
 from ctflow.types import HUVolume
@@ -69,7 +70,7 @@ def new_pack(context: Context) -> AnalysisResult:
     ):
         case, volume = cases[index], shown[index]
         name = f"item {number:02d}"
-        items.append(ReadingItem.of(name, case.report, volume))
+        items.append(ReadingItem.of(name, case.report, volume, config.page.viewer))
         found = findings(measure(volume))
         key.append(
             {
@@ -260,20 +261,22 @@ class ReadingItem:
         name: Says nothing of where it comes from.
         report: Its text.
         strips: Plane to window to frames.
+        volumes: The volume for the viewer, by the item's name; empty: the page has none.
     """
 
     name: str
     report: str
     strips: dict[str, dict[str, Strip]]
+    volumes: Mapping[str, bytes] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, name: str, report: str, volume: HUVolume) -> ReadingItem:
-        """A volume in all planes and windows."""
+    def of(cls, name: str, report: str, volume: HUVolume, viewer: bool = False) -> ReadingItem:
+        """A volume in all planes and windows; with ``viewer`` the volume itself too."""
         strips = {
             plane: {window: _strip(volume, plane, limits) for window, limits in WINDOWS.items()}
             for plane in FRAMES
         }
-        return cls(name, report, strips)
+        return cls(name, report, strips, {name: small_nifti(volume)} if viewer else {})
 
 
 def write_pack(
@@ -310,8 +313,11 @@ def reading_page(items: Sequence[ReadingItem], labels: Sequence[str]) -> str:
                 images.append("data:image/jpeg;base64," + strip.jpeg)
             frames = next(iter(windows.values())).frames
             planes.append({"name": plane, "strips": strips, "frames": frames})
-        shown.append({"name": item.name, "report": item.report, "planes": planes})
-    return render("reading.html.jinja", title="Reading", items=shown, labels=labels, images=images)
+        volumes = embedded(item.volumes)
+        shown.append({"name": item.name, "report": item.report, "planes": planes, "volumes": volumes})
+    bundle = viewer_bundle() if any(item.volumes for item in items) else ""
+    values = {"items": shown, "labels": labels, "images": images, "bundle": bundle}
+    return render("reading.html.jinja", title="Reading", **values)
 
 
 def _strip(volume: HUVolume, plane: str, window: Window) -> Strip:

@@ -25,7 +25,17 @@ from ctflow.evaluation.report.tables import (
     rows_table,
     summary_table,
 )
-from ctflow.evaluation.results import MODEL, OTHER_REAL, RECONSTRUCTION, Reading, Results, Row, number
+from ctflow.evaluation.results import (
+    MODEL,
+    OTHER_REAL,
+    RECONSTRUCTION,
+    Picture,
+    Reading,
+    Results,
+    Row,
+    number,
+    placed,
+)
 from ctflow.files import write_text
 from ctflow.pages import Page
 
@@ -153,18 +163,24 @@ def _add_pictures(page: Page, results: Results) -> None:
     page.heading("Best, median and worst cases")
     page.text(PLACES)
     for setting, found in results.pictures.items():
-        places = {"nearest to the real set": 0, "median": len(found) // 2, "farthest": len(found) - 1}
         if found:
             page.heading(setting, level=3)
-        for name, place in places.items() if found else ():
-            caption = f"{name}: {found[place].case_id}, distance {number(found[place].distance)}"
-            page.picture(found[place].image, caption, "third")
+        shown = placed(found)
+        for name, picture in shown.items():
+            page.picture(picture.image, _caption(name, picture), "third")
+        for name, picture in shown.items():
+            if picture.volumes:
+                page.volumes(picture.volumes, _caption(name, picture))
     page.heading("Plots")
     page.text("● value, ◆ at infinite N, bars 95 % intervals.")
     for metric, side in dict.fromkeys((r.metric, r.resolution) for r in results.rows if not r.missing):
         chosen = [r for r in results.rows if (r.metric, r.resolution) == (metric, side) and not r.missing]
         title = f"{metric} at {side} px" if side else metric
         page.picture(_plot(title, chosen), title, "half")
+
+
+def _caption(name: str, picture: Picture) -> str:
+    return f"{name}: {picture.case_id}, distance {number(picture.distance)}"
 
 
 def _add_facts(page: Page, facts: dict[str, Any]) -> None:

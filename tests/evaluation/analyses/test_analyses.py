@@ -1,11 +1,16 @@
 """Every analysis at its smallest, the table of findings by hand, and the reading pack there and back."""
 
+import base64
 import csv
+import gzip
+import io
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -14,7 +19,7 @@ from tqdm import tqdm
 
 from ctflow.anatomy import LABELS, Found, true_places
 from ctflow.config.commands import SamplingChoice
-from ctflow.config.evaluation import ANALYSIS_NAMES, AnalysisConfig, EvalConfig
+from ctflow.config.evaluation import ANALYSIS_NAMES, AnalysisConfig, EvalConfig, PageConfig
 from ctflow.data import SliceRecord, SliceShardWriter
 from ctflow.errors import CTFlowError
 from ctflow.evaluation.analyses import ANALYSES, Context, run_analysis
@@ -365,6 +370,25 @@ def test_reading_pack_there_and_back(context):
     assert values["real or synthetic, accuracy"]["value"] == 0.75
     assert values["anatomy module, all items"]["value"] == 1.0
     assert values["anatomy module, all items"]["number"] == 4
+
+
+LENGTH_AND_SPACING = {"dim", "pixdim", "srow_x", "srow_y", "srow_z", "qoffset_x", "qoffset_y", "qoffset_z"}
+
+
+def test_reading_pack_with_the_viewer_shows_nothing_that_tells_its_source(context):
+    asked = with_analysis(context, name="reading", read_reports=2)
+    asked = replace(asked, config=replace(asked.config, page=PageConfig(viewer=True)))
+    run_analysis(asked.config, asked.system, asked.ranks, asked.output)
+    page = (asked.output / "readings.html").read_text(encoding="utf-8")
+    headers = []
+    for title, data in re.findall(r'class="nifti" data-title="([^"]+)">([^<]+)<', page):
+        assert title.startswith("item 0")
+        content = gzip.decompress(base64.b64decode(data))
+        header = nib.Nifti1Header.from_fileobj(io.BytesIO(content))
+        same = {k: header[k].tolist() for k in header if k not in LENGTH_AND_SPACING}
+        headers.append(same)
+    assert len(headers) == 2 and headers[0] == headers[1]
+    assert "niivue.Niivue(" in page and "data:image/jpeg" in page
 
 
 def test_systematic_reports_name_every_finding_about_equally_often():
