@@ -77,8 +77,8 @@ test-gpu: $(INSTALLED) ## Run the tests that need a CUDA device
 
 .PHONY: lint
 lint: $(INSTALLED) ## Check format, style, types and the import contract
-	$(BIN)/ruff check ctflow data_prep tests
-	$(BIN)/ruff format --check ctflow data_prep tests
+	$(BIN)/ruff check ctflow data_prep tests scripts
+	$(BIN)/ruff format --check ctflow data_prep tests scripts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
