@@ -67,10 +67,6 @@ class Page:
         """A paragraph."""
         self._add("text", text=text)
 
-    def quote(self, text: str) -> None:
-        """A report, word for word."""
-        self._add("quote", text=text)
-
     def code(self, text: str) -> None:
         """Commands or files, in a fixed font."""
         self._add("code", text=text)
@@ -131,8 +127,6 @@ def _markdown(parts: Sequence[dict[str, Any]]) -> list[str]:
                 found.append(f"{'#' * part['level']} {part['text']}")
             case "text":
                 found.append(part["text"])
-            case "quote":
-                found.append(f"> {part['text']}")
             case "code":
                 found.append(f"```\n{part['text']}\n```")
             case "link":

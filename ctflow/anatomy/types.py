@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 SIDES = ("left", "right")
 """The patient's sides; the patient's right lies at high column indices."""
@@ -173,7 +172,3 @@ class Measurement:
     nodules: tuple[Nodule, ...] = ()
     calcification: Calcification = field(default_factory=Calcification)
     metal_ml: float = 0.0
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain dictionaries, lists and numbers, ready for JSON."""
-        return asdict(self)

@@ -8,7 +8,6 @@ import re
 import shutil
 import tempfile
 import threading
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,7 +71,6 @@ class Entry:
     message: str = ""
     record: dict[str, Any] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
-    created: float = field(default_factory=time.time)
 
     def summary(self) -> dict[str, Any]:
         """What the list shows, as JSON values."""

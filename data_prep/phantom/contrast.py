@@ -7,7 +7,6 @@ differ in everything. Pairs do (``sample_pair``), and an evaluation of pairs tel
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 
 import numpy as np
 
@@ -133,11 +132,3 @@ def report_pair(spec: PhantomSpec, label: str, side: str | None = None) -> tuple
     """Two reports that differ in one finding: ``contrast_pair`` in words."""
     present, absent = contrast_pair(spec, label, side)
     return report_for(present), report_for(absent)
-
-
-def healthy_specs(seed: int, size: int = 128, slice_spacing: float | None = None) -> Iterator[PhantomSpec]:
-    """Patients without findings, one after the other: a base for pairs."""
-    index = 0
-    while True:
-        yield sample_spec(seed, index, size, slice_spacing).with_findings()
-        index += 1

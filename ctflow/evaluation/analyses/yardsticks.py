@@ -208,12 +208,6 @@ def severity(context: Context) -> AnalysisResult:
     return AnalysisResult("Severity sweep", text, records, figures)
 
 
-def rises(records: Sequence[dict[str, Any]], metric: str, damage: str) -> bool:
-    """Whether a metric rises with every step of a damage's severity, from the floor on."""
-    values = [r[metric] for r in records if r["damage"] in (UNDAMAGED, damage)]
-    return all(v is not None for v in values) and bool(np.all(np.diff(values) > 0))
-
-
 def plot(records: Sequence[dict[str, Any]]) -> Figure:
     """Every metric over its floor, by damage and severity."""
     shown = [name for name in SHOWN if any(record.get(name) is not None for record in records)]
