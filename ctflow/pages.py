@@ -35,7 +35,7 @@ class Table:
     Attributes:
         header: Names of the columns.
         lines: Cells of each line; one that begins with ✓ or ✗, or says ALARM, is coloured.
-        grey: Which lines stand back; empty: none.
+        grey: Which lines are pale; empty: none.
     """
 
     header: Sequence[str]

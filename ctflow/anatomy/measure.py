@@ -135,7 +135,7 @@ def segment(volume: HUVolume) -> tuple[Measurement, Segmentation]:
 
 @dataclass(frozen=True)
 class _Inside:
-    """What is found within the rib cage."""
+    """The findings within the rib cage."""
 
     polar: Polar
     wall: Mask

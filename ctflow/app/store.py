@@ -73,7 +73,7 @@ class Entry:
     facts: dict[str, Any] = field(default_factory=dict)
 
     def summary(self) -> dict[str, Any]:
-        """What the list shows, as JSON values."""
+        """The volume as the list shows it, as JSON values."""
         left_out = ("record", "facts")
         return {name: value for name, value in vars(self).items() if name not in left_out}
 

@@ -52,7 +52,7 @@ class RealCase:
 
 @dataclass(frozen=True)
 class CaseSets:
-    """Who is compared with whom.
+    """The two sets of cases of an evaluation.
 
     Attributes:
         evaluated: Cases generated from; their real volumes are the reference set.
@@ -162,7 +162,7 @@ def read_truth(case: RealCase) -> dict[str, Any]:
     """The ground truth beside a phantom.
 
     Raises:
-        EvaluationError: The file is gone or is no JSON.
+        EvaluationError: The file is gone or is not JSON.
     """
     assert case.truth_path is not None
     try:

@@ -175,7 +175,7 @@ class FeatureCache:
         return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.npz"
 
     def load(self, wanted: Wanted) -> CaseFeatures | None:
-        """What is stored of a volume, or None; a torn or damaged file counts as absent and is made again.
+        """Stored features of a volume, or None; a torn or damaged file counts as absent and is made again.
 
         Where no findings are asked for, features with findings serve as well.
         """

@@ -52,7 +52,7 @@ class VolumeFolder:
 
     Raises:
         EvaluationError: No volume there, one name twice, or planes of different sizes.
-        ScanError: A file that is no NIfTI volume.
+        ScanError: A file that is not a NIfTI volume.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -105,7 +105,7 @@ def evaluate_external(config: EvalConfig, scorer: TextVolumeScorer | None, ranks
 
     Raises:
         EvaluationError: A folder without volumes, one name twice, planes of different sizes within a set.
-        ScanError: A file that is no NIfTI volume in HU.
+        ScanError: A file that is not a NIfTI volume in HU.
     """
     started = time.monotonic()
     external = config.external

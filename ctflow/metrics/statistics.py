@@ -190,8 +190,8 @@ class PerCaseMean:
 class DiagonalFrechetStatistic(_TwoSets):
     """Fréchet distance between chosen cases of Gaussians whose features are taken as uncorrelated.
 
-    ``|m₁ − m₂|² + Σ (s₁ − s₂)²``: what can be told where samples are fewer than dimensions. There the
-    estimated covariances span other directions in either set, and the full distance says little else.
+    ``|m₁ − m₂|² + Σ (s₁ − s₂)²``, for fewer samples than dimensions. The estimated covariances then span
+    different directions in the two sets, and the full distance mostly measures this.
 
     Args:
         fake: Per case, features ``[n_case, d]``.

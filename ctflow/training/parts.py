@@ -51,7 +51,7 @@ def newest_part(runs: Path, task: str) -> Part:
 
 
 def _why_no_run(folder: Path) -> str:
-    """What stands under a task's runs where none of them can be taken."""
+    """The runs of a task, in words, if none of them can be taken."""
     unfinished = sorted(path.parent.name for path in folder.glob("*/config.yaml"))
     if not unfinished:
         return f"no run under {folder}"

@@ -40,7 +40,7 @@ SHARES = np.array(list(_WEIGHTS.values()))
 TOPIC_SHARE = 0.3
 SMALL_ML = (150.0, 290.0)
 LARGE_ML = (720.0, 1000.0)
-"""What reports call small and large (``report.effusion_size``)."""
+"""Sizes that reports call small and large (``report.effusion_size``)."""
 
 
 def contrast_pair(spec: PhantomSpec, label: str, side: str | None = None) -> tuple[PhantomSpec, PhantomSpec]:

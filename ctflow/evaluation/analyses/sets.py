@@ -297,7 +297,7 @@ def _synthetic(
 
 
 def _generated(context: Context, case: RealCase, reader: CaseReader) -> Tensor:
-    """What the classifier sees of a volume generated from a case's report; kept, so that a run resumes."""
+    """The classifier's input of a volume generated from a case's report; kept, so that a run resumes."""
     config = context.config
     depends = [
         "utility", case.case_id, case.report, f"{case.shape}{case.spacing}", context.system.fingerprint,

@@ -1,4 +1,4 @@
-"""What numbers are held against: other real volumes, the A-VAE's loss, damage."""
+"""References for a table: other real volumes, the loss of the A-VAE, damage, one overfitted volume."""
 
 from __future__ import annotations
 
