@@ -61,7 +61,7 @@ def spoil(volume: HUVolume, config: AccuracyConfig, rng: np.random.Generator) ->
 
 
 def accuracy_page(result: dict[str, Any]) -> Page:
-    """What ``aggregate`` returned, as tables of anatomy, findings and nodules by diameter."""
+    """The result of ``aggregate`` as tables of anatomy, findings and nodules by diameter."""
     page, anatomy = Page("Accuracy on phantoms"), result["anatomy"]
     page.text(f"{result['volumes']} volumes.")
     errors = ["error, mean", "error, median of absolute", "error, 95 % of absolute"]

@@ -1,4 +1,4 @@
-"""What a report asks for beside what is measured in the volume that was made from it."""
+"""The findings of a report compared with a measurement of its volume."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ FOUND, MISSING, ABSENT, UNWANTED, UNASKED = (
     "not asked",
 )
 UNMEASURED = "not measured"
-"""What became of a finding; see ``Verdict``."""
+"""Verdicts; see ``Verdict``."""
 
 
 @dataclass(frozen=True)

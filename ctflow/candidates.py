@@ -18,7 +18,7 @@ from ctflow.pipeline import CTFlow, EmptyVolume, GeneratedVolume, GenerationRequ
 
 @dataclass(frozen=True)
 class Candidate:
-    """What decides about one of the volumes that were drawn.
+    """The numbers that rank one of the drawn volumes.
 
     Attributes:
         noise_id: Names its noise; a request with this ``noise_id`` and the same seed draws it again.
@@ -45,7 +45,7 @@ def noise_of(request: GenerationRequest, number: int) -> str:
 
 
 def drawn_for(request: GenerationRequest, candidates: int) -> list[GenerationRequest]:
-    """What is generated for a request, case by case."""
+    """The requests of a request's candidates."""
     return [
         replace(request, case_id=f"{request.case_id}/{i + 1}", noise_id=noise_of(request, i))
         for i in range(candidates)

@@ -17,7 +17,7 @@ def file_sha256(path: Path | str) -> str:
 
 
 def describe_stranger(path: Path) -> str:
-    """What a file is that should have held something else, where its first bytes tell; else an empty text.
+    """The kind of an unexpected file by its first bytes; an empty text if they do not show it.
 
     Args:
         path: The file; it may be missing.

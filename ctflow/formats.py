@@ -15,7 +15,7 @@ ENDINGS = (*NIFTI, *ITK, *DICOM)
 """Endings of all formats; ``.dcm`` is a folder with a file per slice."""
 
 VoxelType = Literal["int16", "float32"]
-"""What a file stores for HU: rounded, or as they are."""
+"""Types of stored HU: rounded, or unchanged."""
 VOXEL_TYPES: tuple[VoxelType, ...] = ("int16", "float32")
 
 Orientation = Literal["RAS", "LPS"]

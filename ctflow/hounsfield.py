@@ -29,7 +29,7 @@ MIN_PADDING = 0.002
 _SAMPLE = 200_000
 _MAX_PADDINGS = 3
 _SHIFTS = {1024.0: "1000 or 1024", 8192.0: "8192", 32768.0: "32768"}
-"""What HU are stored with added to them, and how it is told."""
+"""Offsets that files add to HU, and their names in messages."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Who may write: locks between processes, also on file systems that have none (Lustre, some NFS).
 
 Where the file system knows ``flock``, the system lets go of a lock when its holder dies. Elsewhere a file
-that only one process can create stands for the lock and says who holds it.
+that only one process can create represents the lock and names its holder.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ COARSE_MM = 5.0
 AIR_HU, BONE_HU = -500.0, 180.0
 LIVER_HU, HEART_HU = (30.0, 200.0), -30.0
 MIN_LUNG_ML, MIN_POCKET_ML, MIN_HEIGHT_MM = 500.0, 20.0, 150.0
-"""Less lung, or fewer millimetres of it, is no ground for an opinion."""
+"""With less lung, or fewer millimetres of it, there is no result."""
 MAX_BORDER = 0.5
 """Share of tissue on a face of the volume above which the body goes on beyond it."""
 MAX_CUT = 0.35
@@ -59,7 +59,7 @@ class _Chest:
 
 
 def orientation_doubt(hu: NDArray[Any], spacing: Sequence[float]) -> str | None:
-    """What in a chest lies elsewhere than its axes S,P,R say, in words.
+    """The organs that lie elsewhere than the axes S,P,R say, in words.
 
     Args:
         hu: HU ``[slices, rows, columns]``; by its axes slice 0 is the lowest, row 0 in front, column 0 left.
@@ -162,7 +162,7 @@ def _spine(chest: _Chest) -> tuple[float, float] | None:
 def _narrowing(chest: _Chest) -> float | None:
     """Mean distance of lung from the midline in the lowest fifth less that in the highest, over their sum.
 
-    None where the lungs go on beyond the volume: neither apex nor base can be told then.
+    None if the lungs go on beyond the volume: apex and base are then unknown.
     """
     areas = chest.lung.sum(axis=(1, 2))
     if max(areas[0], areas[-1]) > MAX_CUT * areas.max():

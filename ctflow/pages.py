@@ -36,7 +36,7 @@ class Table:
     Attributes:
         header: Names of the columns.
         lines: Cells of each line; one that begins with ✓ or ✗, or says ALARM, is coloured.
-        grey: Which lines stand back; empty: none.
+        grey: Which lines are pale; empty: none.
     """
 
     header: Sequence[str]
@@ -67,10 +67,6 @@ class Page:
     def text(self, text: str) -> None:
         """A paragraph."""
         self._add("text", text=text)
-
-    def quote(self, text: str) -> None:
-        """A report, word for word."""
-        self._add("quote", text=text)
 
     def code(self, text: str) -> None:
         """Commands or files, in a fixed font."""
@@ -166,8 +162,6 @@ def _markdown(parts: Sequence[dict[str, Any]]) -> list[str]:
                 found.append(f"{'#' * part['level']} {part['text']}")
             case "text":
                 found.append(part["text"])
-            case "quote":
-                found.append(f"> {part['text']}")
             case "code":
                 found.append(f"```\n{part['text']}\n```")
             case "link":

@@ -212,7 +212,7 @@ def started(folder: Path) -> tuple[int, set[int]]:
 
 
 def told_by_part(left: Mapping[int, int], folder: Path, what: str) -> list[str]:
-    """What is not done, a line for each part that it belongs to.
+    """The unfinished work, a line for each part that it belongs to.
 
     Args:
         left: Number of a piece of work to how many ``what`` it holds.

@@ -176,7 +176,7 @@ def _read(item: Item, source: Path, memory_gb: float) -> RawScan:
 
 @contextmanager
 def _refusals_told(name: str) -> Iterator[None]:
-    """What readers say of a file becomes an error for the user; libraries raise anything on damaged bytes."""
+    """Refusals of readers become errors for the user; libraries raise anything on damaged bytes."""
     from data_prep.ct_rate.reasons import ScanExcluded, ScanRefused, printable
 
     try:

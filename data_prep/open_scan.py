@@ -153,7 +153,7 @@ def _unpack_one(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path,
 
 
 def _is_side_file(name: str) -> bool:
-    """What file managers put beside files."""
+    """Files that file managers add."""
     last = name.replace("\\", "/").rsplit("/", 1)[-1]
     return "__MACOSX" in name or last.startswith(".") or last.lower() in ("thumbs.db", "desktop.ini")
 

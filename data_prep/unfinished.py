@@ -1,4 +1,4 @@
-"""What a folder of shards still lacks: parts of its preparation or encoding that never ran or ended."""
+"""Missing parts of a folder of shards: parts of its preparation or encoding that never ran or ended."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHARDS = "shards.json"
 
 
 def unfinished(folder: Path) -> list[str]:
-    """What is left to do, a line each; nothing where all is done, or nothing tells what there shall be.
+    """The work left, a line each; empty if all is done, or if the whole is unknown.
 
     Args:
         folder: Of slice shards (or the output of ``data_prep.ct_rate`` that holds it), or of latent shards.

@@ -16,7 +16,7 @@ EVIL = "<script>alert(1)</script> 'quoted' | \"both\""
 
 def test_every_kind_of_part_escapes_text_and_fetches_nothing(tmp_path):
     page, column = Page(EVIL), Page("column")
-    column.quote(EVIL)
+    column.text(EVIL)
     page.side_by_side(column, column)
     page.heading(EVIL)
     page.text(EVIL)

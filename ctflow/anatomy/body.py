@@ -81,7 +81,7 @@ def find_spine(grid: Grid, body: Mask) -> tuple[Spine, NDArray[np.float64]]:
 
     Returns:
         The spine, and its centre ``[S, 2]`` as (row, column) of the working grid in every slice (a guess
-        from the body's outline where there is no spine).
+        from the body's outline without a spine).
     """
     slices, rows, columns = grid.hu.shape
     first, last = body_extent(body)

@@ -27,7 +27,7 @@ AORTA_ASIDE_MM = 48.0
 def measure_calcium(
     grid: Grid, body: Mask, heart: Mask, rays: Rays, spine: NDArray[np.float64], blood_hu: float, lung: Mask
 ) -> Calcification:
-    """Bright spots inside the rib cage that are no bone, split into heart and other vessels.
+    """Bright spots inside the rib cage that are not bone, split into heart and other vessels.
 
     Args:
         grid: Working grid.

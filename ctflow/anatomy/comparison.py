@@ -62,7 +62,7 @@ class NoduleMatch:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was right and wrong in one volume.
+    """Agreement and errors of one volume.
 
     Attributes:
         lung_error_ml: Per side, measured minus true aerated volume.

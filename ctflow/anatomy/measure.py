@@ -148,7 +148,7 @@ def segment(volume: HUVolume, between: Callable[[], None] = _nothing) -> tuple[M
 
 @dataclass(frozen=True)
 class _Inside:
-    """What is found within the rib cage."""
+    """The findings within the rib cage."""
 
     polar: Polar
     wall: Mask

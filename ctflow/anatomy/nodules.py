@@ -82,7 +82,7 @@ def find_nodules(
     lateral = np.abs(beside_spine(grid, spine)[0]) > MEDIASTINUM_ASIDE_MM
     inside = space & lateral[box[0], :, box[2]]
     background = float(np.median(grid.hu[box][lung]))
-    # Whatever is no spot within the lung counts as lung, so that walls and domes give no answer.
+    # Everything outside the spots counts as lung, so that walls and domes give no answer.
     flat = np.where(space | lung, np.clip(grid.hu[box], -1000.0, 100.0), background).astype(np.float32)
     spots = [spot for sigma in SCALES_MM for spot in _spots(grid, flat, inside, sigma)]
     spots.sort(key=lambda spot: -spot.answer)
@@ -100,7 +100,7 @@ def find_nodules(
 
 
 def _space(grid: Grid, lung: Mask, rays: Rays) -> Mask:
-    """Voxels inside the rib cage between lung above and below that are no organ."""
+    """Voxels inside the rib cage between lung above and below that are not an organ."""
     dense = (grid.smooth > ORGAN_HU) & (rays.radius < rays.wall) & ~lung
     organ = open_box(grid, dense, ORGAN_MM)
     organ = ndimage.maximum_filter(organ.view(np.uint8), grid.size(15.0)).astype(bool)
@@ -159,7 +159,7 @@ def _measure(
     offset: NDArray[np.int_],
     lungs: dict[str, Mask],
 ) -> Nodule | None:
-    """Diameter from the mass of the connected spot at half its height; None where it is no compact spot."""
+    """Diameter from the mass of the connected spot at half its height; None if the spot is not compact."""
     reach = np.maximum(2, np.ceil(3.2 * spot.sigma_mm / np.asarray(grid.spacing)).astype(int))
     low = np.maximum(np.asarray(spot.voxel) - reach, 0)
     high = np.minimum(np.asarray(spot.voxel) + reach + 1, flat.shape)

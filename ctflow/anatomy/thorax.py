@@ -173,7 +173,7 @@ def _wall(
 
 
 def _behind() -> NDArray[np.bool_]:
-    """Rays that run to the back half, where fluid collects and a gap to the ribs is no mistake."""
+    """Rays that run to the back half, where fluid collects and a gap to the ribs is not a mistake."""
     return np.sin(2 * np.pi * np.arange(ANGLES) / ANGLES)[None, :] > -0.2
 
 

@@ -1,9 +1,8 @@
-"""What is read from a volume: plain dataclasses, millimetres, millilitres, voxels."""
+"""The measurements of a volume: plain dataclasses, millimetres, millilitres, voxels."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 SIDES = ("left", "right")
 """The patient's sides; the patient's right lies at high column indices."""
@@ -34,7 +33,7 @@ class Spine:
     """The column of vertebrae.
 
     Attributes:
-        present: Bone stands in the posterior midline through most of the scan.
+        present: There is bone in the posterior midline through most of the scan.
         coverage: Share of slices in which it does.
         center: (slice, row, column) of its centre, one entry per slice of the working grid.
         mean_hu: Mean HU along the centre line.
@@ -110,7 +109,7 @@ class Heart:
 
 @dataclass(frozen=True)
 class Nodule:
-    """A compact dense spot inside a lung that is no vessel.
+    """A compact dense spot inside a lung that is not a vessel.
 
     Attributes:
         center: (slice, row, column) in voxels of the measured volume.
@@ -173,7 +172,3 @@ class Measurement:
     nodules: tuple[Nodule, ...] = ()
     calcification: Calcification = field(default_factory=Calcification)
     metal_ml: float = 0.0
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain dictionaries, lists and numbers, ready for JSON."""
-        return asdict(self)

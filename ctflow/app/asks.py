@@ -1,4 +1,4 @@
-"""What a page asks for, checked: JSON in, typed and bounded values out."""
+"""Requests of the page, checked: JSON in, typed and bounded values out."""
 
 from __future__ import annotations
 

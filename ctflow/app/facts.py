@@ -1,4 +1,4 @@
-"""What stands beside a volume: findings against the report, score, seams, by the project's own measures."""
+"""Facts shown with a volume: findings against the report, score, seams, by the project's own measures."""
 
 from __future__ import annotations
 

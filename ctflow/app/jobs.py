@@ -22,7 +22,7 @@ log = logging.getLogger("ctflow")
 
 
 def _nothing() -> None:
-    """What is called where nothing is to be done."""
+    """A callback that does nothing."""
 
 
 @dataclass
@@ -88,7 +88,7 @@ class Job:
         self._stop.set()
 
     def snapshot(self) -> dict[str, Any]:
-        """What the page shows, as JSON values."""
+        """The job as the page shows it, as JSON values."""
         now = time.monotonic() if self.closed is None else self.closed
         rate = left = None
         if self.began is not None and self.arrived is not None and self.done:

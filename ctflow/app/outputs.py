@@ -1,4 +1,4 @@
-"""What leaves the library: voxels for the viewer, pictures for browsers without one, files for every tool."""
+"""Outputs of the library: voxels for the viewer, pictures for browsers without one, files for every tool."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def write_download(library: Library, volume_id: str, kind: str) -> tuple[Path, s
 
 
 def file_name(entry: Entry) -> str:
-    """What a volume's files are called, without ending."""
+    """Name of a volume's files, without ending."""
     return f"ctflow-{entry.kind}-{entry.id}"
 
 

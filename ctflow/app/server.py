@@ -249,7 +249,7 @@ def make_app(config: AppConfig, started: Callable[[Studio], None] | None = None)
 
 
 async def _said(request: Request, error: Exception) -> Response:
-    """What the user can mend, in the words of the commands."""
+    """An error that the user can mend, in the words of the commands."""
     return JSONResponse({"error": str(error)}, 400)
 
 

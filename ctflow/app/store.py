@@ -8,7 +8,6 @@ import re
 import shutil
 import tempfile
 import threading
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,10 +71,9 @@ class Entry:
     message: str = ""
     record: dict[str, Any] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
-    created: float = field(default_factory=time.time)
 
     def summary(self) -> dict[str, Any]:
-        """What the list shows, as JSON values."""
+        """The volume as the list shows it, as JSON values."""
         left_out = ("record", "facts")
         return {name: value for name, value in vars(self).items() if name not in left_out}
 

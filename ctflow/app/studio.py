@@ -1,4 +1,4 @@
-"""What the server can do: load the model, generate, compare, continue, reconstruct; jobs of one queue."""
+"""Functions of the server: load the model, generate, compare, continue, reconstruct; jobs of one queue."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Studio:
 
     @property
     def work(self) -> Work:
-        """What jobs do with the loaded model.
+        """The jobs of the loaded model.
 
         Raises:
             CTFlowError: It is not there yet, or cannot be loaded.
@@ -52,7 +52,7 @@ class Studio:
         return self.work.model
 
     def about(self) -> dict[str, Any]:
-        """What the form needs to know of the model; ``ready`` is False until it is loaded."""
+        """Facts of the model for the form; ``ready`` is False until it is loaded."""
         if self._work is None:
             return {"ready": False}
         model = self._work.model

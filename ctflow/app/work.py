@@ -1,4 +1,4 @@
-"""What the jobs of the queue do: with the model, slice by slice, into the library, until they are to end."""
+"""Jobs of the queue: they run the model and fill the library slice by slice, until they end."""
 
 from __future__ import annotations
 
@@ -197,7 +197,7 @@ class Work:
         return ask.sampling.applied_to(self.model.system.config.rollout).overlap
 
     def _measure(self, job: Job, entry: Entry, overlap: int | None) -> None:
-        """All that stands beside a volume; ``overlap`` is None for volumes of no blocks."""
+        """All facts shown with a volume; ``overlap`` is None for volumes without blocks."""
         self._stage(job, "measuring")
         volume: HUVolume = self.library.volume(entry.id)
         facts = {"seams": seams_of(volume, overlap, entry.kept or BLOCK_LENGTH)}
@@ -237,7 +237,7 @@ def _whole(result: GeneratedVolume | EmptyVolume) -> GeneratedVolume:
 
 
 def title_for(reports: Sequence[str]) -> str:
-    """What the reports name, else their first words."""
+    """A title: the findings that the reports name, else their first words."""
     return " | ".join(_named(report) for report in reports)
 
 

@@ -18,7 +18,7 @@ _LIMIT = 1000.0
 
 
 def problems_of(config: ChallengeConfig, files: set[str], names: list[str]) -> list[str]:
-    """What is wrong with the output, a line each.
+    """Faults of the output, a line each.
 
     Args:
         config: Names the folder, form and orientation.

@@ -30,7 +30,7 @@ class Pace:
         return cls(max(low[1] - low[0] * step, 0.0), step)
 
     def seconds(self, steps: int, blocks: int) -> float:
-        """What a volume takes."""
+        """Time of a volume."""
         return self.scale * blocks * (self.block + steps * self.step)
 
     def steps(self, left: float, blocks: list[int], wanted: int) -> int:

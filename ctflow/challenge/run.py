@@ -93,7 +93,7 @@ class Keeper:
         return self.folder / f"{prompt.name}{self.config.ending}"
 
     def request(self, prompt: Prompt) -> GenerationRequest:
-        """What is asked of the model."""
+        """The request to the model."""
         return GenerationRequest(prompt.report, prompt.name, self.config.seed, self.config.slices)
 
     def has(self, prompt: Prompt) -> bool:
@@ -204,7 +204,7 @@ def _pack(path: Path, files: list[Path]) -> None:
 
 
 def _check_strangers(output: Path, prompts: list[Prompt], config: ChallengeConfig) -> None:
-    """What lies in the output and belongs to no prompt would make the count wrong.
+    """Refuse files in the output that belong to no prompt: they would make the count wrong.
 
     Raises:
         CTFlowError: Names it.

@@ -6,7 +6,7 @@ from ctflow.config.system import SystemConfig
 
 TAGS = ["text-to-ct", "ct", "chest", "radiology", "medical", "flow-matching", "synthetic-data"]
 METRICS = ["fid_rand2d", "kid_rand2d", "fvd_rand3d_f16", "clip_phantom"]
-"""What ``ctflow.eval`` reports without trained backbones."""
+"""Metrics that ``ctflow.eval`` reports without trained backbones."""
 _DATA = {
     "CT-RATE": ("ibrahimhamamci/CT-RATE", "cc-by-nc-sa-4.0"),
     "phantom": ("ctflow-phantoms", "apache-2.0"),

@@ -73,7 +73,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def unreadable_weights(path: Path, error: Exception) -> WeightsError:
-    """What is wrong with a weight file, in words of our own: a library's may advise to run what is in it."""
+    """The fault of a weight file, in words of our own: those of a library may advise to run code in it."""
     what = describe_stranger(path)
     if not what and isinstance(error, SafetensorError):
         what = f"is cut or damaged ({error})"

@@ -28,7 +28,7 @@ _REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 def is_repository(name: str) -> bool:
-    """Whether a name can be a repository's (``org/name``) and is no path that exists."""
+    """Whether a name can be a repository's (``org/name``) and is not an existing path."""
     return bool(_REPOSITORY.fullmatch(name)) and not Path(name).exists()
 
 

@@ -144,7 +144,7 @@ def load_tokenizer(folder: Path | str, max_tokens: int) -> ReportTokenizer:
         max_tokens: See ``ReportTokenizer``.
 
     Raises:
-        WeightsError: Neither file is there, or it is no BERT tokenizer.
+        WeightsError: Neither file is there, or it is not a BERT tokenizer.
     """
     folder = Path(folder)
     whole, vocabulary, settings = (
@@ -173,7 +173,7 @@ def load_text_encoder(
         mode: See ``TextEncoder``.
 
     Raises:
-        WeightsError: See ``read_weights``; also where there is no tokenizer. Nothing is ever fetched.
+        WeightsError: See ``read_weights``; also without a tokenizer. Nothing is ever fetched.
     """
     weights = read_weights(path, "ctclip")
     clip = _load(weights)

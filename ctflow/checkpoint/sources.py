@@ -1,4 +1,4 @@
-"""What a weight file or folder is: which network, in which layout, with which files."""
+"""The kind of a weight file or folder: which network, in which layout, with which files."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ DESCRIPTIONS: dict[Kind, str] = {
 _PICKLED = (".pt", ".pth", ".bin")
 _SAFE = (".safetensors", ".sft")
 _WRAPPERS = ("module.", "_orig_mod.", "trained_model.")
-"""What DistributedDataParallel, torch.compile and training wrappers put before every name."""
+"""Prefixes that DistributedDataParallel, torch.compile and training wrappers put before every name."""
 _EXPECTED: dict[Kind, str] = {
     "fmvt": f"a folder with {PUBLISHED_CONFIG} and {PUBLISHED_WEIGHTS}",
     "avae": f"a folder with {PUBLISHED_CONFIG} and {PUBLISHED_WEIGHTS}, or the single file ae.safetensors",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass
 class AccuracyConfig:
-    """What to measure, how it is spoilt before, and where the tables go.
+    """The volumes to measure, the damage before, and the folder of the tables.
 
     Attributes:
         volumes: Folder searched for phantoms (``*.nii.gz`` beside their ``*.truth.json``).

@@ -1,4 +1,4 @@
-"""What ``ctflow app`` can be told."""
+"""Configuration of ``ctflow app``."""
 
 from __future__ import annotations
 

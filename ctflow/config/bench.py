@@ -1,4 +1,4 @@
-"""What ``python -m ctflow.bench`` can be told."""
+"""Configuration of ``python -m ctflow.bench``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``ctflow challenge`` can be told."""
+"""Configuration of ``ctflow challenge``."""
 
 from __future__ import annotations
 

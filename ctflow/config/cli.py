@@ -38,7 +38,7 @@ class Flag:
 
 @dataclass(frozen=True)
 class CommandLine(Generic[SchemaT]):
-    """A parsed command line: the merged typed config, and the flags that are no keys of it."""
+    """A parsed command line: the merged typed config, and the flags that are not keys of it."""
 
     config: SchemaT
     flags: dict[str, Any]

@@ -13,7 +13,7 @@ RECONSTRUCTIONS = ("soft", "sharp", "all")
 
 @dataclass
 class CaseChoice:
-    """Which volumes of a set stand for its patients where volumes are evaluated.
+    """Which volumes of a set represent its patients in an evaluation.
 
     Attributes:
         reconstruction: ``soft`` or ``sharp``: one reconstruction of each scan, of this kind by its kernel;
@@ -34,7 +34,7 @@ class CaseChoice:
 
 @dataclass
 class DataConfig:
-    """What the one DataModule streams.
+    """Configuration of the DataModule.
 
     Attributes:
         train: Folder of training shards; slice shards for ``slices`` and ``volumes`` (a training of another

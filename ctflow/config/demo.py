@@ -1,4 +1,4 @@
-"""What ``python -m ctflow.demo`` can be told."""
+"""Configuration of ``python -m ctflow.demo``."""
 
 from __future__ import annotations
 

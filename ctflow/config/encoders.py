@@ -153,7 +153,7 @@ class CTViTConfig:
 
 @dataclass
 class VolumeGrid:
-    """What CT-CLIP's volume tower is fed.
+    """Input of CT-CLIP's volume tower.
 
     Attributes:
         axes: Order and direction of the axes: ``SPR``, this project's, or ``SLP``, the order in which the

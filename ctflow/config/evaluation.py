@@ -1,4 +1,4 @@
-"""What ``python -m ctflow.eval`` can be told."""
+"""Configuration of ``python -m ctflow.eval``."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class BackboneFiles(FeatureFiles):
 
     @property
     def files(self) -> dict[str, str]:
-        """Paths by key; empty ones, hashes and what is no path left out."""
+        """Paths by key, without empty ones, hashes and values that are not paths."""
         named = {key: value for key, value in vars(self).items() if value and not key.endswith("_sha256")}
         return {key: value for key, value in named.items() if (key, value) != ("ct3d", CT3D_PACKAGE)}
 

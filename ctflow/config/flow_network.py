@@ -22,7 +22,7 @@ class FlowNetworkConfig(FMvTConfig):
     text_dim: int | None = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
-        """Check what is given; what is open stands in for a moment by values that fit anything."""
+        """Check the given values; open ones are replaced for the check by values that fit anything."""
         given = {f.name: getattr(self, f.name) for f in fields(self)}
         stand_in = {"input_size": list(self.patch_size), "latent_channels": 1, "text_dim": 1}
         FMvTConfig(**given | {k: v for k, v in stand_in.items() if given[k] is None})

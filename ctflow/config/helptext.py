@@ -1,4 +1,4 @@
-"""What ``--help`` says of every key: its default, and the sentence that the schema's docstring has for it."""
+"""The text of ``--help`` for every key: its default, and its sentence in the schema's docstring."""
 
 from __future__ import annotations
 

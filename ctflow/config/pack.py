@@ -1,4 +1,4 @@
-"""What ``python -m ctflow.pack`` can be told."""
+"""Configuration of ``python -m ctflow.pack``."""
 
 from __future__ import annotations
 

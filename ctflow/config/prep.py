@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class IngestConfig:
-    """What ``python -m data_prep.ct_rate`` can be told.
+    """Configuration of ``python -m data_prep.ct_rate``.
 
     Attributes:
         source: Folder of scans: CT-RATE's tree, or NIfTI, DICOM, NRRD and MetaImage files in any folders.

@@ -1,4 +1,4 @@
-"""What a whole system (A-VAE, FMvT, text encoder) was trained for."""
+"""Image size and spacings of a whole system (A-VAE, FMvT, text encoder)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``python -m ctflow.train`` can be told: one schema for the three trainings."""
+"""Configuration of ``python -m ctflow.train``: one schema for the three trainings."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ class ClipTask:
 
 @dataclass
 class FlowMonitor:
-    """What validation of the FMvT shows beside the loss.
+    """Rollouts in the validation of the FMvT.
 
     Attributes:
         rollout_every: Every so many validations a rollout of a few cases is generated, earlier also before

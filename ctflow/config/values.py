@@ -1,4 +1,4 @@
-"""Values as the schema means them: a key of type text takes its text as it stands, never as a number."""
+"""Values by the schema: a key of type text takes its text unchanged, never as a number."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def parse_value(text: str, node: Node | None) -> Any:
         node: What the schema has at the key; None where it has no such key.
 
     Raises:
-        ConfigError: The text is no YAML, where the key is not of type text.
+        ConfigError: The text is not YAML, and the key is not of type text.
     """
     if isinstance(node, StringNode):
         if text == "null" and node._metadata.optional:
             return None
-        return text.replace(INTERPOLATION, "\\" + INTERPOLATION)  # as it stands: nothing is looked up
+        return text.replace(INTERPOLATION, "\\" + INTERPOLATION)  # unchanged: nothing is looked up
     try:
         tree = yaml.compose(text, Loader=_Loader)
     except yaml.YAMLError as error:
@@ -47,10 +47,10 @@ def parse_value(text: str, node: Node | None) -> Any:
 
 
 def read_yaml(path: Path, schema: Any) -> Any:
-    """The content of a configuration file, texts as they stand where ``schema`` wants text.
+    """The content of a configuration file; texts are unchanged where ``schema`` has text.
 
     Raises:
-        ConfigError: The file is no YAML, or holds an interpolation: it may be a stranger's, and an
+        ConfigError: The file is not YAML, or holds an interpolation: it may be a stranger's, and an
             interpolation reads the environment.
     """
     try:
@@ -89,7 +89,7 @@ def refuse_infinite(config: Any, origin: str) -> None:
 
 
 def node_at(config: Any, key: str) -> Node | None:
-    """What a schema has at a dotted key; the element's type for places in a list; None: nothing."""
+    """The entry of a schema at a dotted key; the element's type for places in a list; None: nothing."""
     node: Node | None = config
     for name in key.split("."):
         node = _child(node, name)
@@ -99,7 +99,7 @@ def node_at(config: Any, key: str) -> Node | None:
 
 
 def expected(node: Node | None) -> str:
-    """What a key takes, in words."""
+    """The values that a key takes, in words."""
     if isinstance(node, ListConfig):
         return "a list, e.g. [first,second]"
     names: dict[type, str] = {
@@ -167,7 +167,7 @@ def _retag(tree: yaml.Node, schema: Node | None) -> None:
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML: ``1e-3`` is a number, dates are texts, a key stands once, no place refers to another."""
+    """Safe YAML: ``1e-3`` is a number, dates are texts, every key occurs once, no place refers to another."""
 
     yaml_implicit_resolvers = {
         first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":timestamp", ":float"))]

@@ -1,4 +1,4 @@
-"""Volumes are reconstructions of scans, and scans are patients': which of them stand for whom.
+"""Volumes are reconstructions of scans of patients: which of them represent a patient.
 
 A scan has two reconstructions on average in CT-RATE, and one report. Training draws a scan, then one of its
 reconstructions; an evaluation takes one scan of a patient and one reconstruction of it, by kernel. The order

@@ -57,7 +57,7 @@ def write_dicom_series(
 
 
 def _series(name: str, description: str, synthetic: bool) -> Dataset:
-    """What all slices share, besides the grid."""
+    """The tags that all slices share, besides the grid."""
     now = datetime.now()
     told = description or ("ctflow synthetic CT" if synthetic else "ctflow CT")
     if synthetic and "synthetic" not in told.lower():

@@ -19,7 +19,7 @@ _LOCK = ".manifest.lock"
 
 
 def read_manifest(folder: Path | str) -> list[ShardEntry]:
-    """The complete shards of a folder, ordered by file name; none where there is no manifest.
+    """The complete shards of a folder, ordered by file name; none without a manifest.
 
     Raises:
         ShardError: A line is not a shard entry, or a case is listed twice.

@@ -134,7 +134,7 @@ def _geometry(image: Any) -> tuple[tuple[int, int, int], tuple[float, float, flo
 
 
 def _turn(image: Any) -> np.ndarray:
-    """What brings the file's axes to S,P,R."""
+    """The transform that brings the file's axes to S,P,R."""
     return ornt_transform(io_orientation(image.affine), axcodes2ornt(AXES))
 
 

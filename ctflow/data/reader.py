@@ -114,7 +114,7 @@ class ShardSet:
         return sizes[0]
 
     def metadata(self, i: int) -> dict[str, Any]:
-        """Everything of a case that is no array: report, labels, split, truth path …"""
+        """The fields of a case that are not arrays: report, labels, split, truth path …"""
         file, where = self._file(i)
         return schema.read_metadata(file, where)
 
@@ -134,7 +134,7 @@ class ShardSet:
         return file, where
 
     def _check(self, file: h5py.File) -> None:
-        """What must hold of every shard of the folder; called when one is opened."""
+        """Check a shard of the folder; called when one is opened."""
 
 
 class SliceShards(ShardSet):

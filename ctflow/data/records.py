@@ -1,4 +1,4 @@
-"""What a shard holds per case and per file, as plain dataclasses."""
+"""The content of a shard per case and per file, as plain dataclasses."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ class LatentRecord:
 
 @dataclass(frozen=True)
 class LatentHeader:
-    """What all cases of a latent shard share.
+    """The header of a latent shard, which all its cases share.
 
     Attributes:
         avae_fingerprint: SHA-256 of the A-VAE's weights.

@@ -101,7 +101,7 @@ def open_shard(path: Path, kind: str) -> h5py.File:
 
 
 def read_latent_header(file: h5py.File) -> LatentHeader:
-    """What all cases of a latent shard share."""
+    """The header of a latent shard."""
     text = _read_json(file, "header")
     return LatentHeader(
         avae_fingerprint=text["avae_fingerprint"],
@@ -182,12 +182,12 @@ def read_text(
 
 
 def read_metadata(file: h5py.File, index: int) -> dict[str, Any]:
-    """Everything of a case that is no array (the fields of its record)."""
+    """The fields of a case's record that are not arrays."""
     return _read_metadata(_case(file, index))
 
 
 def read_case_entry(file: h5py.File, kind: str, index: int) -> CaseEntry:
-    """What the manifest must say of a case, from the shard itself."""
+    """A case's entry of the manifest, from the shard itself."""
     group, text = _case(file, index), read_metadata(file, index)
     array = group["hu" if kind == SLICES else "mean"]
     z, y, x = (float(s) for s in text["spacing"])

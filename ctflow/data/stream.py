@@ -79,7 +79,7 @@ _ORDER = {
     "set_size": "samples of an epoch",
     "train": "cases of data.train (fingerprint)",
 }
-"""What decides the order of an epoch, and its name in messages."""
+"""The keys that decide the order of an epoch, and their names in messages."""
 
 ItemBatches = Sequence[Sequence[int]] | NDArray[np.int64]
 
@@ -98,7 +98,7 @@ class _Batches(IterableDataset[Batch]):
 
 
 class _Loader:
-    """What the two loaders share: reading batches with or without worker processes."""
+    """The base of the two loaders: reading batches with or without worker processes."""
 
     def __init__(self, view: View, num_workers: int, pin_memory: bool) -> None:
         self.view, self.num_workers, self.pin_memory = view, num_workers, pin_memory
@@ -190,7 +190,7 @@ class TrainLoader(_Loader):
             yield batch
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to the beginning of an epoch, unless the loader stands in it."""
+        """Go to the beginning of an epoch, unless the loader is in it."""
         if epoch != self.epoch:
             self.epoch, self.position = epoch, 0
 

@@ -21,7 +21,7 @@ def verify_folder(folder: Path | str) -> list[str]:
         folder: Slice or latent shards.
 
     Returns:
-        What is wrong, one line each; empty where all holds. Files of an unfinished shard are no error.
+        What is wrong, one line each; empty where all holds. Files of an unfinished shard are not an error.
 
     Raises:
         ShardError: The manifest itself cannot be read, or names no shard.

@@ -76,7 +76,7 @@ class View(ABC):
         return range(int(self.starts[scan]), int(self.starts[scan + 1]))
 
     def locate(self, item: int, epoch: int | None = None) -> Place:
-        """What a sample number means in an epoch; numbers beyond the set are further passes over it."""
+        """The sample of a number in an epoch; numbers beyond the set are further passes over it."""
         turn, item = divmod(item, len(self))
         scan = int(np.searchsorted(self.starts, item, side="right")) - 1
         number, cases = int(item - self.starts[scan]), self.scans[scan]

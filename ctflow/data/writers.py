@@ -37,7 +37,7 @@ def write_volume(
             origin, along the patient's axes.
 
     Raises:
-        ScanError: Another ending, a choice that DICOM does not have, a folder there that is no DICOM series,
+        ScanError: Another ending, a choice that DICOM does not have, a folder that is not a DICOM series,
             or values that are not finite.
     """
     path, ending = Path(path), ending_of(path)

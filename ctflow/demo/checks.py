@@ -1,4 +1,4 @@
-"""What ``make demo`` checks in its volumes: anatomy in each, and the effusions that were asked for."""
+"""The checks of ``make demo``: anatomy in each volume, and the effusions of the reports."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ from ctflow.config.data import CaseChoice
 from ctflow.data import SliceShards
 from ctflow.data.choice import chosen_cases
 from ctflow.errors import EvaluationError
+from ctflow.text_files import Table
 from ctflow.types import Acquisition, HUVolume
 
 log = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ class RealCase:
 
 @dataclass(frozen=True)
 class CaseSets:
-    """Who is compared with whom.
+    """The two sets of cases of an evaluation.
 
     Attributes:
         evaluated: Cases generated from; their real volumes are the reference set.
@@ -162,7 +163,7 @@ def read_truth(case: RealCase) -> dict[str, Any]:
     """The ground truth beside a phantom.
 
     Raises:
-        EvaluationError: The file is gone or is no JSON.
+        EvaluationError: The file is gone or is not JSON.
     """
     assert case.truth_path is not None
     try:
@@ -173,6 +174,26 @@ def read_truth(case: RealCase) -> dict[str, Any]:
             "the phantoms the shards were made from, still in their place",
             "make them again with data_prep.phantom and data_prep.ct_rate",
         ) from error
+
+
+def rows_by_case(table: Table) -> dict[str, tuple[int, dict[str, str]]]:
+    """Line number and cells of a CSV by case: ``case_id``, or ``VolumeName`` without its ending.
+
+    Raises:
+        EvaluationError: Neither column, or a case twice.
+    """
+    key = next((name for name in ("case_id", "VolumeName") if name in table.columns), None)
+    if key is None:
+        raise EvaluationError(
+            f"{table.path} has the columns {', '.join(table.columns)}", "case_id or VolumeName"
+        )
+    found: dict[str, tuple[int, dict[str, str]]] = {}
+    for line, cells in table.rows:
+        case = cells[key].removesuffix(".gz").removesuffix(".nii")
+        if case in found:
+            raise EvaluationError(f"{table.path} names {case!r} twice", "every case once")
+        found[case] = (line, cells)
+    return found
 
 
 class HalvedReader(CaseReader):

@@ -12,7 +12,6 @@ import hashlib
 import json
 import logging
 import time
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,9 +26,11 @@ from tqdm import tqdm
 
 from ctflow.config.evaluation import BackboneFiles, EvalConfig
 from ctflow.errors import EvaluationError, MetricError, WeightsError
+from ctflow.evaluation.collect import store_arrays, stored_arrays
+from ctflow.evaluation.external import read_reports
 from ctflow.evaluation.results import MODEL, Results, Row, run_facts
 from ctflow.evaluation.system import ClipScorer
-from ctflow.files import file_sha256, replaced
+from ctflow.files import file_sha256
 from ctflow.metrics import bias
 from ctflow.metrics.challenge import clip_input, clip_score
 from ctflow.metrics.ctnet import CTNet, ctnet_input, stratified_fvd
@@ -176,11 +177,10 @@ class _Cache:
         names = [self._name(definition, path) for path in paths]
         mine = self.ranks.share(list(zip(paths, names, strict=True)))
         for path, name in tqdm(mine, definition.name, unit="volume", disable=not self.ranks.first):
-            if self._load(name) is None:
-                with replaced(name) as temporary, temporary.open("wb") as file:
-                    np.savez(file, **definition.extract(path))  # type: ignore[arg-type]
+            if stored_arrays(name) is None:
+                store_arrays(name, definition.extract(path))
         self.ranks.wait()
-        loaded = [self._load(name) for name in names]
+        loaded = [stored_arrays(name) for name in names]
         assert all(arrays is not None for arrays in loaded), "features vanished from the cache"
         return [arrays for arrays in loaded if arrays is not None]
 
@@ -188,13 +188,6 @@ class _Cache:
         digest = self._digests.setdefault(path, file_sha256(path))
         key = json.dumps(["challenge 1", definition.name, definition.sha256, digest])
         return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
-
-    def _load(self, path: Path) -> Arrays | None:
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                return {key: file[key] for key in file.files}
-        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
-            return None
 
 
 def _ctnet(files: BackboneFiles, device: torch.device) -> Definition | None:
@@ -289,8 +282,6 @@ def _clip_rows(
 
 
 def _prompts(config: EvalConfig) -> dict[str, str] | None:
-    from ctflow.evaluation.external import read_reports
-
     return read_reports(Path(config.external.reports)) if config.external.reports else None
 
 

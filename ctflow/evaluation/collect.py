@@ -10,13 +10,14 @@ import json
 import logging
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ctflow.config.evaluation import EvalConfig
@@ -97,6 +98,21 @@ class Collected:
         return [found[case.case_id] for case in cases if case.case_id in found]
 
 
+def stored_arrays(path: Path) -> dict[str, NDArray[Any]] | None:
+    """The arrays of a file of the cache; None where there is none, or a torn or damaged one."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {key: file[key] for key in file.files}
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+        return None
+
+
+def store_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write under a temporary name and rename, so that a kill leaves no half file."""
+    with replaced(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
 class FeatureCache:
     """A folder of one ``.npz`` file per volume, named by what its features depend on.
 
@@ -161,23 +177,23 @@ class FeatureCache:
         return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.npz"
 
     def load(self, wanted: Wanted) -> CaseFeatures | None:
-        """What is stored of a volume, or None; a torn or damaged file counts as absent and is made again.
+        """Stored features of a volume, or None; a torn or damaged file counts as absent and is made again.
 
         Where no findings are asked for, features with findings serve as well.
         """
+        arrays = stored_arrays(self.path(wanted.names))
         try:
-            with np.load(self.path(wanted.names), allow_pickle=False) as file:
-                arrays = {key: file[key] for key in file.files}
-            return unpacked(json.loads(arrays.pop("header").tobytes()), arrays)
-        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
-            return None if wanted.findings else self.load(replace(wanted, findings=True))
+            if arrays is not None:
+                return unpacked(json.loads(arrays.pop("header").tobytes()), arrays)
+        except (ValueError, KeyError):
+            log.debug("%s is of another form", self.path(wanted.names))
+        return None if wanted.findings else self.load(replace(wanted, findings=True))
 
     def store(self, features: CaseFeatures, wanted: Wanted) -> None:
-        """Write under a temporary name and rename, so that a kill leaves no half file."""
+        """Keep the features of a volume."""
         header, arrays = packed(features)
-        stored: dict[str, Any] = {"header": np.frombuffer(json.dumps(header).encode(), np.uint8), **arrays}
-        with replaced(self.path(wanted.names)) as temporary, temporary.open("wb") as file:
-            np.savez(file, **stored)
+        arrays = {"header": np.frombuffer(json.dumps(header).encode(), np.uint8), **arrays}
+        store_arrays(self.path(wanted.names), arrays)
 
 
 class Collector:

@@ -11,7 +11,7 @@ from pathlib import Path
 from ctflow.config.evaluation import EvalConfig
 from ctflow.data.nifti import read_geometry, read_nifti, small_nifti
 from ctflow.errors import EvaluationError
-from ctflow.evaluation.cases import CaseSets, RealCase
+from ctflow.evaluation.cases import CaseSets, RealCase, rows_by_case
 from ctflow.evaluation.collect import Batch, FeatureCache, Wanted
 from ctflow.evaluation.compare import pictures, readings
 from ctflow.evaluation.features import CaseFeatures, FeatureExtractor, FeaturePlan
@@ -54,7 +54,7 @@ class VolumeFolder:
 
     Raises:
         EvaluationError: No volume there, one name twice, or planes of different sizes.
-        ScanError: A file that is no NIfTI volume.
+        ScanError: A file that is not a NIfTI volume.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -115,7 +115,7 @@ def evaluate_external(config: EvalConfig, scorer: TextVolumeScorer | None, ranks
 
     Raises:
         EvaluationError: A folder without volumes, one name twice, planes of different sizes within a set.
-        ScanError: A file that is no NIfTI volume in HU.
+        ScanError: A file that is not a NIfTI volume in HU.
     """
     started = time.monotonic()
     external = config.external
@@ -184,21 +184,12 @@ def read_reports(path: Path) -> dict[str, str]:
         EvaluationError: No such file, other columns, or a case twice.
     """
     table = read_table(path)
-    columns = set(table.columns)
-    name = next((column for column in ("case_id", "VolumeName") if column in columns), None)
-    parts = ["report"] if "report" in columns else ["Findings_EN", "Impressions_EN"]
-    if name is None or not {*parts} <= columns:
+    parts = ["report"] if "report" in table.columns else ["Findings_EN", "Impressions_EN"]
+    if not {*parts} <= {*table.columns}:
         raise EvaluationError(
-            f"{path} has the columns {', '.join(table.columns)}",
-            "case_id or VolumeName, and report or Findings_EN and Impressions_EN",
+            f"{path} has the columns {', '.join(table.columns)}", "report, or Findings_EN and Impressions_EN"
         )
-    reports: dict[str, str] = {}
-    for _, cells in table.rows:
-        case = cells[name].removesuffix(".gz").removesuffix(".nii")
-        if case in reports:
-            raise EvaluationError(f"{path} names {case!r} twice", "every case once")
-        reports[case] = " ".join(cells[part] for part in parts)
-    return reports
+    return {case: " ".join(row[part] for part in parts) for case, (_, row) in rows_by_case(table).items()}
 
 
 def _paired(

@@ -1,4 +1,4 @@
-"""What is kept of a volume: pooled features of slices and clips, its latent, the monitors' raw numbers, a
+"""The record of a volume: pooled features of slices and clips, its latent, the monitors' raw numbers, a
 picture, findings.
 """
 
@@ -68,7 +68,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class VolumeFacts:
-    """What is known of a scored volume without looking at it; see ``ScoredVolume``.
+    """Facts of a scored volume apart from its pixels; see ``ScoredVolume``.
 
     Attributes:
         slices: Its length, given slices included.
@@ -91,7 +91,7 @@ class VolumeFacts:
 
 @dataclass(frozen=True)
 class CaseFeatures:
-    """What is kept of one volume in one setting.
+    """The record of one volume in one setting.
 
     Attributes:
         case_id: The case.
@@ -189,7 +189,7 @@ def unpacked(header: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> CaseFea
 
 @dataclass(frozen=True)
 class FeaturePlan:
-    """What is extracted, the same for generated and real volumes.
+    """Which features are extracted, the same for generated and real volumes.
 
     Attributes:
         resolutions: Sides at which slices and clips are scored.

@@ -1,4 +1,4 @@
-"""What an evaluation finds, and what must be known to compare or repeat it."""
+"""The results of an evaluation, and the facts needed to compare or repeat it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NOT_EXTRAPOLATED = "not extrapolated: "
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table: one number with everything that must stand beside it.
+    """A line of the table: one number, with all that must be known of it.
 
     Attributes:
         setting: Setting, or the name of an external set.
@@ -210,7 +210,7 @@ PACKAGES = ("torch", "torchmetrics", "torch-fidelity", "numpy", "scipy")
 
 
 def run_facts(config: EvalConfig, seconds: float, argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """What is known of any run of the command, as JSON values.
+    """Facts of any run of the command, as JSON values.
 
     Args:
         config: What was asked for.
@@ -240,7 +240,7 @@ def provenance(
     seconds: float,
     argv: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Everything that stands under a table, as JSON values."""
+    """The provenance of a table, as JSON values."""
     low, high = SCORE_WINDOW
     strides = ", ".join(f"{n} slices every {plan.stride(n)}" for n in plan.clip_lengths)
     return {

@@ -57,7 +57,7 @@ class Compared:
         setting: Whose rules hold; both sets are restricted to what it may score.
         source: The model, or which floor.
         fake: The scored set.
-        real: The reference set; case i stands for the same position in the set as ``fake[i]``.
+        real: The reference set; case i is at the same position of its set as ``fake[i]``.
         plan: What was extracted.
         seed: Of subsets and random offsets.
         protocol: ``matched`` or ``stylegan-v``.

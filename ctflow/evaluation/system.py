@@ -148,7 +148,7 @@ class ClipScorer:
 
 
 def extractor_of(config: EvalConfig, system: EvalSystem) -> FeatureExtractor:
-    """What is kept of every volume, the same for the table and for analyses, so that they share files."""
+    """Features kept of every volume: the same for the table and for analyses, so that they share files."""
     if config.backbones.clip:
         scorer = scorer_at(config.backbones.clip, system.device)
     else:

@@ -71,7 +71,7 @@ def rollout_stream(
         model: The FMvT, in evaluation mode.
         cases: What to generate: from the report alone (full-body), continuing given slices (gt-head), or from
             the real slices before each block (next-block).
-        start: What stands before the first slice: the whitened latent of an air slice ``[C, h, w]``, or a
+        start: The latent before the first slice: the whitened latent of an air slice ``[C, h, w]``, or a
             whole start block ``[C, T, h, w]``.
         rule: How the end is recognised.
         config: Solver, steps, overlap, guidance, limit.

@@ -65,7 +65,7 @@ class VolumeGenerator:
 
     @property
     def start(self) -> Tensor:
-        """The whitened latent ``[C, h, w]`` of an air slice: what stands before slice 0."""
+        """The whitened latent ``[C, h, w]`` of an air slice, as before slice 0."""
         return self.avae.air_latent(self.image_size)
 
     def stop_rule(self, config: RolloutConfig) -> StopRule:

@@ -96,7 +96,7 @@ class Cancelled(Exception):
 
 @dataclass(frozen=True)
 class RolloutRound:
-    """What has become final in one round of blocks.
+    """The slices that have become final in one round of blocks.
 
     Attributes:
         index: Number of the round, from 0.
@@ -204,7 +204,7 @@ class GrowingVolume:
     ) -> None:
         self.case, self.row, self.keep = case, row, keep
         self.given = 0 if case.given is None else case.given.shape[1]
-        # The start block stands before slice 0, so that slice s is at index s + BLOCK_LENGTH - forgotten.
+        # The start block is before slice 0, so that slice s is at index s + BLOCK_LENGTH - forgotten.
         self.forgotten = 0
         self.volume = start if case.given is None else torch.cat([start, case.given.to(start)], dim=1)
         self.real = None if case.real is None else torch.cat([start, case.real.to(start)], dim=1)

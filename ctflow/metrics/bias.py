@@ -1,5 +1,5 @@
-"""What a Fréchet distance is worth at finite N: extrapolation to infinity, and intervals by a jackknife over
-cases.
+"""Uncertainty of a Fréchet distance at finite N: extrapolation to infinity, and intervals by a jackknife
+over cases.
 
 Fréchet distances are biased upwards at small N, linearly in 1/N: Chong & Forsyth, "Effectively Unbiased FID
 and Inception Score and Where to Find Them" (2020). Bootstrapping with replacement makes the bias worse;

@@ -30,8 +30,6 @@ GRID = (160, 224, 224)
 SCALE_HU = (-1000.0, 200.0)
 """HU shown as 0 … 1."""
 STAGES = 4
-EXPANSION = 4
-"""A bottleneck gives four times the channels it computes with."""
 
 
 def ct_input(hu: Tensor, grid: tuple[int, int, int] = GRID) -> Tensor:

@@ -55,7 +55,7 @@ def stratified_fvd(fake: Tensor, real: Tensor, regularised: bool, size: int = ST
         fake: Features ``[N, d]`` of the scored volumes, sorted by name.
         real: Features of their pairs.
         regularised: Whether 1e-6 of the mean variance is added to both covariances (2026). Without it (2025)
-            the evaluator's matrix root of four samples may fail; here stands the exact value.
+            the evaluator's matrix root of four samples may fail; this function gives the exact value.
         size: Pairs per stratum; the last may have fewer.
 
     Raises:

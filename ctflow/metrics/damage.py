@@ -39,7 +39,7 @@ def seam(hu: Volume, offset: float, rng: np.random.Generator) -> Volume:
 
 
 def duplication(hu: Volume, times: float, rng: np.random.Generator) -> Volume:
-    """Each slice stands for the next ones too; severity is how many in all."""
+    """Each slice replaces the next ones too; severity is their number with it."""
     return hu[(np.arange(len(hu)) // int(times)) * int(times)]
 
 

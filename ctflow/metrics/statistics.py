@@ -58,7 +58,29 @@ class _Cases:
         return int(self.counts[list(cases)].sum())
 
 
-class FrechetStatistic:
+class _TwoSets:
+    """Features of the cases of two sets; what subclasses make of chosen ones is their own.
+
+    Args:
+        fake: Per case, features ``[n_case, d]``.
+        real: The same for the reference set.
+
+    Raises:
+        MetricError: A set without cases, features of different widths, or values that are not finite.
+    """
+
+    def __init__(self, fake: Sequence[Tensor], real: Sequence[Tensor]) -> None:
+        self._fake, self._real = _Cases(fake, "fake"), _Cases(real, "real")
+        if self._fake.width != self._real.width:
+            raise MetricError(f"features of width {self._fake.width} and {self._real.width}", "one width")
+        self.fake_cases, self.real_cases = len(fake), len(real)
+
+    def samples(self, fake: Sequence[int], real: Sequence[int]) -> int:
+        """Samples in the smaller of both chosen sets."""
+        return min(self._fake.count(fake), self._real.count(real))
+
+
+class FrechetStatistic(_TwoSets):
     """Fréchet distance between chosen cases.
 
     Args:
@@ -68,19 +90,12 @@ class FrechetStatistic:
     """
 
     def __init__(self, fake: Sequence[Tensor], real: Sequence[Tensor]) -> None:
-        self._fake, self._real = _Cases(fake, "fake"), _Cases(real, "real")
-        if self._fake.width != self._real.width:
-            raise MetricError(f"features of width {self._fake.width} and {self._real.width}", "one width")
-        self.fake_cases, self.real_cases = len(fake), len(real)
+        super().__init__(fake, real)
         self.width = self._real.width
         self._sums: tuple[_CaseSums, _CaseSums] | None = None
         if self.width <= CASE_SUMS_UP_TO:
             centre = self._real.chosen(range(self.real_cases)).mean(0)
             self._sums = (_CaseSums(self._fake, centre), _CaseSums(self._real, centre))
-
-    def samples(self, fake: Sequence[int], real: Sequence[int]) -> int:
-        """Samples in the smaller of both chosen sets."""
-        return min(self._fake.count(fake), self._real.count(real))
 
     def __call__(self, fake: Sequence[int], real: Sequence[int]) -> float:
         """The distance in float64."""
@@ -102,7 +117,7 @@ class _CaseSums:
         return Moments(self.count[rows].sum(), self.total[rows].sum(0), self.outer[rows].sum(0))
 
 
-class KernelStatistic:
+class KernelStatistic(_TwoSets):
     """Kernel distance (KID): unbiased squared MMD with the cubic kernel ``(x·y / d + 1)³`` over all samples.
 
     Bińkowski et al., "Demystifying MMD GANs" (2018). The kernel's sums are kept per pair of cases, so every
@@ -114,17 +129,10 @@ class KernelStatistic:
     """
 
     def __init__(self, fake: Sequence[Tensor], real: Sequence[Tensor]) -> None:
-        self._fake, self._real = _Cases(fake, "fake"), _Cases(real, "real")
-        if self._fake.width != self._real.width:
-            raise MetricError(f"features of width {self._fake.width} and {self._real.width}", "one width")
-        self.fake_cases, self.real_cases = len(fake), len(real)
+        super().__init__(fake, real)
         self._ff = _kernel_sums(self._fake, self._fake, same=True)
         self._rr = _kernel_sums(self._real, self._real, same=True)
         self._fr = _kernel_sums(self._fake, self._real, same=False)
-
-    def samples(self, fake: Sequence[int], real: Sequence[int]) -> int:
-        """Samples in the smaller of both chosen sets."""
-        return min(self._fake.count(fake), self._real.count(real))
 
     def __call__(self, fake: Sequence[int], real: Sequence[int]) -> float:
         """The squared distance in float64; it may be slightly negative, being unbiased."""
@@ -179,11 +187,11 @@ class PerCaseMean:
         return float(self.values[list(fake)].nanmean())
 
 
-class DiagonalFrechetStatistic:
+class DiagonalFrechetStatistic(_TwoSets):
     """Fréchet distance between chosen cases of Gaussians whose features are taken as uncorrelated.
 
-    ``|m₁ − m₂|² + Σ (s₁ − s₂)²``: what can be told where samples are fewer than dimensions. There the
-    estimated covariances span other directions in either set, and the full distance says little else.
+    ``|m₁ − m₂|² + Σ (s₁ − s₂)²``, for fewer samples than dimensions. The estimated covariances then span
+    different directions in the two sets, and the full distance mostly measures this.
 
     Args:
         fake: Per case, features ``[n_case, d]``.
@@ -192,16 +200,6 @@ class DiagonalFrechetStatistic:
 
     width = 1
     """Dimensions that the samples have to outnumber."""
-
-    def __init__(self, fake: Sequence[Tensor], real: Sequence[Tensor]) -> None:
-        self._fake, self._real = _Cases(fake, "fake"), _Cases(real, "real")
-        if self._fake.width != self._real.width:
-            raise MetricError(f"features of width {self._fake.width} and {self._real.width}", "one width")
-        self.fake_cases, self.real_cases = len(fake), len(real)
-
-    def samples(self, fake: Sequence[int], real: Sequence[int]) -> int:
-        """Samples in the smaller of both chosen sets."""
-        return min(self._fake.count(fake), self._real.count(real))
 
     def __call__(self, fake: Sequence[int], real: Sequence[int]) -> float:
         """The distance in float64."""

@@ -34,7 +34,7 @@ _DIFFUSERS_DEFAULTS: dict[str, Any] = {
     "mid_block_add_attention": True,
     "act_fn": "silu",
 }
-"""What diffusers assumes where an older ``config.json`` does not say."""
+"""Defaults of diffusers for entries that an older ``config.json`` lacks."""
 
 
 def avae_config_from_diffusers(config: Mapping[str, Any]) -> AVAEConfig:

@@ -1,4 +1,4 @@
-"""What a block is generated from, as one bundle; and the layers that make vectors of it."""
+"""The conditions of a block as one bundle, and the layers that embed them."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ class CaptionEmbedder(nn.Module):
             mask = mask | drop[:, None]  # a softmax over nothing would be NaN
         present = None
         if drop is not None and self.learned_null:
-            # Equal tokens attend as one, so the one learned vector stands in every place.
+            # Equal tokens attend as one, so the one learned vector fills every place.
             text = torch.where(drop[:, None, None], self.y_embedding, text)  # [B, L, text_dim]
         elif drop is not None:
             present = (~drop).to(text.dtype)[:, None, None]  # [B, 1, 1]

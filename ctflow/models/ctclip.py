@@ -26,7 +26,7 @@ ADAPTER_HEADS, ADAPTER_LAYERS = 4, 2
 
 
 class TextEncoding(NamedTuple):
-    """What the text tower makes of B reports of L tokens.
+    """Output of the text tower for B reports of L tokens.
 
     Attributes:
         tokens: ``[B, L, D]``, the last hidden states, adapted where the model has an adapter.
@@ -40,7 +40,7 @@ class TextEncoding(NamedTuple):
 
 
 class VolumeEncoding(NamedTuple):
-    """What the volume tower makes of B volumes.
+    """Output of the volume tower for B volumes.
 
     Attributes:
         latent: ``[B, dim_latent]``, unit norm, in the space shared with reports.
@@ -84,7 +84,7 @@ class TokenAdapter(nn.Module):
         nn.init.zeros_(self.up.bias)
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """States ``[B, L, dim]`` and mask ``[B, L]``, 1 where a token stands, to states of the same shape."""
+        """States ``[B, L, dim]`` and mask ``[B, L]``, 1 for tokens, to states of the same shape."""
         x = self.down(self.norm(tokens))
         for layer in self.layers:
             x = layer(x, src_key_padding_mask=mask == 0)
@@ -171,7 +171,7 @@ def sentence_mask(ids: Tensor, mask: Tensor, ends: Sequence[int]) -> Tensor:
 
     Args:
         ids: Token ids ``[B, L]``.
-        mask: ``[B, L]``, 1 where a token stands.
+        mask: ``[B, L]``, 1 for tokens.
         ends: Ids of the tokens that end a sentence.
 
     Returns:

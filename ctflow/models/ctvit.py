@@ -168,7 +168,7 @@ class PlanePositionBias(nn.Module):
 
 
 class Quantized(NamedTuple):
-    """What the codebook makes of tokens.
+    """Output of the codebook for tokens.
 
     Attributes:
         tokens: ``[..., D]``, the nearest codes; gradients pass straight through to the input.

@@ -87,7 +87,7 @@ class Chunk(NamedTuple):
     Attributes:
         text: Without separators.
         start: Where it begins in the clause.
-        separator: What stands before it.
+        separator: The text before it.
     """
 
     text: str

@@ -16,7 +16,7 @@ _CLAUSE = re.compile(
     r";|\b(?:but|however|although|though|whereas|while|except(?: for)?|apart from|other than)\b"
     r"|,(?= (?:the|both|no|without)\b)"
 )
-"""What parts a sentence into clauses; a comma only before what names an organ or denies anew."""
+"""Separators of clauses; a comma only before a phrase that names an organ or denies anew."""
 
 
 def parse_report(text: str) -> list[StatedFinding]:
@@ -67,7 +67,7 @@ def _finding(label: str, present: bool, group: Group, sentence: str) -> StatedFi
 
 
 def difference(a: str, b: str) -> str:
-    """What two reports differ in: a label, and its presence, side, place or size; else ``not told``."""
+    """The difference of two reports: a label, and its presence, side, place or size; else ``not told``."""
     stated = [{_key(f) for f in summarised(parse_report(text))} for text in (a, b)]
     changed = stated[0] ^ stated[1]
     for label in sorted({key[0] for key in changed}):

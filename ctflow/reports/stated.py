@@ -1,4 +1,4 @@
-"""What one statement of a report says."""
+"""One statement of a report."""
 
 from __future__ import annotations
 

@@ -218,7 +218,7 @@ FOREIGN = re.compile(
     r"\b(?:thyroid|cutaneous|intracutaneous|subcutaneous|adrenal|liver|hepatic|renal|kidneys?|breasts?|spleen|splenic|pelvi[cs]"
     r"|abdom\w+|inguinal|obturator|iliac|fractures?|ribs?|vertebra\w*|bones?|skin|gallbladder|mesenter\w+|cysts?)\b"
 )
-"""Words of other organs: what is said of them is no finding of the chest's lungs, heart and pleura."""
+"""Words of other organs: a statement about them is not a finding of lungs, heart and pleura."""
 THORACIC = re.compile(
     r"\b(?:thorac|thorax|mediast|axill|hilar|perihilar|lung|pulmon|pleur|peric|aort|coronar|chest)"
 )

@@ -1,4 +1,4 @@
-"""What the LightningModules share: counters that survive a kill, a moving average, one way to log."""
+"""Shared parts of the LightningModules: counters that survive a kill, a moving average, logging."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from ctflow.training.base import COUNTERS_KEY
 
 PARTIAL = ".partial"
 NEEDED = ("state_dict", "hyper_parameters", "loops", "optimizer_states", COUNTERS_KEY)
-"""What every checkpoint of a training here holds."""
+"""Keys of every checkpoint of a training."""
 
 
 class BesideTarget(TorchCheckpointIO):

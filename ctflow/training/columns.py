@@ -1,4 +1,4 @@
-"""What the text tower is asked: columns mined from reports by the parser."""
+"""Targets of the text tower: columns that the parser finds in reports."""
 
 from __future__ import annotations
 

@@ -164,7 +164,7 @@ class ClipModule(CountingModule):
         return texts
 
     def partner(self, text: str, case: str, rng: random.Random) -> str:
-        """What a text is contrasted with; a whole report half of the time with another of the patient's."""
+        """The partner of a text; of a whole report, half of the time, another report of the patient."""
         others = self.others.get(case)
         if others and self.batches % WHOLE_EVERY == 0 and rng.random() < 0.5:
             return rng.choice(others)

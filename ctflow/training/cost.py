@@ -1,4 +1,4 @@
-"""What a network costs before there is one: operations and memory, counted on the meta device."""
+"""The cost of a network before it exists: operations and memory, counted on the meta device."""
 
 from __future__ import annotations
 

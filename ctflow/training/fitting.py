@@ -1,4 +1,4 @@
-"""What a training takes from its data and its machine: passes per epoch, and what memory holds."""
+"""Settings that a training derives from its data and its machine: passes per epoch, data in memory."""
 
 from __future__ import annotations
 

@@ -176,7 +176,7 @@ def fixed_draw(batch: BlockBatch, random: SampleRandom) -> FlowDraw:
 
 
 def text_tokens(tokens: Tensor, mask: Tensor, pooled: Tensor, mode: str) -> tuple[Tensor, Tensor | None]:
-    """What the network reads of reports: hidden states and mask, or one pooled vector.
+    """The network's input of reports: hidden states and mask, or one pooled vector.
 
     Args:
         tokens: ``[..., L, D]``.

@@ -25,7 +25,7 @@ def reconstruction_grid(images: Tensor, output: Tensor) -> Tensor:
 def axial_and_coronal(volume: Tensor, spacing: tuple[float, float, float]) -> Tensor:
     """Middle axial and coronal slice of a volume ``[S, H, W]`` in HU: ``[1, h, w]`` in [0, 1].
 
-    They stand as in every other picture: the patient's right on the left, head up, square pixels.
+    They are displayed as in every other picture: the patient's right on the left, head up, square pixels.
     """
     shown = HUVolume(volume.float().numpy(), spacing)
     return _grey(pictures.axial_and_coronal(shown, WHOLE, volume.shape[2]))

@@ -67,7 +67,7 @@ class PerceptualTerm(nn.Module):
         weights: torchvision's ``vgg16`` state dict on disk, read with ``weights_only=True``.
 
     Raises:
-        WeightsError: The file is missing or is no such state dict.
+        WeightsError: The file is missing or is not such a state dict.
     """
 
     mean: Tensor

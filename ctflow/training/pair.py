@@ -51,7 +51,7 @@ class LabelledPair(nn.Module):
 
         Args:
             ids: Token ids ``[B, L]``.
-            mask: ``[B, L]``, 1 where a token stands.
+            mask: ``[B, L]``, 1 for tokens.
             volume: ``[B, 1, D, H, W]`` in [-1, 1].
 
         Returns:
@@ -97,10 +97,10 @@ def mean_token(tokens: Tensor, mask: Tensor) -> Tensor:
 def places(mask: Tensor, limit: int, streams: list[random.Random]) -> Tensor:
     """Positions ``[B, L]`` of tokens: half of the texts begin further on, as if much had been said before.
 
-    A sentence is then understood wherever it stands in a report. The first token keeps position 0.
+    The tower then understands a sentence at any place of a report. The first token keeps position 0.
 
     Args:
-        mask: ``[B, L]``, 1 where a token stands.
+        mask: ``[B, L]``, 1 for tokens.
         limit: Most tokens of a text.
         streams: A stream for each text.
     """

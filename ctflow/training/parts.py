@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,7 +51,7 @@ def newest_part(runs: Path, task: str) -> Part:
 
 
 def _why_no_run(folder: Path) -> str:
-    """What stands under a task's runs where none of them can be taken."""
+    """The runs of a task, in words, if none of them can be taken."""
     unfinished = sorted(path.parent.name for path in folder.glob("*/config.yaml"))
     if not unfinished:
         return f"no run under {folder}"
@@ -71,11 +71,8 @@ def matching_avae(runs: Path, header: LatentHeader, given: str = "", init_from: 
     Raises:
         ConfigError: There is none.
     """
-    candidates = [Path(given)] if given else _all_candidates(runs, "autoencoder", init_from)
-    for folder in candidates:
-        if _avae_fingerprint(folder) == header.avae_fingerprint:
-            return folder
-    raise _nothing("A-VAE", header.avae_fingerprint, candidates, "flow.avae")
+    places = _places(runs, "autoencoder", given, init_from)
+    return _matching(places, _avae_fingerprint, header.avae_fingerprint, "A-VAE", "flow.avae")
 
 
 def matching_clip(runs: Path, header: LatentHeader, given: str = "", init_from: str = "") -> Path:
@@ -84,17 +81,31 @@ def matching_clip(runs: Path, header: LatentHeader, given: str = "", init_from: 
     Raises:
         ConfigError: There is none.
     """
-    candidates = [Path(given)] if given else _all_candidates(runs, "clip", init_from)
-    for folder in candidates:
-        if folder_fingerprint(folder) == header.text_fingerprint:
-            return folder
-    raise _nothing("text encoder", header.text_fingerprint, candidates, "flow.clip")
+    places = _places(runs, "clip", given, init_from)
+    return _matching(places, folder_fingerprint, header.text_fingerprint, "text encoder", "flow.clip")
 
 
-def _all_candidates(runs: Path, task: str, init_from: str) -> list[Path]:
-    beside = Path(init_from) / FOLDERS[task]
-    first = [beside] if init_from and (beside / CONFIG_FILE).is_file() else []
+def _places(runs: Path, task: str, given: str, init_from: str) -> list[Path]:
+    """The folder that was given alone; else the part of ``init_from``, then those of the runs."""
+    if given:
+        return [Path(given)]
+    own = Path(init_from) / FOLDERS[task]
+    first = [own] if init_from and (own / CONFIG_FILE).is_file() else []
     return [*first, *_candidates(runs, task)]
+
+
+def _matching(
+    places: list[Path], fingerprint_of: Callable[[Path], str], wanted: str, what: str, key: str
+) -> Path:
+    for folder in places:
+        if fingerprint_of(folder) == wanted:
+            return folder
+    raise ConfigError(
+        f"the latent shards were made with the {what} of fingerprint {wanted[:12]}…, which is none of: "
+        + (", ".join(map(str, places)) or "no candidates"),
+        f"the {what} the shards were encoded with",
+        f"give its folder as {key}=FOLDER, or encode the shards again with one that is there",
+    )
 
 
 def _candidates(runs: Path, task: str) -> Iterator[Path]:
@@ -111,12 +122,3 @@ def _avae_fingerprint(folder: Path) -> str:
         return load_avae(folder).fingerprint()
     except WeightsError:
         return ""
-
-
-def _nothing(what: str, fingerprint: str, candidates: list[Path], key: str) -> ConfigError:
-    return ConfigError(
-        f"the latent shards were made with the {what} of fingerprint {fingerprint[:12]}…, which is none of: "
-        + (", ".join(map(str, candidates)) or "no candidates"),
-        f"the {what} the shards were encoded with",
-        f"give its folder as {key}=FOLDER, or encode the shards again with one that is there",
-    )

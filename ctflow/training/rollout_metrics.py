@@ -55,7 +55,7 @@ def rollout_metrics(files: FeatureFiles, device: torch.device) -> list[RolloutMe
 
 
 def images_of(metric: RolloutMetric, volume: Tensor) -> list[Tensor]:
-    """What a metric takes of a volume ``[S, H, W]`` in HU: slices, whole blocks as clips, or itself."""
+    """A metric's input of a volume ``[S, H, W]`` in HU: slices, whole blocks as clips, or itself."""
     if not len(volume):
         return []
     if isinstance(metric, FrechetVolumeMetric):

@@ -1,4 +1,4 @@
-"""What differs between the three trainings, as one interface."""
+"""The differences between the three trainings, as one interface."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ class Throughput(L.Callback):
             pl_module.log(f"train/{name}", value, prog_bar=shown, rank_zero_only=True)
 
     def _rates(self, trainer: L.Trainer, module: CountingModule) -> dict[str, float]:
-        """What the batches counted so far tell; counting begins anew."""
+        """The rates of the batches counted so far; counting begins anew."""
         waited = self.clock.waited - self._waited
         seconds = self._busy + waited
         rate = self._samples * trainer.world_size / seconds

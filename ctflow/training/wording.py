@@ -9,7 +9,6 @@ from ctflow.reports import mirrored, parse_report, parse_sentence, sentences
 
 LOBES = ("right upper lobe", "right middle lobe", "right lower lobe", "left upper lobe", "left lower lobe")
 SIZES = ("small", "moderate", "large")
-SEVERITIES = ("mild", "moderate", "severe")
 _LOBE = re.compile(r"\b(?:right|left) (?:upper|middle|lower) lobe\b", re.IGNORECASE)
 _SIZE = re.compile(r"\b(?:small|moderate|large)\b", re.IGNORECASE)
 _SEVERITY = re.compile(r"\b(?:mild|severe)\b", re.IGNORECASE)

@@ -1,4 +1,4 @@
-"""What is in a weight file, and would it load?"""
+"""The content of a weight file, and whether it would load."""
 
 from __future__ import annotations
 

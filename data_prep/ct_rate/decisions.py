@@ -1,4 +1,4 @@
-"""What the volumes before it tell of a volume: a name that is taken, a copy, its patient's side."""
+"""Decisions about a volume that depend on earlier ones: a name that is taken, a copy, its patient's side."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Decisions:
 
     Args:
         config: Settings.
-        done: Outcomes that stand, in any order.
+        done: Valid outcomes, in any order.
         cases: Names that are taken.
     """
 

@@ -1,4 +1,4 @@
-"""One enhanced (multi-frame) CT file to one volume: every frame's place stands in its functional groups."""
+"""One enhanced (multi-frame) CT file to one volume: the functional groups hold the place of every frame."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def read_dicom_series(paths: list[Path], memory_bytes: float) -> RawScan:
 
 
 def series_facts(headers: list[DicomHeader]) -> dict[str, Any]:
-    """What the headers tell, for the record; GDCM has applied slope and intercept."""
+    """Facts of the headers for the record; GDCM has applied slope and intercept."""
     first = headers[0]
     rescales = sorted({str(h.rescale) for h in headers})
     return {

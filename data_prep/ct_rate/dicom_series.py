@@ -147,7 +147,7 @@ def _places(members: list[DicomHeader]) -> int:
 
 
 def _why_not(header: DicomHeader) -> ScanRefused | None:
-    """Why a series is no CT volume, as far as its first header tells."""
+    """Why a series is not a CT volume, by its first header."""
     name = f"series {header.series_number} {header.description!r}"
     unclear = f": {', '.join(header.unclear)}" if header.unclear else ""
     if header.modality != "CT":

@@ -1,4 +1,4 @@
-"""What lies under a source: one item per file that may be a volume, one per folder of loose DICOM files."""
+"""The items of a source: one per file that may be a volume, one per folder of loose DICOM files."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Source:
         stray: Files that are not images, by path under the source.
         told: Key, status, code and detail of what is neither read nor passed over in silence: folders and
             files that this user may not read, archives, pipes and devices.
-        left_out: Groups of files that are no volumes, or are there in a better version.
+        left_out: Groups of files that are not volumes, or have a better version.
         excluded: Keys of volumes that a list excludes, and why.
     """
 

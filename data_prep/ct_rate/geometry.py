@@ -30,7 +30,7 @@ Spacing = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Grid:
-    """What prepared slices look like.
+    """The grid of prepared slices.
 
     Attributes:
         resolution: Rows and columns.
@@ -107,7 +107,7 @@ def straighten(
 
 
 def check_spacing(spacing: Spacing, shape: tuple[int, ...]) -> str | None:
-    """Why a spacing is no scanner's; None where it can be.
+    """Why no scanner has such a spacing; None if one can.
 
     Args:
         spacing: Millimetres along (slices, rows, columns).

@@ -83,7 +83,7 @@ class Journal:
 
 
 def read_outcomes(output: Path) -> dict[str, Outcome]:
-    """What earlier runs did, by item; nothing where there was none."""
+    """Outcomes of earlier runs, by item; empty without one."""
     return _read(output)[0]
 
 

@@ -54,7 +54,7 @@ class LeftOut:
 
 @dataclass
 class Layout:
-    """What is to be read, and what is not.
+    """The files to read, and those left out.
 
     Attributes:
         kept: Keys to read.

@@ -23,7 +23,7 @@ class Line:
 
     Attributes:
         place: File and row, for messages.
-        name: What it calls the volume, as it stands there.
+        name: Its name of the volume, unchanged.
         cells: Its cells by column.
     """
 
@@ -34,7 +34,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Match:
-    """What names a volume.
+    """A name of a volume in a table.
 
     Attributes:
         lines: Lines that name it; several where they name it twice.

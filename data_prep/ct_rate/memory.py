@@ -10,7 +10,7 @@ from data_prep.ct_rate.discovery import Item
 from data_prep.ct_rate.nifti_reader import header_bytes
 
 WORKER_BYTES = 0.3 * 2**30
-"""What a worker holds besides the volume: libraries, and prepared slices."""
+"""Memory of a worker besides the volume: libraries, and prepared slices."""
 _UNPACKED = 3.0
 """Bytes of voxels over bytes of a compressed CT, for files whose header is not looked into."""
 
@@ -21,7 +21,7 @@ def available_bytes() -> float:
 
 
 def worker_bytes(memory_gb: float) -> float:
-    """What a worker may still allocate: its limit less the address space that its libraries take."""
+    """The memory that a worker may still allocate: its limit less the address space of its libraries."""
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     if limit == resource.RLIM_INFINITY:  # no worker of a pool
         return memory_gb * 2**30
@@ -30,7 +30,7 @@ def worker_bytes(memory_gb: float) -> float:
 
 
 def needed_bytes(item: Item) -> float:
-    """What a worker holds while it reads an item: by the header of a NIfTI, by the size of other files."""
+    """Memory of a worker while it reads an item: by the header of a NIfTI, by the size of other files."""
     try:
         if item.kind == "nifti":
             return header_bytes(Path(item.files[0])) + WORKER_BYTES

@@ -1,4 +1,4 @@
-"""What a file's path says of its volume: the case's name, the patient and the side of the split."""
+"""Facts in a file's path: the case's name, the patient and the side of the split."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SERIES = re.compile(r"/#(\d+-[^/]*)$")
 
 
 def folder_and_series(key: str) -> tuple[str, str]:
-    """A key without slash at its end, and the series in that folder; empty where it is no series' key."""
+    """A key without slash at its end, and the series in that folder; empty if the key names no series."""
     found = _SERIES.search(key)
     return (key[: found.start()].rstrip("/"), found[1]) if found else (key.rstrip("/"), "")
 

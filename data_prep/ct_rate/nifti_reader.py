@@ -171,7 +171,7 @@ def _header(head: bytes, magics: tuple[bytes, ...]) -> nib.Nifti1Header:
     why = f"magic {' or '.join(m.decode() for m in magics)}"
     for kind, size in _HEAD_BYTES.items():
         try:
-            header = kind(head[:size])  # without what stands between header and voxels
+            header = kind(head[:size])  # without the bytes between header and voxels
             if bytes(header["magic"]).startswith(magics):
                 return header
         except _BAD_HEADER as error:
@@ -199,7 +199,7 @@ def _affine(header: nib.Nifti1Header) -> tuple[np.ndarray, str | None]:
                 wrong[name] = str(error)
             except ScanRefused as refusal:
                 if refusal.code != "no_geometry":
-                    raise  # a sheared grid is no reason to believe the other one, which cannot be sheared
+                    raise  # a sheared grid does not make the other one right, which cannot be sheared
                 wrong[name] = refusal.detail
             else:
                 found[name] = place

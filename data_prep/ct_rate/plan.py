@@ -1,4 +1,4 @@
-"""What a run would do, from names and tables alone: no image is opened, nothing is written."""
+"""The plan of a run, from names and tables alone: no image is opened, nothing is written."""
 
 from __future__ import annotations
 

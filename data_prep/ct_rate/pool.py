@@ -71,7 +71,7 @@ class GuardedPool:
             worker.pipe.send(job)
 
     def results(self) -> Iterator[tuple[Job, Outcome]]:
-        """What has become of jobs since the last call; waits a moment where nothing has.
+        """Results of jobs since the last call; waits a moment if there are none.
 
         Raises:
             CTFlowError: Workers do not even start.

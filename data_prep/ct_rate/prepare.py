@@ -52,7 +52,7 @@ _BLANK_ROW = CsvRow()
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker is given.
+    """The input of a worker.
 
     Attributes:
         item: The files.
@@ -71,7 +71,7 @@ class Job:
 
 @dataclass
 class Outcome:
-    """What became of an item; plain values, for the pipe and the journal.
+    """The outcome of an item; plain values, for the pipe and the journal.
 
     Attributes:
         key: The item's.

@@ -93,7 +93,7 @@ _PACKINGS = {
 
 def printable(text: str) -> str:
     """Text that every file and terminal takes on one line: control characters and bytes of a name or tag that
-    are no UTF-8 become escapes.
+    are not UTF-8 become escapes.
     """
     text = text.encode("utf-8", "backslashreplace").decode("utf-8")
     return _CONTROL.sub(lambda found: ascii(found.group())[1:-1], text)

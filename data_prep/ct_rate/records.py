@@ -1,4 +1,4 @@
-"""What a prepared volume takes along into its shard."""
+"""The record of a prepared volume in its shard."""
 
 from __future__ import annotations
 

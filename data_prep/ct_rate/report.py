@@ -1,4 +1,4 @@
-"""What a run leaves to read: quarantine CSV, volume CSV, summary JSON, contact sheet."""
+"""Reports of a run: quarantine CSV, volume CSV, summary JSON, contact sheet."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a reader hands over: values as stored, where they lie in the patient, and how they become HU."""
+"""The output of a reader: stored values, their place in the patient, and their way to HU."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class RawScan:
 
 
 def _is_blank(affine: NDArray[np.float64]) -> bool:
-    """What libraries write for an array without geometry: an identity, in RAS or in LPS."""
+    """Affines that libraries write for an array without geometry: an identity, in RAS or in LPS."""
     return any(np.allclose(affine, np.diag([sign, sign, 1.0, 1.0]), atol=1e-6) for sign in (1.0, -1.0))
 
 
@@ -105,7 +105,7 @@ def check_memory(shape: tuple[int, ...], voxel_bytes: int, memory_bytes: float) 
 
 
 def check_affine(affine: NDArray[np.float64]) -> None:
-    """Refuse an affine that is no rigid placement with positive spacing.
+    """Refuse an affine that is not a rigid placement with positive spacing.
 
     Raises:
         ScanRefused: Not finite, singular, or sheared by more than half a degree.

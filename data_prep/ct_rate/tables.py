@@ -33,7 +33,7 @@ _UNWANTED = str.maketrans("", "", "\"'()")
 
 @dataclass(frozen=True)
 class CsvRow:
-    """What the CSVs say of one volume.
+    """The CSVs' facts of one volume.
 
     Attributes:
         report: Findings and impression as one text; None where no report CSV names the volume.
@@ -155,7 +155,7 @@ class Tables:
 
 @dataclass(frozen=True)
 class _Scan:
-    """What a line of a metadata CSV says."""
+    """The facts in a line of a metadata CSV."""
 
     rescale: tuple[float, float] | None = None
     spacing: tuple[float, float, float] | None = None
@@ -178,7 +178,7 @@ def report_text(row: dict[str, str]) -> str:
 
 
 def _agreed(match: Match, parse: Callable[[Line], _T], doubts: list[str]) -> _T | None:
-    """What the lines of a volume say; None without one, or with a reason added to ``doubts``."""
+    """The common value of a volume's lines; None without one, or with a reason added to ``doubts``."""
     if match.doubt:
         doubts.append(match.doubt)
     if not match.lines:

@@ -1,4 +1,4 @@
-"""What CT-RATE's metadata CSV says of a volume beside spacing and rescale: scanner, kernel, geometry."""
+"""Further facts of CT-RATE's metadata CSV, besides spacing and rescale: scanner, kernel, geometry."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from data_prep.phantom.contrast import (
     contrast_pair,
-    healthy_specs,
     mirrored_pair,
     report_pair,
     requested_finding,
@@ -22,7 +21,6 @@ __all__ = [
     "PhantomSpec",
     "Report",
     "contrast_pair",
-    "healthy_specs",
     "make_phantom",
     "mirrored_pair",
     "report_for",

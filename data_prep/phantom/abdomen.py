@@ -1,4 +1,4 @@
-"""What lies under the diaphragm."""
+"""The organs under the diaphragm."""
 
 from __future__ import annotations
 

@@ -7,7 +7,6 @@ differ in everything. Pairs do (``sample_pair``), and an evaluation of pairs tel
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 
 import numpy as np
 
@@ -41,7 +40,7 @@ SHARES = np.array(list(_WEIGHTS.values()))
 TOPIC_SHARE = 0.3
 SMALL_ML = (150.0, 290.0)
 LARGE_ML = (720.0, 1000.0)
-"""What reports call small and large (``report.effusion_size``)."""
+"""Sizes that reports call small and large (``report.effusion_size``)."""
 
 
 def contrast_pair(spec: PhantomSpec, label: str, side: str | None = None) -> tuple[PhantomSpec, PhantomSpec]:
@@ -133,11 +132,3 @@ def report_pair(spec: PhantomSpec, label: str, side: str | None = None) -> tuple
     """Two reports that differ in one finding: ``contrast_pair`` in words."""
     present, absent = contrast_pair(spec, label, side)
     return report_for(present), report_for(absent)
-
-
-def healthy_specs(seed: int, size: int = 128, slice_spacing: float | None = None) -> Iterator[PhantomSpec]:
-    """Patients without findings, one after the other: a base for pairs."""
-    index = 0
-    while True:
-        yield sample_spec(seed, index, size, slice_spacing).with_findings()
-        index += 1

@@ -108,7 +108,7 @@ def _arranged(words: Wording, abnormal: list[tuple[str, str]], normal: list[tupl
 def _normal_statements(
     words: Wording, spec: PhantomSpec, by_label: dict[str, list[Finding]]
 ) -> list[tuple[str, str]]:
-    """What is not there: always the common findings, others by chance."""
+    """Negations: always of the common findings, of others by chance."""
     stated: list[tuple[str, str]] = []
     for topic, organ, labels, share, options in phrases.NORMAL:
         if any(label in by_label for label in labels):

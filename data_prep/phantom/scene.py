@@ -1,4 +1,4 @@
-"""What findings are drawn into, and how they find a place."""
+"""The volume that findings are drawn into, and the choice of their places."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WHOLE: Box = (slice(None), slice(None), slice(None))
 
 @dataclass
 class Scene:
-    """What the findings are drawn into.
+    """The volume that findings are drawn into.
 
     Attributes:
         canvas: The image.

@@ -1,4 +1,4 @@
-"""What a phantom is: anatomy, acquisition and findings as numbers, all of it editable before it is drawn."""
+"""The specification of a phantom: anatomy, acquisition and findings as numbers, editable before drawing."""
 
 from __future__ import annotations
 

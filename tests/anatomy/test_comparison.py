@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -137,5 +137,5 @@ def test_shipped_ranges_are_those_of_chests():
 
 
 def test_a_measurement_is_plain_json():
-    stored = json.loads(json.dumps(measurement(nodules=(nodule((30, 61, 90), 11.0, "right"),)).to_dict()))
+    stored = json.loads(json.dumps(asdict(measurement(nodules=(nodule((30, 61, 90), 11.0, "right"),)))))
     assert stored["nodules"][0]["side"] == "right" and stored["effusion_ml"] == {"left": 0.0, "right": 0.0}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import count
+
 import numpy as np
 import pytest
 
@@ -10,7 +12,6 @@ from data_prep.phantom import (
     Finding,
     PhantomSpec,
     contrast_pair,
-    healthy_specs,
     make_phantom,
     mirrored_pair,
     requested_finding,
@@ -21,7 +22,8 @@ from data_prep.phantom import (
 @pytest.fixture(scope="module")
 def healthy() -> PhantomSpec:
     """One patient without findings on a coarse grid, complete lungs."""
-    return next(s for s in healthy_specs(11, 64, 5.0) if make_phantom(s).truth["coverage"]["lungs_complete"])
+    specs = (sample_spec(11, index, 64, 5.0).with_findings() for index in count())
+    return next(spec for spec in specs if make_phantom(spec).truth["coverage"]["lungs_complete"])
 
 
 def voxel_ml(phantom) -> float:

@@ -1,6 +1,7 @@
 """A tiny random system, and slice shards of soft blobs with reports: whole evaluations in seconds."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,6 +47,12 @@ def write_shards(folder: Path, slices: list[int], first_seed: int = 0) -> Path:
                 )
             )
     return folder
+
+
+def rises(records: list[dict[str, Any]], metric: str, damage: str) -> bool:
+    """Whether a metric rises with every step of a damage's severity, from the floor on."""
+    values = [r[metric] for r in records if r["damage"] in ("none", damage)]
+    return all(v is not None for v in values) and bool(np.all(np.diff(values) > 0))
 
 
 def assert_same_features(one: CaseFeatures, two: CaseFeatures) -> None:

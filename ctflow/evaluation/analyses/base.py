@@ -1,4 +1,4 @@
-"""What an analysis is given and what it gives back."""
+"""Input and result of an analysis, and the means and plots that analyses share."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Context:
         return CaseReader(Path(folder or self.config.slices))
 
     def extractor(self) -> FeatureExtractor:
-        """What is kept of each volume: the same as for the table, so that both share files."""
+        """The features kept of each volume: the same as for the table, so that both share files."""
         return extractor_of(self.config, self.system)
 
     def collector(

@@ -191,7 +191,7 @@ def asked(case: RealCase, slices: int, spacing: float | None = None) -> RealCase
 
 
 def _note(requested: int, spacing: float | None, system: SystemConfig) -> str:
-    """What the model has not seen in training."""
+    """A note on requests outside the training."""
     notes = []
     if requested > system.max_slices:
         notes.append(f"longer than any training volume ({system.max_slices})")

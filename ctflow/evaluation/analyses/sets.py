@@ -22,7 +22,7 @@ from tqdm import tqdm
 from ctflow.anatomy import LABELS
 from ctflow.errors import EvaluationError
 from ctflow.evaluation.analyses.base import AnalysisResult, Context, line_plot, mean_row
-from ctflow.evaluation.cases import CaseReader, RealCase, choose_cases
+from ctflow.evaluation.cases import CaseReader, RealCase, choose_cases, rows_by_case
 from ctflow.evaluation.collect import REAL_SET
 from ctflow.evaluation.features import CaseFeatures, Key
 from ctflow.evaluation.results import MODEL, Row
@@ -219,23 +219,18 @@ def read_labels(path: Path) -> LabelTable:
     Raises:
         EvaluationError: No such file, other columns, another value, or a case twice.
     """
-    read = read_table(path)
-    columns = list(read.columns)
-    key = next((c for c in ("case_id", "VolumeName") if c in columns), None)
-    names = [c for c in columns if c in LABELS]
-    if key is None or not names:
+    table = read_table(path)
+    names = [name for name in table.columns if name in LABELS]
+    if not names:
         raise EvaluationError(
-            f"{path} has the columns {', '.join(columns)}",
-            f"case_id or VolumeName, and findings among {', '.join(LABELS)}",
+            f"{path} has the columns {', '.join(table.columns)}", f"findings among {', '.join(LABELS)}"
         )
     found: LabelTable = {}
-    for line, row in read.rows:
-        case = row[key].removesuffix(".gz").removesuffix(".nii")
-        if bad := [name for name in names if row[name].removesuffix(".0") not in _ANSWERS]:
+    for case, (line, row) in rows_by_case(table).items():
+        values = {name: row[name].removesuffix(".0") for name in names}
+        if bad := [name for name, value in values.items() if value not in _ANSWERS]:
             raise EvaluationError(f"{path}, line {line}: {bad[0]} is {row[bad[0]]!r}", "0, 1 or nothing")
-        if case in found:
-            raise EvaluationError(f"{path} names {case!r} twice", "every case once")
-        found[case] = {name: _ANSWERS[row[name].removesuffix(".0")] for name in names}
+        found[case] = {name: _ANSWERS[value] for name, value in values.items()}
     return found
 
 
@@ -297,7 +292,7 @@ def _synthetic(
 
 
 def _generated(context: Context, case: RealCase, reader: CaseReader) -> Tensor:
-    """What the classifier sees of a volume generated from a case's report; kept, so that a run resumes."""
+    """The classifier's input of a volume generated from a case's report; kept, so that a run resumes."""
     config = context.config
     depends = [
         "utility", case.case_id, case.report, f"{case.shape}{case.spacing}", context.system.fingerprint,

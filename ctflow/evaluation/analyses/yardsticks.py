@@ -1,4 +1,4 @@
-"""What numbers are held against: other real volumes, the A-VAE's loss, damage."""
+"""References for a table: other real volumes, the loss of the A-VAE, damage, one overfitted volume."""
 
 from __future__ import annotations
 
@@ -206,12 +206,6 @@ def severity(context: Context) -> AnalysisResult:
     )
     figures = {"metrics": (plot(records), "Over the floor, by severity (1 … 4)")}
     return AnalysisResult("Severity sweep", text, records, figures)
-
-
-def rises(records: Sequence[dict[str, Any]], metric: str, damage: str) -> bool:
-    """Whether a metric rises with every step of a damage's severity, from the floor on."""
-    values = [r[metric] for r in records if r["damage"] in (UNDAMAGED, damage)]
-    return all(v is not None for v in values) and bool(np.all(np.diff(values) > 0))
 
 
 def plot(records: Sequence[dict[str, Any]]) -> Figure:

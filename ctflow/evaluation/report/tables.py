@@ -121,7 +121,7 @@ def _fits(name: str, key: str) -> bool:
 def summary_table(rows: Sequence[Row]) -> Table:
     """The paper's table: a line per setting, resolution and source, a column per metric.
 
-    Metrics without a resolution (reports) stand in each of their setting's lines.
+    Metrics without a resolution (reports) are in every line of their setting.
 
     Args:
         rows: The whole table.
@@ -142,7 +142,7 @@ def summary_table(rows: Sequence[Row]) -> Table:
 
 
 def rows_table(rows: Sequence[Row]) -> Table:
-    """Every row with everything that stands beside its number."""
+    """Every row with its number, interval, counts and notes."""
     header = ["setting", "source", "metric", "px", "value [95 %]", "at infinite N [95 %]"]
     lines = [
         [
@@ -185,7 +185,7 @@ def records_table(records: Sequence[dict[str, Any]]) -> Table:
 
 
 def glossary_table(results: Results) -> Table:
-    """What every printed metric and monitor means."""
+    """The meaning of every printed metric and monitor."""
     names = [*(row.metric for row in results.rows), *(r.monitor for r in results.readings)]
     return Table(["name", "meaning"], explained(names))
 

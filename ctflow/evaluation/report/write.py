@@ -60,7 +60,7 @@ COLOURS = {MODEL: "#1f6feb", OTHER_REAL: "#2da44e", RECONSTRUCTION: "#bf8700"}
 
 @dataclass
 class AnalysisResult:
-    """What an analysis found.
+    """The result of an analysis.
 
     Attributes:
         title: Heading.

@@ -16,7 +16,7 @@ from ctflow.metrics.monitors.white import EndMonitor, volume_end, white_slices
 
 @dataclass(frozen=True)
 class MonitorRecord:
-    """What the monitors need of one volume of S slices, its white end cut off for all but ``white``.
+    """The monitors' input of one volume of S slices, its white end cut off for all but ``white``.
 
     Attributes:
         ratios: ``[S - 1]``, see ``boundary_ratios``.

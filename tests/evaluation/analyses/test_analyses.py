@@ -26,7 +26,7 @@ from ctflow.evaluation.analyses import ANALYSES, Context, run_analysis
 from ctflow.evaluation.analyses.pairs import COLUMNS, ReportPair, read_pairs, shows
 from ctflow.evaluation.analyses.reading import ReadingItem, named_findings, reading_page, systematic
 from ctflow.evaluation.analyses.sets import nearest_distances
-from ctflow.evaluation.analyses.yardsticks import rises, spread
+from ctflow.evaluation.analyses.yardsticks import spread
 from ctflow.evaluation.cases import HalvedReader, RealCase, halved
 from ctflow.evaluation.features import CaseFeatures, Key, Samples, VolumeFacts
 from ctflow.evaluation.results import ALL, MODEL, findings_table
@@ -38,7 +38,7 @@ from ctflow.metrics.reconstruction import ReconstructionMetric, similarity, simi
 from ctflow.processes import Ranks
 from ctflow.types import Acquisition, HUVolume
 
-from ..conftest import soft_volume, write_shards
+from ..conftest import rises, soft_volume, write_shards
 
 KEY = Key("rand2d", 32)
 YARDSTICKS = "ctflow.evaluation.analyses.yardsticks.DAMAGES"
