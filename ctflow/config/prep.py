@@ -12,7 +12,7 @@ class IngestConfig:
 
     Attributes:
         source: Folder of scans: CT-RATE's tree, or NIfTI, DICOM, NRRD and MetaImage files in any folders.
-        output: Folder of the slice shards (``train`` and ``valid``) and of everything told about them.
+        output: Folder of the slice shards (``train`` and ``valid``) and of the reports about them.
         reports: CT-RATE report CSVs; none given: those found under ``source``.
         metadata: CT-RATE metadata CSVs (spacing, slope, intercept); none given: those found under ``source``.
         labels: CT-RATE label CSVs; none given: those found under ``source``.

@@ -160,7 +160,7 @@ def choose_cases(
 
 
 def read_truth(case: RealCase) -> dict[str, Any]:
-    """The ground truth beside a phantom.
+    """The ground truth of a phantom.
 
     Raises:
         EvaluationError: The file is gone or is not JSON.

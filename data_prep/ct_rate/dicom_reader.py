@@ -20,7 +20,7 @@ TILT_DEGREES = 0.5
 _SAME_SPACING = 1e-3
 """Relative difference below which two pixel spacings are one."""
 _MAX_SHIFT_PIXELS = 1.0
-"""Most that a slice may lie beside the line from the first to the last."""
+"""Largest distance of a slice from the line between the first and the last."""
 
 
 def read_dicom_series(paths: list[Path], memory_bytes: float) -> RawScan:
@@ -148,7 +148,7 @@ def _in_order(
 def _check_order(
     headers: list[DicomHeader], offsets: NDArray[np.float64], normal: NDArray[np.float64]
 ) -> list[list[str]]:
-    """Even steps, along the normal, and enough of them; everything that is wrong is told at once.
+    """Even steps, along the normal, and enough of them; all faults are named at once.
 
     Returns:
         Flags: a tilt that the header names and the geometry does not have.
