@@ -21,7 +21,7 @@ REFUSALS = {
     "not_ct": "DICOM of another modality, or no original CT image",
     "no_geometry": "no usable position, orientation or spacing",
     "no_orientation": "the header says nothing about orientation: left and right are unknown",
-    "implausible_spacing": "a spacing or field of view that no scanner has, and no metadata CSV that corrects it",
+    "implausible_spacing": "no scanner has this spacing or field of view, and no metadata CSV corrects it",
     "mixed_rescale": "a slope or intercept that only some slices have, or that is wrong or not a number",
     "gantry_tilt": "slices are sheared against their own normal",
     "uneven_slices": "slices are missing or unevenly spaced",
