@@ -90,7 +90,7 @@ class IngestConfig:
                 groups = re.compile(self.patient_pattern).groups
             except re.error as error:
                 raise ValueError(
-                    f"patient_pattern {self.patient_pattern!r} is no expression: {error}"
+                    f"patient_pattern {self.patient_pattern!r} is not a regular expression: {error}"
                 ) from error
             if groups < 1:
                 raise ValueError(f"patient_pattern needs a group, found {self.patient_pattern!r}")

@@ -96,7 +96,7 @@ def _check_rescale(headers: list[DicomHeader]) -> None:
         raise ScanRefused(
             "mixed_rescale",
             f"{len(headers) - len(odd)} of {len(headers)} slices have {texts[1]}, but {_name(odd[0])} has "
-            f"{texts[0]}{more}: whether its values are stored values or HU cannot be told",
+            f"{texts[0]}{more}: its values may be stored values or HU",
         )
     negative = next((h for h in headers if h.rescale and h.rescale[0] < 0), None)
     if negative is not None and negative.rescale is not None:

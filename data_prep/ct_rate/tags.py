@@ -121,7 +121,7 @@ def with_geometry(scan: RawScan, spacing: Spacing | None, tags: ScanTags) -> Raw
     affine = _placed(tags, spacing)
     if affine is None:
         raise ScanRefused(
-            "no_orientation", f"ImageOrientationPatient {list(tags.orientation)} is no direction"
+            "no_orientation", f"ImageOrientationPatient {list(tags.orientation)} is not a direction"
         )
     if tags.shape and tags.shape != scan.stored.shape and sorted(tags.shape) == sorted(scan.stored.shape):
         raise ScanRefused(
