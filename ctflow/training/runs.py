@@ -63,7 +63,7 @@ def locate_run(config: TrainConfig) -> Run:
     """
     if config.name and (config.name in (".", "..") or re.search(r"[/\\\0]", config.name)):
         raise ConfigError(
-            f"name={config.name!r} is not the name of one folder", "a name without slashes, e.g. name=first"
+            f"name={config.name!r} is no name of one folder", "a name without slashes, e.g. name=first"
         )
     task_dir = Path(config.runs_dir) / config.task
     if config.resume not in ("auto", "none"):
