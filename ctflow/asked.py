@@ -59,7 +59,7 @@ class Verdict:
 
 
 def verdicts(report: str, measurement: Measurement) -> list[Verdict]:
-    """A report's statements beside what was measured, then what was measured beyond them.
+    """A report's statements with their measurements, then the measured findings beyond them.
 
     Args:
         report: The text; may be empty.

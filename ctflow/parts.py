@@ -1,4 +1,4 @@
-"""One preparation as the parts of one job: which part this process is, and who may write beside it."""
+"""One preparation as the parts of one job: which part this process is, and which others may write too."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def _index(environment: Mapping[str, str]) -> int | None:
 
 
 def _array(environment: Mapping[str, str]) -> Part:
-    """Place in SLURM's array, whatever number it begins with.
+    """Place in SLURM's array, from any first number.
 
     Raises:
         ConfigError: The array has gaps, or is one task that does not begin it: some parts are run again.
@@ -124,7 +124,7 @@ WHOLE = Part()
 
 @contextmanager
 def claimed(folder: Path, part: Part, place: Path) -> Iterator[None]:
-    """Own a part's work for as long as the block lasts; other parts of the same job may run beside it.
+    """Own a part's work for as long as the block lasts; other parts of the same job may run at the same time.
 
     Args:
         folder: Holds the locks and ``parts.jsonl``; made where missing.

@@ -70,7 +70,7 @@ def _check(folder: Path, config: CheckConfig) -> bool:
 
 
 def _content(folder: Path, sheet: Path, columns: int) -> list[str]:
-    """The content of the shards, in lines and as a contact sheet.
+    """What the shards hold, in lines and as a contact sheet.
 
     Raises:
         ShardError: Latents that are not numbers; names the shard and the case.

@@ -23,34 +23,38 @@ REPORTS = [
 ]
 
 
+BERT = BertConfig(
+    vocab_size=200,
+    hidden_size=16,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    intermediate_size=32,
+    max_position_embeddings=64,
+)
+CTVIT = CTViTConfig(
+    dim=16,
+    image_size=16,
+    patch_size=8,
+    temporal_patch_size=4,
+    spatial_depth=1,
+    temporal_depth=1,
+    dim_head=8,
+    heads=2,
+    quantize=False,
+)
+"""Towers of the tiny text and image pair."""
+
+
 def save_tiny_system(folder: Path) -> Path:
     """A whole system of random weights: 32 px slices, 4×4 latents."""
     torch.manual_seed(0)
     avae = AVAE(
         AVAEConfig(latent_channels=4, block_out_channels=[8, 8, 8, 8], layers_per_block=1, norm_num_groups=4)
     )
-    text_width = 16
     clip = CTCLIP(
         CTCLIPConfig(
-            bert=BertConfig(
-                vocab_size=200,
-                hidden_size=text_width,
-                num_hidden_layers=1,
-                num_attention_heads=2,
-                intermediate_size=32,
-                max_position_embeddings=64,
-            ),
-            ctvit=CTViTConfig(
-                dim=16,
-                image_size=16,
-                patch_size=8,
-                temporal_patch_size=4,
-                spatial_depth=1,
-                temporal_depth=1,
-                dim_head=8,
-                heads=2,
-                quantize=False,
-            ),
+            bert=BERT,
+            ctvit=CTVIT,
             grid=VolumeGrid(shape=[8, 16, 16], spacing_mm=[20.0, 18.0, 18.0]),
             dim_latent=8,
             max_tokens=64,
@@ -63,7 +67,7 @@ def save_tiny_system(folder: Path) -> Path:
             hidden_size=32,
             depth=1,
             num_heads=2,
-            text_dim=text_width,
+            text_dim=BERT.hidden_size,
         )
     )
     with torch.no_grad():  # a fresh FMvT's output layer is zero: this one must answer to its inputs

@@ -90,7 +90,7 @@ class Comparison:
 def compare_with_truth(
     measurement: Measurement, truth: Mapping[str, Any], thresholds: Thresholds = DEFAULT_THRESHOLDS
 ) -> Comparison:
-    """Hold a measurement against the truth that lies beside a phantom.
+    """Compare a measurement with the truth of a phantom.
 
     Args:
         measurement: What ``measure`` read from the phantom.

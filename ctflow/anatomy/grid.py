@@ -1,4 +1,4 @@
-"""The working grid: every measurement is taken at about 3 mm, whatever the volume's own sampling."""
+"""The working grid: every measurement is taken at about 3 mm, for any sampling of the volume."""
 
 from __future__ import annotations
 

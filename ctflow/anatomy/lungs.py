@@ -1,4 +1,4 @@
-"""Aerated lungs, told apart from the air outside, the trachea and the gut, and split left from right."""
+"""Aerated lungs, separated from the air outside, the trachea and the gut, and split left from right."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ def _soft(grid: Grid, lung: Mask, rays: Rays, muscle: NDArray[np.float32]) -> Ma
 
 
 def core_darkness(grid: Grid, lung: Mask, rays: Rays, muscle: NDArray[np.float32]) -> tuple[Array, Mask]:
-    """HU below muscle of the tissue that lies clear of air, and where enough of it is near to tell.
+    """HU below muscle of the tissue that lies clear of air, and where enough of it is near.
 
     The edges of a consolidation and of the bronchi in it are part air and therefore as dark as fluid; away
     from them the two differ by 28 HU.

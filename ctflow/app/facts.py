@@ -51,7 +51,7 @@ def score_of(scorer: ClipScorer, report: str, volume: HUVolume) -> dict[str, Any
 
 
 def seams_of(volume: HUVolume, overlap: int | None, first: int) -> dict[str, Any]:
-    """The step between slices over the steps beside it, slice by slice.
+    """The step between slices over the steps around it, slice by slice.
 
     Args:
         volume: The volume.

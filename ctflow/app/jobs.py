@@ -1,4 +1,4 @@
-"""One thing at a time: the queue of jobs, the one thread that works on them, and who is told of it."""
+"""One thing at a time: the queue of jobs, the one thread that works on them, and its listeners."""
 
 from __future__ import annotations
 

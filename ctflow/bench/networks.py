@@ -20,7 +20,7 @@ from ctflow.models.fmvt_published import fmvt_config_to_published, fmvt_state_to
 from ctflow.training.cost import training_gib
 
 MEMORY_BATCHES = (1, 8, 32, 64)
-"""Blocks of a process whose memory is told."""
+"""Blocks of a process whose memory is measured."""
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
@@ -170,7 +170,7 @@ def _tiny() -> FMvTConfig:
 
 @torch.no_grad()
 def _randomise(model: FMvT) -> None:
-    """Every weight random: a fresh output layer is zero, and zeros are equal whatever computed them."""
+    """Every weight random: a fresh output layer is zero, and zeros are equal in any implementation."""
     for parameter in model.parameters():
         scale = parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.1
         parameter.copy_(torch.randn_like(parameter) * scale)

@@ -25,7 +25,7 @@ _COLUMNS = [
 
 
 def write_tables(rows: Sequence[Row], facts: Mapping[str, Any], output: Path) -> None:
-    """Write ``output`` (JSON) and the same as Markdown beside it."""
+    """Write ``output`` (JSON) and the same as Markdown in its folder."""
     content = {**facts, "rows": [asdict(row) for row in rows]}
     write_text(output, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     write_text(output.with_suffix(".md"), markdown(rows, facts))

@@ -46,7 +46,7 @@ def read_prompts(path: Path) -> list[Prompt]:
         try:
             prompt = _prompt(entry)
             if prompt.name in prompts:
-                raise ValueError(f"the name {prompt.name!r} stands there twice")
+                raise ValueError(f"the name {prompt.name!r} occurs twice")
         except ValueError as error:
             faults.append(f"  prompt {number}: {error}")
             continue

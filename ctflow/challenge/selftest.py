@@ -38,7 +38,7 @@ _POLL_SECONDS = 0.002
 
 
 def self_test(config: ChallengeConfig) -> None:
-    """Test prompts, names, dtype, shape, geometry and resuming in a temporary folder; the log tells each.
+    """Test prompts, names, dtype, shape, geometry and resuming in a temporary folder; the log names each.
 
     Args:
         config: Weights, form, orientation and sampling are tested as given; without others, volumes are one

@@ -219,7 +219,7 @@ def _config(source: WeightSource, stored: Mapping[str, Tensor]) -> NetworkConfig
 
 
 def _single_file_config(stored: Mapping[str, Tensor], beside: Mapping[str, Any] | None) -> AVAEConfig:
-    """Read the single file's shapes; a diffusers ``config.json`` beside it settles what shapes cannot say."""
+    """Read the single file's shapes; a diffusers ``config.json`` in its folder gives the rest."""
     config = avae_config_from_single_file({key: list(value.shape) for key, value in stored.items()})
     if beside is None:
         return config

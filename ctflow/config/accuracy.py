@@ -10,7 +10,7 @@ class AccuracyConfig:
     """The volumes to measure, the damage before, and the folder of the tables.
 
     Attributes:
-        volumes: Folder searched for phantoms (``*.nii.gz`` beside their ``*.truth.json``).
+        volumes: Folder searched for phantoms (``*.nii.gz`` with their ``*.truth.json``).
         output: Folder for ``anatomy-accuracy.md`` and ``anatomy-accuracy.json``.
         limit: Measure the first so many volumes only; 0 means all.
         blur_pixels: Standard deviation of a Gaussian blur in plane before measuring, as an A-VAE blurs.

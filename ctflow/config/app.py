@@ -21,12 +21,12 @@ class AppConfig:
         checkpoint: Checkpoint folder, ``run:NAME`` or ``latest``; empty: the embedded checkpoint.
         host: Address to listen on; one that other machines reach needs a token.
         port: Port to listen on; 0 takes a free one.
-        token: Secret that a browser shows once (``/?token=…``); empty: none is asked for.
+        token: Secret that a browser shows once (``/?token=…``); empty: none is needed.
         device: ``auto`` (CUDA where there is one), ``cpu`` or ``cuda``.
         precision: ``fp32``, or ``bf16`` autocast: faster where the processor has it, fewer digits.
         max_unknown: Largest share of a report's words that the text encoder does not know (another language);
             1 refuses none.
-        upload_gb: Largest file that may be opened; what it unpacks to may be four times as large.
+        upload_gb: Largest file that may be opened; unpacked it may be four times as large.
         memory_gb: Most memory that reading it may take.
         library_gb: Most room that volumes may take in the temporary folder.
         open_minutes: Longest time that reading a file may take.

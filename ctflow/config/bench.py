@@ -32,7 +32,7 @@ class BenchConfig:
         batches: Volumes side by side.
         steps: Solver steps per block.
         generation_steps: Solver steps where lengths and batches are compared.
-        output: JSON written at the end; a Markdown table lies beside it.
+        output: JSON written at the end, with a Markdown table in the same folder.
     """
 
     rows: list[str] = field(default_factory=lambda: list(GROUPS))

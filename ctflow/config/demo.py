@@ -23,7 +23,7 @@ class DemoConfig:
         eval_cases: Held-out phantoms scored with the embedded checkpoint.
         seed: Of phantoms, and the first seed of generation.
         seeds: Volumes generated from each report, at ``seed``, ``seed + 1``, …
-        reports: What is asked for; each says where there is a pleural effusion, or that there is none.
+        reports: Reports to generate from; each states a pleural effusion with its side, or denies one.
         least_hits: Share of all volumes that must show exactly what their report asks for; a third is chance.
         checkpoint: Checkpoint that generates; empty: the embedded one.
     """

@@ -102,7 +102,7 @@ class AnalysisConfig:
         reports: ``length``, ``diversity`` and ``alignment``: reports.
         solvers: ``steps``: solvers compared.
         steps: ``steps``: solver steps compared.
-        spacings: ``length``: millimetres between slices that are asked for; empty: each case's own.
+        spacings: ``length``: requested millimetres between slices; empty: each case's own.
         guidance: ``alignment``: scales of text guidance.
         shares: ``utility``: shares of the real training volumes.
         labels: ``utility``: CSV of findings per case; empty: the labels in the shards.
@@ -200,7 +200,7 @@ class EvalConfig:
         cases: Real cases generated from; with floors, as many others are needed and the set is shared out.
         evaluated: Which scans and reconstructions are cases: the first scan of every patient, in its soft
             reconstruction, unless asked.
-        floors: Score other real cases, and their A-VAE reconstructions, beside the model.
+        floors: Score other real cases, and their A-VAE reconstructions, besides the model.
         batch_size: Cases generated together.
         resolution: Sides in pixels at which slices and clips are scored; empty: the model's own.
         protocol: ``matched``: real and generated clips from the same axial windows; ``stylegan-v``: real

@@ -20,7 +20,7 @@ class PhantomConfig:
             (``data_prep.phantom.contrast.sample_pair``).
         report: Every patient shows what this text states, and nothing else; empty: findings as drawn.
         valid_fraction: Share of patients in the ``valid`` split.
-        masks: Whether to write a compressed file of masks beside each volume.
+        masks: Whether to write a compressed file of masks with each volume.
         workers: Processes; 0 for one per CPU core.
     """
 

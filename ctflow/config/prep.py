@@ -12,7 +12,7 @@ class IngestConfig:
 
     Attributes:
         source: Folder of scans: CT-RATE's tree, or NIfTI, DICOM, NRRD and MetaImage files in any folders.
-        output: Folder of the slice shards (``train`` and ``valid``) and of everything told about them.
+        output: Folder of the slice shards (``train`` and ``valid``) and of the reports about them.
         reports: CT-RATE report CSVs; none given: those found under ``source``.
         metadata: CT-RATE metadata CSVs (spacing, slope, intercept); none given: those found under ``source``.
         labels: CT-RATE label CSVs; none given: those found under ``source``.
@@ -90,7 +90,7 @@ class IngestConfig:
                 groups = re.compile(self.patient_pattern).groups
             except re.error as error:
                 raise ValueError(
-                    f"patient_pattern {self.patient_pattern!r} is no expression: {error}"
+                    f"patient_pattern {self.patient_pattern!r} is not a regular expression: {error}"
                 ) from error
             if groups < 1:
                 raise ValueError(f"patient_pattern needs a group, found {self.patient_pattern!r}")

@@ -14,13 +14,13 @@ class SystemConfig:
     Attributes:
         image_size: Rows and columns of a slice in pixels; rows and columns of a latent are this over the
             A-VAE's downscale.
-        z_spacing_mm: Distance between slices of a generated volume, unless another is asked for.
+        z_spacing_mm: Distance between slices of a generated volume, unless another is requested.
         pixel_spacing_mm: Distance between pixels of a generated volume (square). Where training resized whole
             fields of view, the typical one.
         z_spacing_range: Least and greatest distance between slices in training; empty: one alone.
         pixel_spacing_range: Least and greatest distance between pixels in training; empty: one alone.
         height_mm: Typical height of a scan: a volume of N slices is generated at this over N where no spacing
-            is asked for and the network takes one.
+            is requested and the network takes one.
         text_mode: ``tokens`` or ``pooled``, see ``ctflow.models.text``.
         max_slices: The longest volume the model was trained on.
         rollout: Sampling recommended for these weights, where generation and evaluation start from.

@@ -143,8 +143,8 @@ class AutoencoderTask:
 class ClipTask:
     """Training of the embedded pair of text and image encoder.
 
-    Columns are what a report is asked by rules (``ctflow.reports``): label stated, label denied, label with
-    side, with lobe, with word of size, and sizes in mm, ml or ratio.
+    Columns are statements that rules find in a report (``ctflow.reports``): label stated, label denied, label
+    with side, with lobe, with word of size, and sizes in mm, ml or ratio.
 
     Attributes:
         network: The CT-CLIP.
@@ -159,8 +159,8 @@ class ClipTask:
         label_weight: Weight of the auxiliary loss: linear heads from the text's pooled state, its mean token
             state and the volume to the label tables and to the columns.
         column_least: Reports of the training set that a column needs.
-        size_weight: Weight of the sizes' loss beside that of the other columns.
-        word_weight: Weight of the masked words' loss: what no column asks for stays in the states.
+        size_weight: Weight of the sizes' loss, relative to that of the other columns.
+        word_weight: Weight of the masked words' loss; it keeps information that no column covers.
         text_warmup: First batches that train the text tower alone: cheap, and the text states, which
             condition the FMvT, become informative at once.
         optimizer: The pair's optimizer.

@@ -184,7 +184,7 @@ class _Loader(yaml.SafeLoader):
         """As the library's, every key once."""
         keys = [key.value for key, _ in node.value]
         if twice := sorted({key for key in keys if keys.count(key) > 1}):
-            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]!r} stands twice", node.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]!r} occurs twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
 

@@ -33,7 +33,7 @@ def read_manifest(folder: Path | str) -> list[ShardEntry]:
             entries.append(_entry(json.loads(line)))
         except (ValueError, KeyError, TypeError) as error:
             raise ShardError(
-                f"{path}, line {number}, is no shard entry: {error}",
+                f"{path}, line {number}, is not a shard entry: {error}",
                 "one JSON object per complete shard",
                 "delete that line and run the preparation again",
             ) from error

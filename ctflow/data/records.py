@@ -162,7 +162,7 @@ class CaseEntry:
 
     @property
     def scan(self) -> str:
-        """The scan it is a reconstruction of; a case of its own where nothing tells."""
+        """The scan it is a reconstruction of; the case itself if the scan is unknown."""
         return self.acquisition.scan or self.case_id
 
 

@@ -122,7 +122,7 @@ def choose_cases(
 ) -> CaseSets:
     """The first ``wanted`` cases, and as many of other patients for the floors.
 
-    One scan stands for a patient and one reconstruction for a scan, unless the choice says otherwise; the log
+    One scan represents a patient and one reconstruction a scan, unless the choice says otherwise; the log
     tells how many are left out. Where there are too few cases for both sets, they are shared out half and
     half, and the log says so: floors at another N would not be comparable.
 
@@ -138,7 +138,7 @@ def choose_cases(
     seen: set[str] = set()
     for case in cases:
         if case.case_id in seen:
-            raise EvaluationError(f"case {case.case_id!r} stands twice in the data", "every case once")
+            raise EvaluationError(f"case {case.case_id!r} occurs twice in the data", "every case once")
         seen.add(case.case_id)
     if not cases:
         raise EvaluationError("no cases to evaluate", "slice shards with at least one case")
@@ -146,7 +146,7 @@ def choose_cases(
     kept = chosen_cases(cases, choice)
     if len(kept) < len(cases):
         log.info(
-            "%d of %d volumes stand for their patients (reconstruction: %s, every scan: %s)",
+            "%d of %d volumes represent their patients (reconstruction: %s, every scan: %s)",
             *(len(kept), len(cases), choice.reconstruction, choice.every_scan),
         )
     cases = [cases[index] for index in kept]
@@ -160,7 +160,7 @@ def choose_cases(
 
 
 def read_truth(case: RealCase) -> dict[str, Any]:
-    """The ground truth beside a phantom.
+    """The ground truth of a phantom.
 
     Raises:
         EvaluationError: The file is gone or is not JSON.

@@ -158,7 +158,7 @@ def volumes_in(folder: Path) -> dict[str, Path]:
             continue
         name = path.name[: -len(ending)]
         if name in found:
-            raise EvaluationError(f"{name!r} stands twice in {folder}", "every name once")
+            raise EvaluationError(f"{name!r} occurs twice in {folder}", "every name once")
         found[name] = path
     if not found:
         raise EvaluationError(f"no volumes in {folder}", f"files ending in {', '.join(ENDINGS)}")

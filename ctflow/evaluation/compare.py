@@ -90,7 +90,7 @@ class Comparer:
         return source_rows(self.compared(setting, source), self.backbones, reports)
 
     def readings(self, setting: Setting) -> list[Reading]:
-        """The monitors of one setting: the model, and beside it other real cases (else the reference)."""
+        """The monitors of one setting: the model, and other real cases (else the reference)."""
         compared = self.compared(setting, MODEL)
         others = self._restricted(REAL_SET, self.sets.others, setting)
         backbone, side = self.backbones.slices[0], self.plan.resolutions[0]

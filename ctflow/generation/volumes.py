@@ -251,7 +251,7 @@ class GrowingVolume:
         return self.volume[:, first + offset : stop + offset]
 
     def forget(self, told: int) -> None:
-        """Let go of slices that were told and that no later block is generated from."""
+        """Free slices that were given out and that no later block is generated from."""
         last = min(told, self.position - BLOCK_LENGTH)
         surplus = last + BLOCK_LENGTH - self.forgotten
         if not self.keep and surplus > 0:

@@ -21,7 +21,7 @@ from ctflow.metrics.images import SCORE_WINDOW
 from ctflow.metrics.trained_backbones import checked_file
 
 GRID = (402, 420, 420)
-"""Voxels along the stored z, x, y: every volume is stretched to them, whatever its spacing."""
+"""Voxels along the stored z, x, y: every volume is stretched to them, with any spacing."""
 SCALE_HU = (-1000.0, 200.0)
 IMAGE_MEAN = 0.449
 FEATURES = 96

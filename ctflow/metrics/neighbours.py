@@ -1,4 +1,4 @@
-"""Precision, recall, density and coverage: fidelity and variety told apart by nearest neighbours.
+"""Precision, recall, density and coverage: fidelity and variety, separated by nearest neighbours.
 
 Kynkäänniemi et al., "Improved Precision and Recall Metric for Assessing Generative Models" (2019); Naeem et
 al., "Reliable Fidelity and Diversity Metrics for Generative Models" (2020). One sample per case: slices of

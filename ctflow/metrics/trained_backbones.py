@@ -125,7 +125,7 @@ class I3DBackbone(nn.Module):
         try:
             self.network = torch.jit.load(str(script), map_location="cpu").eval()
         except RuntimeError as error:
-            raise WeightsError(f"{script} is no torchscript file ({str(error)[:200]})") from error
+            raise WeightsError(f"{script} is not a torchscript file ({str(error)[:200]})") from error
 
     @torch.no_grad()
     def forward(self, clips: Tensor) -> Tensor:

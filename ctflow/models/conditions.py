@@ -45,7 +45,7 @@ class TextCondition:
 
 @dataclass(frozen=True)
 class Conditions:
-    """Everything that the FMvT is told about a batch of B blocks of T slices.
+    """The conditions of the FMvT for a batch of B blocks of T slices.
 
     Attributes:
         text: Reports ``[B, L, text_dim]``, an ``FMvT.encode_text`` result, or None: no text.

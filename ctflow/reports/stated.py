@@ -73,7 +73,7 @@ def summarised(findings: Sequence[StatedFinding]) -> list[StatedFinding]:
 
 
 def _told_side_by_side(finding: StatedFinding, among: Sequence[StatedFinding]) -> bool:
-    """Whether a finding on both sides, without sizes, is told for either side too."""
+    """Whether a finding on both sides, without sizes, also counts as stated for either side."""
     sizes = (finding.size_mm, finding.volume_ml, finding.ratio, finding.grade)
     if finding.side != "both" or any(size is not None for size in sizes):
         return False

@@ -19,7 +19,7 @@ from ctflow.training.plain import from_plain, to_plain
 from ctflow.training.randomness import SampleRandom
 
 HU_RANGE = 2000.0
-"""Peak of PSNR and SSIM: [-1000, 1000] HU whatever the network's own window."""
+"""Peak of PSNR and SSIM: [-1000, 1000] HU for any window of the network."""
 
 
 class AutoencoderModule(CountingModule):

@@ -1,4 +1,4 @@
-"""How Lightning checkpoints reach the disk (beside their target, whole or not at all) and are read."""
+"""Writing of Lightning checkpoints (under a temporary name, whole or not at all), and reading."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NEEDED = ("state_dict", "hyper_parameters", "loops", "optimizer_states", COUNTER
 
 
 class BesideTarget(TorchCheckpointIO):
-    """Writes to a temporary name beside the target and renames.
+    """Writes to a temporary name in the target's folder and renames.
 
     Lightning's own way leads through ``$TMPDIR``, which is small on many clusters.
     """

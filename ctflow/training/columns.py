@@ -40,7 +40,7 @@ class Columns:
         return len(self.stated) + len(self.sizes)
 
     def targets(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Answers of B texts: ``[B, stated]`` of 0 and 1; ``[B, sizes]`` standardised, NaN where not told."""
+        """Answers of B texts: ``[B, stated]`` of 0 and 1; ``[B, sizes]`` standardised, NaN if not stated."""
         stated = torch.zeros(len(texts), len(self.stated))
         sizes = torch.full((len(texts), len(self.sizes)), torch.nan)
         place = {name: i for i, name in enumerate(self.stated)}
@@ -61,7 +61,7 @@ class Columns:
 
 
 def answers(findings: Iterable[StatedFinding]) -> tuple[set[str], dict[str, float]]:
-    """Names of the yes/no columns that hold for these statements, and the sizes told."""
+    """Names of the yes/no columns that hold for these statements, and the stated sizes."""
     names: set[str] = set()
     sizes: dict[str, float] = {}
 

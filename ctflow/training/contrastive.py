@@ -110,7 +110,7 @@ class ClipModule(CountingModule):
         self.network.clip.volume.compile()
 
     def training_step(self, batch: VolumeBatch, batch_idx: int) -> Tensor:
-        """Texts alone at first; then the contrast over the global batch beside them."""
+        """Texts alone at first; then also the contrast over the global batch."""
         if not self.config.train_text:
             loss, terms = self.volume_terms(batch)
         else:
@@ -265,7 +265,7 @@ class ClipModule(CountingModule):
             self.log("val/right_side", right, sync_dist=True, batch_size=int(differs.sum()))
 
     def on_validation_epoch_end(self) -> None:
-        """Log the label AUROC of either tower, how surely sides are told, and how far apart they lie."""
+        """Log the label AUROC of either tower, how surely sides are separated, and how far apart they lie."""
         labels = self.val_labels.compute()
         if isinstance(labels, Tensor):  # an empty list where the reports have no label columns
             labels = labels.masked_fill(labels < 0, torch.nan)

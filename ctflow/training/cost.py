@@ -32,7 +32,7 @@ def _forward_gflop(text: str) -> float:
 
 
 def activation_bytes(config: FMvTConfig, batch: int) -> int:
-    """Bytes that a float32 forward keeps for its backward, beside weights; bfloat16 halves most of them."""
+    """Bytes that a float32 forward keeps for its backward, besides weights; bfloat16 halves most of them."""
     network, arguments = _on_meta(config, batch)
     own = {id(parameter) for parameter in network.parameters()}
     kept: dict[int, int] = {}

@@ -80,7 +80,7 @@ class CurveFile(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the merged configuration lies beside the curves."""
+        """Nothing: the merged configuration is in the same folder."""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:

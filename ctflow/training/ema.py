@@ -1,4 +1,4 @@
-"""A moving average of one network, kept as a second network beside it.
+"""A moving average of one network, kept as a second network.
 
 Lightning's own weight averaging copies the whole module (frozen encoders and discriminator too), counts the
 steps of both optimizers of a GAN and does not know sharded parameters. Here the average is an ordinary frozen

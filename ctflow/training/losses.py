@@ -1,4 +1,4 @@
-"""Loss terms of the A-VAE beside L1 and KL: hinge PatchGAN with adaptive weight, VGG-16 feature distance."""
+"""Loss terms of the A-VAE besides L1 and KL: hinge PatchGAN with adaptive weight, VGG-16 feature distance."""
 
 from __future__ import annotations
 

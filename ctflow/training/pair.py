@@ -142,7 +142,7 @@ def apart(targets: Tensor) -> Tensor:
 
 
 def size_loss(values: Tensor, targets: Tensor) -> Tensor:
-    """Smooth L1 over the sizes a text tells (NaN: none): the mean of the texts' means."""
+    """Smooth L1 over the sizes that a text states (NaN: none): the mean of the texts' means."""
     known = targets.isfinite()
     losses = F.smooth_l1_loss(values.float(), targets.nan_to_num(0.0), reduction="none")
     return ((losses * known).sum(dim=1) / known.sum(dim=1).clamp_min(1)).mean()
@@ -189,7 +189,7 @@ def mean_auroc(scores: Tensor, labels: Tensor) -> Tensor:
 
 
 def side_auroc(scores: Tensor, stated: Tensor, pairs: list[tuple[int, int]]) -> Tensor:
-    """How surely answers tell right from left: AUROC of right minus left over all labels and texts.
+    """How surely answers separate right from left: AUROC of right minus left over all labels and texts.
 
     Args:
         scores: Answers ``[N, K]``.

@@ -137,7 +137,7 @@ class ClipTraining:
         return replace(config, clip=replace(config.clip, network=network))
 
     def data(self, config: TrainConfig) -> LatentDataModule:
-        """Whole volumes on the image tower's grid; beside an adapter nobody looks at them."""
+        """Whole volumes on the image tower's grid; with an adapter they are not used."""
         grid = config.clip.network.grid
         if config.clip.network.adapter_width:
             grid = replace(grid, shape=[1, 1, 1], spacing_mm=[10.0, 10.0, 10.0])

@@ -17,7 +17,7 @@ _PEAK_SIDE = {"cuda": 8192, "cpu": 512}
 
 
 class DataClock(Profiler):
-    """Counts the seconds in which the training waits for its next batch; Lightning tells it when.
+    """Counts the seconds in which the training waits for its next batch; Lightning's hooks mark it.
 
     Attributes:
         waited: Seconds so far.

@@ -183,7 +183,7 @@ def export_weights(kind: Kind, source: Path | str, dest: Path | str) -> Path:
 
 
 def _keep_published_config(folder: Path, source: WeightSource) -> None:
-    """Copy a published ``config.json`` beside the weights, for what our configuration has no place for."""
+    """Copy a published ``config.json`` to the weights, for entries that our configuration does not have."""
     (folder / KEPT_CONFIG).unlink(missing_ok=True)
     if kept := _kept_config(source):
         (folder / KEPT_CONFIG).write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")

@@ -20,7 +20,7 @@ TILT_DEGREES = 0.5
 _SAME_SPACING = 1e-3
 """Relative difference below which two pixel spacings are one."""
 _MAX_SHIFT_PIXELS = 1.0
-"""Most that a slice may lie beside the line from the first to the last."""
+"""Largest distance of a slice from the line between the first and the last."""
 
 
 def read_dicom_series(paths: list[Path], memory_bytes: float) -> RawScan:
@@ -96,7 +96,7 @@ def _check_rescale(headers: list[DicomHeader]) -> None:
         raise ScanRefused(
             "mixed_rescale",
             f"{len(headers) - len(odd)} of {len(headers)} slices have {texts[1]}, but {_name(odd[0])} has "
-            f"{texts[0]}{more}: whether its values are stored values or HU cannot be told",
+            f"{texts[0]}{more}: its values may be stored values or HU",
         )
     negative = next((h for h in headers if h.rescale and h.rescale[0] < 0), None)
     if negative is not None and negative.rescale is not None:
@@ -148,7 +148,7 @@ def _in_order(
 def _check_order(
     headers: list[DicomHeader], offsets: NDArray[np.float64], normal: NDArray[np.float64]
 ) -> list[list[str]]:
-    """Even steps, along the normal, and enough of them; everything that is wrong is told at once.
+    """Even steps, along the normal, and enough of them; all faults are named at once.
 
     Returns:
         Flags: a tilt that the header names and the geometry does not have.

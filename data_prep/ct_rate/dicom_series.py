@@ -58,7 +58,7 @@ def sort_folder(item: Item) -> tuple[list[Item], list[Told]]:
 
 
 def _read_headers(item: Item) -> tuple[list[DicomHeader], list[Told], list[Item]]:
-    """Tags of every DICOM file, what is to be told of the others, and volumes of another format."""
+    """Tags of every DICOM file, remarks on the others, and volumes of another format."""
     told: list[Told] = []
     items, headers, paths = [], [], []
     dicom = set()

@@ -1,4 +1,4 @@
-"""Label maps (segmentations) under a volume's name, where no folder's name tells: known by their values.
+"""Label maps (segmentations) under a volume's name, recognised by their values if no folder's name does it.
 
 A label map holds few different whole numbers from 0 up; a CT, whether in HU or as stored, has hundreds in any
 slice.

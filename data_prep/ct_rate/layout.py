@@ -24,7 +24,7 @@ VOLUME = re.compile(
 
 TREE = re.compile(r"^(train|valid)(_fixed)?$", re.IGNORECASE)
 TABLE_FOLDERS = ("metadata", "radiology_text_reports", "multi_abnormality_labels")
-"""Folders of CT-RATE's CSVs and lists, beside its trees."""
+"""Folders of CT-RATE's CSVs and lists, next to its trees."""
 _LIST = re.compile(r"^no_?chest.*\.txt$", re.IGNORECASE)
 _SEGMENTATIONS = re.compile(r"^ts_(seg|total|lung|pleural)", re.IGNORECASE)
 _WORD = r"(seg|segs|segmentations?|masks?|labels?|labelmaps?|labels?tr|labels?ts|rois?|annotations?)"
@@ -37,7 +37,7 @@ _CHANNEL = re.compile(r"_0000$")
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Files that are left unread, told in one line.
+    """Files that are left unread, reported in one line.
 
     Attributes:
         place: Where they lie, under the source.

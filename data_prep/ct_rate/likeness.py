@@ -1,4 +1,4 @@
-"""Which volumes show one patient, where no name tells: copies, and reconstructions of one scan.
+"""Volumes that show one patient without a common name: copies, and reconstructions of one scan.
 
 A coarse picture of each volume (means over 30 mm of slices and an 8 × 8 grid) is compared from the lowest
 slice up. Two reconstructions of one scan with one field of view differ by a few HU in it (1.4 on a 1 mm and a

@@ -82,7 +82,7 @@ class Names:
         return tuple(dict.fromkeys(self._folders.get(end, ())))
 
     def names_tell(self) -> bool:
-        """Whether file names alone tell all volumes apart."""
+        """Whether file names alone distinguish all volumes."""
         return len(self._by_last) == len(self.parts) > 1
 
     @cached_property

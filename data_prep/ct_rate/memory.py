@@ -1,4 +1,4 @@
-"""How much memory a volume takes, told by its header before any voxel is read, and how much there is."""
+"""The memory that a volume takes, by its header before any voxel is read, and the memory there is."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def is_nifti(path: Path) -> bool:
 
 
 def read_nifti_scan(path: Path, memory_bytes: float) -> RawScan:
-    """Read a NIfTI-1 or NIfTI-2 file or pair, compressed or not, whatever its name says.
+    """Read a NIfTI-1 or NIfTI-2 file or pair, compressed or not, with any name.
 
     Args:
         path: The file.

@@ -148,7 +148,7 @@ class GuardedPool:
 
 
 def failure(job: Job, code: str, detail: str) -> Outcome:
-    """The outcome of a job whose process did not live to tell it."""
+    """The outcome of a job whose process died."""
     return Outcome(
         job.item.key,
         outcome_fingerprint(job.item, job.row),

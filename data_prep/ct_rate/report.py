@@ -33,7 +33,7 @@ _SHEET_COLUMNS = 4
 _TILE = 128
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _MANY = 4
-"""Scans from which on one patient with most of them is told."""
+"""Fewest scans for a warning of one patient with most of them."""
 _TILE_HEIGHT = 172
 
 
@@ -136,7 +136,7 @@ def _is_label_map(outcome: Outcome) -> bool:
 
 
 def _label_maps(outcomes: list[Outcome]) -> list[LeftOut]:
-    """Label maps that only their values told, as one group."""
+    """Label maps recognised by their values alone, as one group."""
     found = [o for o in outcomes if _is_label_map(o)]
     if not found:
         return []

@@ -66,7 +66,7 @@ def tags_of(row: dict[str, str]) -> ScanTags:
 
 
 def kernel_sharpness(kernel: str) -> str:
-    """``soft`` or ``sharp`` by a kernel's name; empty where it does not tell.
+    """``soft`` or ``sharp`` by a kernel's name; empty if it does not show it.
 
     Siemens numbers its kernels (B30f, Br40d, I70f), Canon too (FC03, FC52), GE gives words (STANDARD, LUNG),
     Philips letters (B, YA).
@@ -97,7 +97,7 @@ def acquisition_of(case_id: str, kernel: str, manufacturer: str, noise_hu: float
 
 
 def with_geometry(scan: RawScan, spacing: Spacing | None, tags: ScanTags) -> RawScan:
-    """A scan whose header tells no orientation, placed by its metadata; any other as it is.
+    """A scan without orientation in its header, placed by its metadata; any other unchanged.
 
     Args:
         scan: As read.
@@ -121,7 +121,7 @@ def with_geometry(scan: RawScan, spacing: Spacing | None, tags: ScanTags) -> Raw
     affine = _placed(tags, spacing)
     if affine is None:
         raise ScanRefused(
-            "no_orientation", f"ImageOrientationPatient {list(tags.orientation)} is no direction"
+            "no_orientation", f"ImageOrientationPatient {list(tags.orientation)} is not a direction"
         )
     if tags.shape and tags.shape != scan.stored.shape and sorted(tags.shape) == sorted(scan.stored.shape):
         raise ScanRefused(

@@ -44,7 +44,7 @@ class Finding:
         if self.side not in (None, "left", "right", "both"):
             raise ValueError(f"side must be left, right, both or None, found {self.side!r}")
         if self.lobe is not None and (self.side is None or self.lobe not in LOBES.get(self.side, ())):
-            raise ValueError(f"lobe {self.lobe!r} is no lobe of side {self.side!r}")
+            raise ValueError(f"lobe {self.lobe!r} is not a lobe of side {self.side!r}")
 
 
 @dataclass(frozen=True)

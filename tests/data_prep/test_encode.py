@@ -8,14 +8,16 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tiny_system import BERT, CTVIT
 
 from ctflow.checkpoint import load_avae, load_text_encoder, save_avae, save_ctclip
-from ctflow.config.encoders import AVAEConfig, BertConfig, CTCLIPConfig, CTViTConfig, VolumeGrid
+from ctflow.config.encoders import AVAEConfig, CTCLIPConfig, VolumeGrid
 from ctflow.data import LatentShards, SliceRecord, SliceShards, SliceShardWriter
 from ctflow.data.verify import verify_folder
 from ctflow.errors import ConfigError, ShardError, WeightsError
@@ -47,27 +49,9 @@ def root(tmp_path_factory) -> Path:
         whitening=Whitening([0.1, 0.0, 0.2, 0.0], [1.0, 2.0, 1.0, 0.5]),
     )
     save_avae(root / "avae", AVAE(config))
-    bert = BertConfig(
-        vocab_size=200,
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=64,
-    )
-    ctvit = CTViTConfig(
-        dim=16,
-        codebook_size=8,
-        image_size=16,
-        patch_size=8,
-        temporal_patch_size=4,
-        spatial_depth=1,
-        temporal_depth=1,
-        dim_head=8,
-        heads=2,
-    )
+    ctvit = replace(CTVIT, quantize=True, codebook_size=8)
     grid = VolumeGrid(shape=[8, 16, 16], spacing_mm=[8.0, 8.0, 8.0])
-    clip = CTCLIP(CTCLIPConfig(bert=bert, ctvit=ctvit, grid=grid, dim_latent=8, max_tokens=24))
+    clip = CTCLIP(CTCLIPConfig(bert=BERT, ctvit=ctvit, grid=grid, dim_latent=8, max_tokens=24))
     save_ctclip(root / "clip", clip, train_wordpiece(REPORTS, 100, 24))
     return root
 

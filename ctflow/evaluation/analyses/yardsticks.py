@@ -111,7 +111,7 @@ def reconstruction(context: Context) -> AnalysisResult:
 
 
 def capacity(context: Context) -> AnalysisResult:
-    """PSNR and SSIM of each teacher-forced block of the first training volume, beside the A-VAE's own."""
+    """PSNR and SSIM of each teacher-forced block of the first training volume, and those of the A-VAE."""
     system, reader = context.system, context.reader(context.config.analysis.train_slices)
     case = reader.cases()[0]
     real = reader.volume(case)
@@ -167,7 +167,7 @@ def _limits(window: tuple[float, float]) -> tuple[float, float]:
 
 
 def severity(context: Context) -> AnalysisResult:
-    """Damaged copies of half of the cases (or slices) against the other half, beside the undamaged floor."""
+    """Damaged copies of half of the cases (or slices) against the other half, with the undamaged floor."""
     config = context.config
     reader, sets = _halves(context)
     extractor = context.extractor()

@@ -196,7 +196,7 @@ def _alarms(results: Results) -> list[str]:
 
 
 def _plot(title: str, rows: Sequence[Row]) -> Figure:
-    """Every setting's value and extrapolation with intervals, floors beside."""
+    """Every setting's value and extrapolation with intervals, and the floors."""
     figure = Figure(figsize=(4.6, 0.5 + 0.34 * len(rows)))
     axes = figure.add_subplot()
     for i, row in enumerate(rows):

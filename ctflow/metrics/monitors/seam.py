@@ -1,4 +1,4 @@
-"""Seams: is the step between two slices larger at a block's boundary than beside it?"""
+"""Seams: is the step between two slices larger at a block's boundary than near it?"""
 
 from __future__ import annotations
 

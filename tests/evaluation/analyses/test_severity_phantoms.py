@@ -1,4 +1,4 @@
-"""The severity sweep on phantoms: every damage stands above the floor where it should, and only there."""
+"""The severity sweep on phantoms: every damage is above the floor where it should be, and only there."""
 
 import numpy as np
 import pytest
