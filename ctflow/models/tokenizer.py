@@ -186,13 +186,22 @@ def train_wordpiece(reports: Iterable[str], vocab_size: int, max_tokens: int = 5
         vocab_size: Upper limit; few texts give fewer tokens.
         max_tokens: See ``ReportTokenizer``.
     """
+    texts = list(reports)
     backend = _bert_backend(WordPiece(unk_token=UNKNOWN), lowercase=True)
+    words = {
+        word
+        for text in texts
+        for word, _ in backend.pre_tokenizer.pre_tokenize_str(backend.normalizer.normalize_str(text))
+    }
+    # The trainer numbers pieces inside of words in the order of a hash map, which differs from process to
+    # process, and ties between merges are broken by these numbers. Pieces that are given keep their order.
+    inner = sorted({f"##{character}" for word in words for character in word[1:]})
     trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size, special_tokens=list(SPECIAL_TOKENS), show_progress=False
+        vocab_size=vocab_size, special_tokens=[*SPECIAL_TOKENS, *inner], show_progress=False
     )
-    backend.train_from_iterator(reports, trainer)
-    _frame(backend)
-    return ReportTokenizer(backend, max_tokens)
+    backend.train_from_iterator(texts, trainer)
+    ids = backend.get_vocab()
+    return ReportTokenizer.from_vocabulary(sorted(ids, key=lambda token: ids[token]), max_tokens)
 
 
 def _bert_backend(model: WordPiece, lowercase: bool) -> Tokenizer:

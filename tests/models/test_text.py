@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -55,6 +57,18 @@ def test_vocabulary_covers_its_reports(tokenizer):
     assert batch.mask.sum(1).tolist() == [15, 12, 12]
     assert tokenizer.backend.encode(REPORTS[1]).tokens[:3] == ["[CLS]", "no", "pleural"]
     assert (tokenizer(["☃ nodule"]).ids == unknown).sum() == 1
+
+
+def test_the_vocabulary_is_the_same_in_every_process():
+    """The library's trainer numbers pieces in the order of hash maps that are seeded anew in each process."""
+    program = (
+        "import hashlib; from ctflow.models import train_wordpiece; "
+        "words = ['pleural effusion', 'nodule of 12 mm', 'no emphysema', 'cardiomegaly', 'left, right'] * 3; "
+        "print(hashlib.sha256(train_wordpiece(words, 90).to_json().encode()).hexdigest())"
+    )
+    runs = [subprocess.run([sys.executable, "-c", program], capture_output=True, text=True) for _ in range(3)]
+    assert all(run.returncode == 0 for run in runs), runs[0].stderr
+    assert len({run.stdout for run in runs}) == 1
 
 
 def test_json_round_trip_and_published_vocabulary(tokenizer):
