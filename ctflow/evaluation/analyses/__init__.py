@@ -12,7 +12,8 @@ from ctflow.evaluation.analyses.base import AnalysisResult, Context
 from ctflow.evaluation.analyses.diversity import diversity
 from ctflow.evaluation.analyses.pairs import contrast, pairs
 from ctflow.evaluation.analyses.reading import reading
-from ctflow.evaluation.analyses.rollouts import capacity, length, seams, steps
+from ctflow.evaluation.analyses.rollouts import capacity, length, seams
+from ctflow.evaluation.analyses.steps import steps
 from ctflow.evaluation.analyses.utility import utility
 from ctflow.evaluation.analyses.yardsticks import floors, memorisation, reconstruction, severity
 from ctflow.evaluation.report import write_analysis

@@ -14,6 +14,7 @@ from ctflow.config.evaluation import EvalConfig
 from ctflow.config.generation import RolloutConfig
 from ctflow.evaluation.cases import CaseReader, RealCase
 from ctflow.evaluation.collect import Collector
+from ctflow.evaluation.compare import readings
 from ctflow.evaluation.features import CaseFeatures, FeatureExtractor
 from ctflow.evaluation.report.write import AnalysisResult
 from ctflow.evaluation.results import MODEL
@@ -22,7 +23,7 @@ from ctflow.evaluation.settings import SETTINGS, ScoredVolume, Setting
 from ctflow.evaluation.system import EvalSystem, extractor_of, generate_batch
 from ctflow.processes import Ranks
 
-__all__ = ["AnalysisResult", "Context", "slice_distance"]
+__all__ = ["AnalysisResult", "Context", "monitor_values", "slice_distance"]
 
 
 @dataclass(frozen=True)
@@ -110,3 +111,15 @@ def slice_distance(
         f"{frechet.metric} at infinite N": frechet.extrapolated_text(),
         kernel.metric: kernel.text(),
     }
+
+
+def monitor_values(
+    setting: Setting,
+    fake: Sequence[CaseFeatures],
+    real: Sequence[CaseFeatures],
+    others: Sequence[CaseFeatures],
+    extractor: FeatureExtractor,
+) -> dict[str, float]:
+    """The monitors' numbers by name; arguments as of ``readings``."""
+    backbone, side = extractor.backbones.slices[0], extractor.plan.resolutions[0]
+    return {r.monitor: r.value for r in readings(setting, MODEL, fake, real, others, backbone, side)}

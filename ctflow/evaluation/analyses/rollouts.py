@@ -1,8 +1,7 @@
-"""How blocks follow a real volume and join, and full-body volumes by length, solver and number of steps."""
+"""How blocks follow a real volume and join, full-body volumes by length, and one volume held by heart."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,13 +11,11 @@ from matplotlib.figure import Figure
 
 from ctflow.config.system import SystemConfig
 from ctflow.errors import EvaluationError
-from ctflow.evaluation.analyses.base import AnalysisResult, Context, slice_distance
+from ctflow.evaluation.analyses.base import AnalysisResult, Context, monitor_values, slice_distance
 from ctflow.evaluation.analyses.windows import curve_plot, window_curve, window_distances, window_slope
 from ctflow.evaluation.cases import RealCase, choose_cases
-from ctflow.evaluation.compare import readings
-from ctflow.evaluation.features import CaseFeatures, FeatureExtractor
-from ctflow.evaluation.results import MODEL
-from ctflow.evaluation.settings import SETTINGS, Setting
+from ctflow.evaluation.features import CaseFeatures
+from ctflow.evaluation.settings import SETTINGS
 from ctflow.evaluation.system import usable_in
 from ctflow.metrics.bias import Interval
 from ctflow.metrics.images import at_side, spacing_at
@@ -119,8 +116,6 @@ def _profile(volumes: dict[str, np.ndarray]) -> Figure:
 
 
 MONITORS = ("seam_ratio", "drift_z", "drift_z_slope", "drift_last_over_first", "premature", "length_error")
-EVALUATIONS = {"euler": 1, "midpoint": 2, "heun": 2}
-"""Network evaluations per step."""
 
 
 def length(context: Context) -> AnalysisResult:
@@ -207,61 +202,6 @@ def _length_plot(records: list[dict[str, Any]]) -> Figure:
         axes.set_xlabel("slices requested")
         axes.set_title(name)
     return figure
-
-
-def steps(context: Context) -> AnalysisResult:
-    """Distance, seam ratio and time for every solver and number of steps of ``config.analysis``."""
-    config, setting = context.config, SETTINGS["full-body"]
-    reader, extractor = context.reader(), context.extractor()
-    sets = choose_cases(reader.cases(), config.cases, floors=False, choice=config.evaluated)
-    records: list[dict[str, Any]] = []
-    rows = [(solver, number) for solver in config.analysis.solvers for number in config.analysis.steps]
-    with context.progress(len(sets.evaluated) * (1 + len(rows))) as bar:
-        real = context.collector(reader, extractor, bar=bar).real(sets.evaluated)
-        for solver, number in rows:
-            own = replace(config, sampling=replace(config.sampling, solver=solver, steps=number))
-            fake = context.collector(reader, extractor, own, bar=bar).generated(setting, sets.evaluated)
-            records.append(
-                {
-                    "solver": solver,
-                    "steps": number,
-                    "evaluations per block": number * EVALUATIONS.get(solver, 0) or "adaptive",
-                    **slice_distance(setting, fake, real, extractor, config.seed),
-                    "seam ratio": monitor_values(setting, fake, real, real, extractor)["seam_ratio"],
-                    "seconds per volume": sum(f.seconds for f in fake) / max(len(fake), 1),
-                }
-            )
-    text = f"full-body on {len(sets.evaluated)} cases, equal noise for every row."
-    figures = {"cost": (_steps_plot(records), "Distance by cost")}
-    return AnalysisResult("Quality against solver and steps", text, records, figures)
-
-
-def _steps_plot(records: list[dict[str, Any]]) -> Figure:
-    figure = Figure(figsize=(5, 3))
-    axes = figure.add_subplot()
-    metric = next(name for name in records[0] if name.startswith("fid") and "infinite" not in name)
-    for solver in dict.fromkeys(r["solver"] for r in records):
-        rows = [r for r in records if r["solver"] == solver and isinstance(r["evaluations per block"], int)]
-        points = [(r["evaluations per block"], r[metric].split(" ")[0]) for r in rows]
-        points = [(x, float(y)) for x, y in points if y != "n/a"]
-        if points:
-            axes.plot(*zip(*points, strict=True), "o-", label=solver)
-    axes.set_xlabel("network evaluations per block")
-    axes.set_ylabel(metric)
-    axes.legend()
-    return figure
-
-
-def monitor_values(
-    setting: Setting,
-    fake: Sequence[CaseFeatures],
-    real: Sequence[CaseFeatures],
-    others: Sequence[CaseFeatures],
-    extractor: FeatureExtractor,
-) -> dict[str, float]:
-    """The monitors' numbers by name; arguments as of ``readings``."""
-    backbone, side = extractor.backbones.slices[0], extractor.plan.resolutions[0]
-    return {r.monitor: r.value for r in readings(setting, MODEL, fake, real, others, backbone, side)}
 
 
 def capacity(context: Context) -> AnalysisResult:
