@@ -102,6 +102,7 @@ class AnalysisConfig:
         reports: ``length``, ``diversity`` and ``alignment``: reports.
         solvers: ``steps``: solvers compared.
         steps: ``steps``: solver steps compared.
+        student: ``steps``: checkpoint folder of a student, which joins the table with its own sampling.
         spacings: ``length``: requested millimetres between slices; empty: each case's own.
         guidance: ``alignment``: scales of text guidance.
         shares: ``utility``: shares of the real training volumes.
@@ -125,6 +126,7 @@ class AnalysisConfig:
     reports: int = 50
     solvers: list[str] = field(default_factory=lambda: ["euler", "midpoint", "heun"])
     steps: list[int] = field(default_factory=lambda: [5, 10, 20, 50])
+    student: str = ""
     spacings: list[float] = field(default_factory=list)
     guidance: list[float] = field(default_factory=lambda: [1.0, 2.0, 3.0, 5.0])
     shares: list[float] = field(default_factory=lambda: [0.25, 0.5, 1.0])

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 from ctflow.types import BLOCK_LENGTH
 
-SOLVERS = ("euler", "midpoint", "heun", "dopri5")
+FIXED_SOLVERS = ("euler", "midpoint", "heun")
+SOLVERS = (*FIXED_SOLVERS, "dopri5")
 STOP_RULES = ("every_slice", "first_slice")
 
 

@@ -8,10 +8,12 @@ from ctflow.config.data import DataConfig
 from ctflow.config.encoders import AVAEConfig, CTCLIPConfig
 from ctflow.config.evaluation import FeatureFiles
 from ctflow.config.flow_network import FlowNetworkConfig
-from ctflow.config.generation import RolloutConfig
+from ctflow.config.generation import FIXED_SOLVERS, RolloutConfig
 from ctflow.config.models import FlowConfig
 
 TASKS = ("autoencoder", "clip", "flow")
+STUDENT_SOLVERS = {"euler": 1, "midpoint": 2}
+"""Evaluations of a student in one step, by solver."""
 
 
 @dataclass
@@ -209,6 +211,46 @@ class FlowMonitor:
 
 
 @dataclass
+class StudentConfig:
+    """Distillation: an FMvT that takes in one step what its teacher takes in many guided ones.
+
+    The student's solver and time grid are those of ``flow.rollout`` (``euler`` or ``midpoint``, ``steps``,
+    ``time_shift``), which its export names: without guidance.
+
+    Attributes:
+        teacher: Checkpoint folder of the FMvT to learn from, and to start from where ``init_from`` is empty;
+            empty: ordinary flow matching.
+        substeps: The teacher's steps in one of the student's, on the same shifted grid.
+        solver: The teacher's solver: ``euler``, ``midpoint`` or ``heun``.
+        text_guidance: The teacher's scale of guidance by the text.
+        guidance_from: The teacher's text guides at times from this one on.
+        on_policy: Share of samples that start where the student's own steps (of the averaged network) lead;
+            the others start from noised data.
+    """
+
+    teacher: str = ""
+    substeps: int = 2
+    solver: str = "midpoint"
+    text_guidance: float = 1.0
+    guidance_from: float = 0.0
+    on_policy: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.solver not in FIXED_SOLVERS:
+            raise ValueError(f"a teacher's solver is one of {FIXED_SOLVERS}, found {self.solver!r}")
+        if self.substeps < 1 or not 0 <= self.on_policy <= 1:
+            raise ValueError(
+                f"substeps is at least 1 and on_policy lies in [0, 1], found {self.substeps} and "
+                f"{self.on_policy}"
+            )
+        if self.text_guidance < 0 or not 0 <= self.guidance_from <= 1:
+            raise ValueError(
+                "text_guidance is not negative and guidance_from lies in [0, 1], found "
+                f"{self.text_guidance} and {self.guidance_from}"
+            )
+
+
+@dataclass
 class FlowTask:
     """Training of the FMvT.
 
@@ -217,6 +259,7 @@ class FlowTask:
         flow: Path, times and the noises and dropouts of training.
         text: ``tokens`` (masked hidden states) or ``pooled`` (one token, as published).
         init_from: Sharing folder or published weights to fine-tune from (weights only, fresh optimizer).
+        student: Distillation of a teacher into few steps without guidance.
         avae: A-VAE of the latent shards, for decoding and export; empty: searched among runs by fingerprint.
         clip: Text encoder of the latent shards, for the export; empty: searched among runs by fingerprint.
         optimizer: Optimizer and its schedule.
@@ -230,6 +273,7 @@ class FlowTask:
     flow: FlowConfig = field(default_factory=FlowConfig)
     text: str = "tokens"
     init_from: str = ""
+    student: StudentConfig = field(default_factory=StudentConfig)
     avae: str = ""
     clip: str = ""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -241,6 +285,14 @@ class FlowTask:
     def __post_init__(self) -> None:
         if self.text not in ("tokens", "pooled"):
             raise ValueError(f"text must be 'tokens' or 'pooled', found {self.text!r}")
+        grid = self.rollout
+        unguided = (grid.text_guidance, grid.previous_guidance) == (1, 1)
+        if self.student.teacher and not (unguided and grid.solver in STUDENT_SOLVERS):
+            raise ValueError(
+                f"a student samples without guidance by {' or '.join(STUDENT_SOLVERS)} steps: "
+                "flow.rollout has text_guidance=1 and previous_guidance=1, found "
+                f"{grid.solver}, {grid.text_guidance} and {grid.previous_guidance}"
+            )
 
 
 @dataclass
@@ -355,6 +407,11 @@ class TrainConfig:
             raise ValueError(
                 "Muon needs whole matrices, FSDP2 shards them: give flow.optimizer.name=adamw, "
                 "or loop.strategy=ddp"
+            )
+        if self.loop.strategy == "fsdp" and self.flow.student.teacher:
+            raise ValueError(
+                "a student's own steps differ in number from process to process, which FSDP2 does not allow: "
+                "give loop.strategy=ddp"
             )
         if self.task == "autoencoder" and (self.loop.accumulate > 1 or self.loop.strategy == "fsdp"):
             raise ValueError(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from ctflow.checkpoint import CLIP_FOLDER, folder_fingerprint, load_system
+from ctflow.checkpoint import CLIP_FOLDER
 from ctflow.config.evaluation import CHALLENGES, EvalConfig
 from ctflow.errors import EvaluationError
 from ctflow.evaluation.analyses import run_analysis
@@ -75,6 +75,7 @@ def _check_files(config: EvalConfig) -> None:
         "analysis.pairs": shipped_path(analysis.pairs) if analysis.name == "contrast" else "",
         "analysis.labels": analysis.labels,
         "analysis.synthetic": analysis.synthetic,
+        "analysis.student": analysis.student if analysis.name == "steps" else "",
         "analysis.readings": analysis.readings if analysis.name == "reading" else "",
         **{f"external.{key}": value for key, value in vars(external).items()},
         **{f"backbones.{key}": path for key, path in config.backbones.files.items()},
@@ -140,12 +141,10 @@ def evaluate(config: EvalConfig, system: EvalSystem, ranks: Ranks) -> Results:
 
 
 def _system(config: EvalConfig, checkpoint: Path) -> EvalSystem:
-    fingerprint, device = folder_fingerprint(checkpoint), device_of(config.device)
-    capability = torch.backends.cpu.get_cpu_capability()
+    device, capability = device_of(config.device), torch.backends.cpu.get_cpu_capability()
     if config.precision == "bf16" and device.type == "cpu" and "AVX512" not in capability:
         log.warning("precision=bf16 on this CPU (%s) is emulated and slower than precision=fp32", capability)
-    pair = folder_fingerprint(checkpoint / CLIP_FOLDER)
-    return EvalSystem.of(load_system(checkpoint), str(checkpoint), fingerprint, device, pair)
+    return EvalSystem.load(checkpoint, device)
 
 
 def _scorer(config: EvalConfig, checkpoint: Path | None) -> TextVolumeScorer | None:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ctflow.checkpoint import System, folder_fingerprint, load_text_encoder
+from ctflow.checkpoint import CLIP_FOLDER, System, folder_fingerprint, load_system, load_text_encoder
 from ctflow.config.evaluation import EvalConfig
 from ctflow.config.generation import RolloutConfig
 from ctflow.config.system import SystemConfig
@@ -71,6 +71,12 @@ class EvalSystem:
             fingerprint,
             text_fingerprint or fingerprint,
         )
+
+    @classmethod
+    def load(cls, folder: Path, device: torch.device) -> EvalSystem:
+        """The system of a checkpoint folder."""
+        fingerprints = folder_fingerprint(folder), folder_fingerprint(folder / CLIP_FOLDER)
+        return cls.of(load_system(folder), str(folder), fingerprints[0], device, fingerprints[1])
 
     @property
     def device(self) -> torch.device:

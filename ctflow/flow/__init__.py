@@ -1,5 +1,6 @@
 """The flow-matching path, time distributions, objective and solvers."""
 
+from ctflow.flow.distillation import Lesson, lesson
 from ctflow.flow.objective import (
     FlowDraw,
     LinearPath,
@@ -11,18 +12,29 @@ from ctflow.flow.objective import (
     shift_times,
     training_path,
 )
-from ctflow.flow.solvers import ADAPTIVE_SOLVER, SOLVERS, KnownRegion, Velocity, solve, time_grid
+from ctflow.flow.solvers import (
+    ADAPTIVE_SOLVER,
+    SOLVERS,
+    KnownRegion,
+    Velocity,
+    integrate,
+    solve,
+    time_grid,
+)
 
 __all__ = [
     "ADAPTIVE_SOLVER",
     "SOLVERS",
     "FlowDraw",
     "KnownRegion",
+    "Lesson",
     "LinearPath",
     "PathSample",
     "Velocity",
     "draw",
     "flow_matching_loss",
+    "integrate",
+    "lesson",
     "pair_difference_loss",
     "sample_times",
     "shift_times",

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
+from ctflow.config.generation import FIXED_SOLVERS
 from ctflow.flow.objective import LinearPath, shift_times
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
 """``velocity(z, t)`` with ``z [B, ...]`` and a scalar tensor ``t``, to dz/dt of z's shape."""
 
-FIXED_SOLVERS = ("euler", "midpoint", "heun")
 ADAPTIVE_SOLVER = "dopri5"
 SOLVERS = (*FIXED_SOLVERS, ADAPTIVE_SOLVER)
 DOPRI5_TOLERANCE = 1e-5
@@ -81,12 +81,26 @@ def solve(
     if solver == ADAPTIVE_SOLVER:
         z = _dopri5(field, z1)
     else:
-        step = {"euler": _euler_step, "midpoint": _midpoint_step, "heun": _heun_step}[solver]
-        times = time_grid(steps, shift).to(z1)
-        z = z1
-        for t, t_next in pairwise(times):
-            z = step(field, z, t, t_next)
+        z = integrate(field, z1, time_grid(steps, shift), solver)
     return z if known is None else torch.where(known.mask, known.value, z)
+
+
+def integrate(field: Velocity, z: Tensor, times: Tensor, solver: str = "euler") -> Tensor:
+    """Take the steps of a fixed solver from ``times[0]`` to ``times[-1]``.
+
+    Args:
+        field: The field.
+        z: The state at ``times[0]``, ``[B, ...]``.
+        times: Falling times ``[steps + 1]``.
+        solver: One of ``FIXED_SOLVERS``.
+
+    Returns:
+        The state at ``times[-1]``.
+    """
+    step = {"euler": _euler_step, "midpoint": _midpoint_step, "heun": _heun_step}[solver]
+    for t, t_next in pairwise(times.to(z)):
+        z = step(field, z, t, t_next)
+    return z
 
 
 def _hold(velocity: Velocity, z1: Tensor, known: KnownRegion) -> Velocity:

@@ -1,6 +1,14 @@
 """One system that generates: reports to latents, block by block, to slices in HU. It opens no file."""
 
-from ctflow.generation.rollout import BlockMemo, encode_reports, rollout, rollout_stream, seeded_noise
+from ctflow.generation.rollout import (
+    BlockMemo,
+    encode_reports,
+    evaluations,
+    guided_velocity,
+    rollout,
+    rollout_stream,
+    seeded_noise,
+)
 from ctflow.generation.system import SliceUpdate, VolumeGenerator
 from ctflow.generation.volumes import (
     Cancelled,
@@ -26,6 +34,8 @@ __all__ = [
     "StopRule",
     "VolumeGenerator",
     "encode_reports",
+    "evaluations",
+    "guided_velocity",
     "rollout",
     "rollout_stream",
     "seeded_noise",

@@ -235,6 +235,22 @@ def guided_velocity(
     return velocity
 
 
+def evaluations(config: RolloutConfig) -> int:
+    """Evaluations of the network for one block, those of guidance included; 0: dopri5 chooses."""
+    if config.solver == ADAPTIVE_SOLVER:
+        return 0
+    count = 0
+
+    def counted(z: Tensor, t: Tensor) -> Tensor:
+        nonlocal count
+        count += 1 + (config.text_guidance != 1 and float(t) >= config.guidance_from)
+        count += config.previous_guidance != 1
+        return z
+
+    solve(counted, torch.zeros(1), config.steps, config.solver, shift=config.time_shift)
+    return count
+
+
 def encode_reports(
     model: FMvT, texts: Sequence[Tensor], masks: Sequence[Tensor | None], guided: bool
 ) -> tuple[TextCondition, TextCondition | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 import torch.nn.functional as F
@@ -93,6 +93,20 @@ class Conditions:
         if length is not None and self.length is not None:
             changed["length"] = self.length.float().masked_fill(length, torch.nan)
         return replace(self, **changed)
+
+    def select(self, index: Tensor) -> Conditions:
+        """The samples at ``index`` (positions in the batch; repeats allowed)."""
+
+        def take(part: Tensor | TextCondition | None) -> Tensor | TextCondition | None:
+            return (
+                part.select(index)
+                if isinstance(part, TextCondition)
+                else part
+                if part is None
+                else part[index]
+            )
+
+        return Conditions(**{f.name: take(getattr(self, f.name)) for f in fields(self)})  # type: ignore[arg-type]
 
 
 def sinusoid(values: Tensor, dim: int = SINUSOID_DIM) -> Tensor:

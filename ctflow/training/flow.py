@@ -105,28 +105,24 @@ class FlowModule(CountingModule):
     ) -> Tensor:
         """Mean squared velocity error of every sample, ``[B]`` float32; partners' difference weighs more."""
         point = self.path.sample(batch.target, chance.noise, chance.t)
-        z, known = point.z_t, chance.known
-        if known is not None:
-            z = torch.where(known[:, None, :, None, None], batch.target, z)
+        z = with_known(point.z_t, batch.target, chance.known)
+        prediction = network(z, chance.t, self.conditions(batch, chance))
+        return velocity_losses(prediction, point.velocity, batch, chance, pair_weight)
+
+    def conditions(self, batch: BlockBatch, chance: FlowDraw) -> Conditions:
+        """What the network is told: previous blocks with their noise, dropped conditions gone."""
         text, mask = text_tokens(batch.text, batch.text_mask, batch.pooled, self.config.text)
         conditions = Conditions(
             text,
             batch.previous + chance.condition_noise,
             mask,
-            known,
+            chance.known,
             batch.position.float(),
             batch.length.float(),
             batch.spacing,
             chance.previous_noise,
         )
-        dropped = conditions.dropped(chance.drop_text, chance.drop_previous, chance.drop_length)
-        prediction = network(z, chance.t, dropped)
-        losses = flow_matching_loss(prediction, point.velocity, known)
-        if pair_weight > 1 and batch.partner is not None:
-            difference = pair_difference_loss(prediction, point.velocity, batch.partner, known)
-            told = torch.ones_like(losses) if chance.drop_text is None else (~chance.drop_text).float()
-            losses = losses + (pair_weight - 1) * difference * told
-        return losses
+        return conditions.dropped(chance.drop_text, chance.drop_previous, chance.drop_length)
 
     def validation_step(self, batch: BlockBatch, batch_idx: int) -> None:
         """Loss of the averaged network at times and noise fixed per sample, over all and per decile of t."""
@@ -146,6 +142,23 @@ class FlowModule(CountingModule):
         """The optimizer and its schedule, stepped with every update."""
         optimizer, scheduler = build_optimizer(self.network, self.config.optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def with_known(z: Tensor, target: Tensor, known: Tensor | None) -> Tensor:
+    """Noisy blocks ``[B, C, T, h, w]`` with their ``known [B, T]`` slices clean."""
+    return z if known is None else torch.where(known[:, None, :, None, None], target, z)
+
+
+def velocity_losses(
+    prediction: Tensor, velocity: Tensor, batch: BlockBatch, chance: FlowDraw, pair_weight: float = 1.0
+) -> Tensor:
+    """Mean squared error of every sample, ``[B]`` float32; what partners differ in weighs ``pair_weight``."""
+    losses = flow_matching_loss(prediction, velocity, chance.known)
+    if pair_weight > 1 and batch.partner is not None:
+        difference = pair_difference_loss(prediction, velocity, batch.partner, chance.known)
+        told = torch.ones_like(losses) if chance.drop_text is None else (~chance.drop_text).float()
+        losses = losses + (pair_weight - 1) * difference * told
+    return losses
 
 
 def block_keys(batch: BlockBatch) -> list[str]:

@@ -35,6 +35,7 @@ from ctflow.training.flow import FlowModule
 from ctflow.training.monitor import RolloutMonitor
 from ctflow.training.parts import matching_avae, matching_clip
 from ctflow.training.runs import Run
+from ctflow.training.student import StudentModule
 from ctflow.training.task import card
 from ctflow.types import BLOCK_LENGTH
 
@@ -51,13 +52,18 @@ class FlowTraining:
             ConfigError: Latents or text of the shards do not fit the network, or an encoder is not there.
         """
         task = config.flow
+        task = replace(task, init_from=task.init_from or task.student.teacher)
         if task.init_from:
             task = replace(task, network=_as_loaded(task))
         shards = LatentShards(config.data.train)
+        if teacher := task.student.teacher:
+            _fitted(config.data.train, shards, FlowNetworkConfig.of(_loaded(teacher).config), teacher)
         task = replace(task, network=_fitted(config.data.train, shards, task.network, task.init_from))
         runs = Path(config.runs_dir)
-        avae = matching_avae(runs, shards.header, task.avae, task.init_from)
-        clip = matching_clip(runs, shards.header, task.clip, task.init_from)
+        # A teacher knows the latents and texts of its own encoders alone.
+        own_avae, own_clip = (_beside(task.student.teacher, part) for part in (AVAE_FOLDER, CLIP_FOLDER))
+        avae = matching_avae(runs, shards.header, task.avae or own_avae, task.init_from)
+        clip = matching_clip(runs, shards.header, task.clip or own_clip, task.init_from)
         log.info("latents of %s, text of %s", avae, clip)
         return replace(config, flow=replace(task, avae=str(avae), clip=str(clip)))
 
@@ -66,10 +72,15 @@ class FlowTraining:
         return LatentDataModule(replace(config.data, view="blocks", seed=config.seed))
 
     def module(self, config: TrainConfig, run: Run) -> FlowModule:
-        """The FMvT, from scratch or fine-tuned: weights only, optimizer and schedule fresh."""
-        module = FlowModule(config.flow, config.seed)
+        """The FMvT, from scratch or fine-tuned (weights only, optimizer and schedule fresh), or a student."""
+        teacher = config.flow.student.teacher
+        module = (
+            StudentModule(config.flow, config.seed, _loaded(teacher))
+            if teacher
+            else FlowModule(config.flow, config.seed)
+        )
         if config.flow.init_from and run.checkpoint is None:
-            loaded = load_fmvt(_fmvt_folder(config.flow.init_from))
+            loaded = _loaded(config.flow.init_from)
             new = {} if loaded.config.local_channels else _local_head(module.network)
             for network in (module.network, module.trained):
                 network.load_state_dict(loaded.state_dict() | new)
@@ -114,6 +125,9 @@ def system_config(config: TrainConfig, shards: LatentShards, downscale: int) -> 
     spacings = np.array([case.spacing for case in shards.cases])  # [N, 3], z y x
     slices = np.array([case.slices for case in shards.cases])
     spacing = np.median(spacings, axis=0)
+    provenance = {"training_data": config.data.train, "avae": config.flow.avae, "clip": config.flow.clip}
+    if config.flow.student.teacher:
+        provenance["teacher"] = config.flow.student.teacher
 
     def ends(axis: int) -> list[float]:
         low, high = float(spacings[:, axis].min()), float(spacings[:, axis].max())
@@ -129,7 +143,7 @@ def system_config(config: TrainConfig, shards: LatentShards, downscale: int) -> 
         text_mode=config.flow.text,
         rollout=config.flow.rollout,
         max_slices=max(case.slices for case in shards.cases),
-        provenance={"training_data": config.data.train, "avae": config.flow.avae, "clip": config.flow.clip},
+        provenance=provenance,
     )
 
 
@@ -142,10 +156,16 @@ def _copy_text_encoder(source: Path, target: Path) -> None:
     save_ctclip(target, encoder.clip, encoder.tokenizer)
 
 
-def _fmvt_folder(folder: str) -> Path:
-    """The FMvT of a whole checkpoint folder, or the folder itself."""
+def _loaded(folder: str) -> FMvT:
+    """The FMvT of a whole checkpoint folder, or of the folder itself."""
     inside = Path(folder) / FMVT_FOLDER
-    return inside if inside.is_dir() else Path(folder)
+    return load_fmvt(inside if inside.is_dir() else folder)
+
+
+def _beside(teacher: str, part: str) -> str:
+    """A part of the teacher's checkpoint folder; empty where there is no teacher or it has no such part."""
+    folder = Path(teacher) / part
+    return str(folder) if teacher and folder.is_dir() else ""
 
 
 def _as_loaded(task: FlowTask) -> FlowNetworkConfig:
@@ -154,7 +174,7 @@ def _as_loaded(task: FlowTask) -> FlowNetworkConfig:
     Raises:
         ConfigError: Another local head than the loaded one's is asked for.
     """
-    network = load_fmvt(_fmvt_folder(task.init_from)).config
+    network = _loaded(task.init_from).config
     wanted = task.network.local_channels
     if network.local_channels and wanted not in (0, network.local_channels):
         raise ConfigError(

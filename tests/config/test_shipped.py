@@ -22,7 +22,7 @@ SHIPPED = [
     path.relative_to(SHIPPED_CONFIGS).as_posix()
     for folder in ("train", "demo", "embedded", "gpu")
     for path in sorted((SHIPPED_CONFIGS / folder).glob("*.yaml"))
-    if path.stem.split("_")[-1] in ("vae", "clip", "flow")
+    if path.stem.split("_")[-1] in ("vae", "clip", "flow", "student")
 ]
 
 

@@ -20,7 +20,7 @@ from ctflow.generation import (
     rollout_stream,
     seeded_noise,
 )
-from ctflow.generation.rollout import encode_reports, guided_velocity
+from ctflow.generation.rollout import encode_reports, evaluations, guided_velocity
 from ctflow.generation.volumes import GrowingVolume
 from ctflow.models import Conditions, FMvT, TextCondition
 
@@ -412,3 +412,17 @@ def test_a_stream_is_cancelled_between_two_evaluations():
     with pytest.raises(Cancelled):
         next(stream)
     assert len(model.calls) == 6
+
+
+@pytest.mark.parametrize(
+    ("choice", "count"),
+    [
+        ({"solver": "euler", "steps": 5}, 5),
+        ({"solver": "heun", "steps": 2, "text_guidance": 3.0}, 8),
+        ({"solver": "euler", "steps": 4, "text_guidance": 3.0, "guidance_from": 0.5}, 7),
+        ({"solver": "euler", "steps": 4, "text_guidance": 3.0, "previous_guidance": 2.0}, 12),
+        ({"solver": "dopri5"}, 0),
+    ],
+)
+def test_evaluations_count_guidance(choice, count):
+    assert evaluations(RolloutConfig(**choice)) == count

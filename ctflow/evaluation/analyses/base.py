@@ -17,6 +17,7 @@ from ctflow.config.evaluation import EvalConfig
 from ctflow.config.generation import RolloutConfig
 from ctflow.evaluation.cases import CaseReader, RealCase
 from ctflow.evaluation.collect import Collector
+from ctflow.evaluation.compare import readings
 from ctflow.evaluation.features import CaseFeatures, FeatureExtractor
 from ctflow.evaluation.report.write import AnalysisResult
 from ctflow.evaluation.results import MODEL, Row
@@ -27,7 +28,7 @@ from ctflow.metrics import bias
 from ctflow.metrics.statistics import PerCaseMean
 from ctflow.processes import Ranks
 
-__all__ = ["AnalysisResult", "Context", "line_plot", "mean_row", "slice_distance"]
+__all__ = ["AnalysisResult", "Context", "line_plot", "mean_row", "monitor_values", "slice_distance"]
 
 
 @dataclass(frozen=True)
@@ -159,3 +160,15 @@ def line_plot(
     axes.set_ylabel(ylabel)
     axes.legend(fontsize=8)
     return figure
+
+
+def monitor_values(
+    setting: Setting,
+    fake: Sequence[CaseFeatures],
+    real: Sequence[CaseFeatures],
+    others: Sequence[CaseFeatures],
+    extractor: FeatureExtractor,
+) -> dict[str, float]:
+    """The monitors' numbers by name; arguments as of ``readings``."""
+    backbone, side = extractor.backbones.slices[0], extractor.plan.resolutions[0]
+    return {r.monitor: r.value for r in readings(setting, MODEL, fake, real, others, backbone, side)}

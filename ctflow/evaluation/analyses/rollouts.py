@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,15 +14,22 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from ctflow.config.commands import SamplingChoice
 from ctflow.config.system import SystemConfig
 from ctflow.errors import EvaluationError
-from ctflow.evaluation.analyses.base import AnalysisResult, Context, line_plot, mean_row, slice_distance
+from ctflow.evaluation.analyses.base import (
+    AnalysisResult,
+    Context,
+    line_plot,
+    mean_row,
+    monitor_values,
+    slice_distance,
+)
 from ctflow.evaluation.cases import RealCase, choose_cases
-from ctflow.evaluation.compare import readings
 from ctflow.evaluation.features import CaseFeatures, FeatureExtractor, Key
-from ctflow.evaluation.results import MODEL
-from ctflow.evaluation.settings import SETTINGS, Setting
-from ctflow.evaluation.system import usable_in
+from ctflow.evaluation.settings import SETTINGS
+from ctflow.evaluation.system import EvalSystem, usable_in
+from ctflow.generation import evaluations
 from ctflow.metrics import bias
 from ctflow.metrics.images import at_side, spacing_at
 from ctflow.metrics.monitors import theil_sen
@@ -124,8 +132,6 @@ def _profile(volumes: dict[str, np.ndarray]) -> Figure:
 
 
 MONITORS = ("seam_ratio", "drift_z", "drift_z_slope", "drift_last_over_first", "premature", "length_error")
-EVALUATIONS = {"euler": 1, "midpoint": 2, "heun": 2}
-"""Network evaluations per step."""
 
 
 def length(context: Context) -> AnalysisResult:
@@ -256,52 +262,87 @@ def _curve_plot(distances: Mapping[str, Tensor], seed: int) -> Figure:
     return figure
 
 
+CHECKPOINT, STUDENT = "checkpoint", "student"
+
+
 def steps(context: Context) -> AnalysisResult:
-    """Distance, seam ratio and time for every solver and number of steps of ``config.analysis``."""
+    """Distance, seam ratio and time for every solver and number of steps of ``config.analysis``; a student's.
+
+    Raises:
+        EvaluationError: The student's slices have another size.
+    """
     config, setting = context.config, SETTINGS["full-body"]
     reader, extractor = context.reader(), context.extractor()
     sets = choose_cases(reader.cases(), config.cases, floors=False, choice=config.evaluated)
     records: list[dict[str, Any]] = []
-    rows = [(solver, number) for solver in config.analysis.solvers for number in config.analysis.steps]
+    rows = [
+        (CHECKPOINT, context, replace(config.sampling, solver=solver, steps=number))
+        for solver in config.analysis.solvers
+        for number in config.analysis.steps
+    ]
+    if config.analysis.student:
+        rows.append((STUDENT, _student_of(context), _own_sampling(config.sampling)))
     with context.progress(len(sets.evaluated) * (1 + len(rows))) as bar:
         real = context.collector(reader, extractor, bar=bar).real(sets.evaluated)
-        for solver, number in rows:
-            own = replace(config, sampling=replace(config.sampling, solver=solver, steps=number))
-            fake = context.collector(reader, extractor, own, bar=bar).generated(setting, sets.evaluated)
+        for network, own, sampling in rows:
+            collector = own.collector(reader, extractor, replace(config, sampling=sampling), bar=bar)
+            fake, rollout = collector.generated(setting, sets.evaluated), collector.rollout
             records.append(
                 {
-                    "solver": solver,
-                    "steps": number,
-                    "evaluations per block": number * EVALUATIONS.get(solver, 0) or "adaptive",
+                    "network": network,
+                    "solver": rollout.solver,
+                    "steps": rollout.steps,
+                    "evaluations per block": evaluations(rollout) or "adaptive",
                     **slice_distance(setting, fake, real, extractor, config.seed),
                     "seam ratio": monitor_values(setting, fake, real, real, extractor)["seam_ratio"],
                     "seconds per volume": sum(f.seconds for f in fake) / max(len(fake), 1),
                 }
             )
-    text = f"full-body on {len(sets.evaluated)} cases, equal noise for every row."
+    text = (
+        f"full-body on {len(sets.evaluated)} cases, equal noise for every row. Evaluations of the network "
+        "without text count too."
+    )
     figures = {"cost": (_steps_plot(records), "Distance by cost")}
     return AnalysisResult("Quality against solver and steps", text, records, figures)
+
+
+def _student_of(context: Context) -> Context:
+    """The same evaluation of the student.
+
+    Raises:
+        EvaluationError: Its slices have another size.
+    """
+    student = EvalSystem.load(Path(context.config.analysis.student), context.system.device)
+    sizes = [system.config.image_size for system in (student, context.system)]
+    if sizes[0] != sizes[1]:
+        raise EvaluationError(
+            f"{student.name} has slices of {sizes[0]} pixels",
+            f"the checkpoint's {sizes[1]}",
+            "give a student of this checkpoint as analysis.student",
+        )
+    return replace(context, system=student)
+
+
+def _own_sampling(asked: SamplingChoice) -> SamplingChoice:
+    """What is asked of a student: its grid and its guidance are its own."""
+    return SamplingChoice(overlap=asked.overlap, max_slices=asked.max_slices)
 
 
 def _steps_plot(records: list[dict[str, Any]]) -> Figure:
     metric = next(name for name in records[0] if name.startswith("fid") and "infinite" not in name)
     lines = {}
-    for solver in dict.fromkeys(r["solver"] for r in records):
-        rows = [r for r in records if r["solver"] == solver and isinstance(r["evaluations per block"], int)]
+    for network, solver in dict.fromkeys((r["network"], r["solver"]) for r in records):
+        rows = [r for r in records if (r["network"], r["solver"]) == (network, solver)]
+        rows = [r for r in rows if isinstance(r["evaluations per block"], int)]
         points = [(r["evaluations per block"], r[metric].split(" ")[0]) for r in rows]
         known = [(x, float(y)) for x, y in points if y != "n/a"]
         if known:
-            lines[solver] = ([x for x, _ in known], [y for _, y in known])
-    return line_plot(lines, "network evaluations per block", metric)
-
-
-def monitor_values(
-    setting: Setting,
-    fake: Sequence[CaseFeatures],
-    real: Sequence[CaseFeatures],
-    others: Sequence[CaseFeatures],
-    extractor: FeatureExtractor,
-) -> dict[str, float]:
-    """The monitors' numbers by name; arguments as of ``readings``."""
-    backbone, side = extractor.backbones.slices[0], extractor.plan.resolutions[0]
-    return {r.monitor: r.value for r in readings(setting, MODEL, fake, real, others, backbone, side)}
+            lines[STUDENT if network == STUDENT else solver] = ([x for x, _ in known], [y for _, y in known])
+    figure = line_plot(lines, "network evaluations per block", metric)
+    axes = figure.axes[0]
+    axes.set_xscale("log")
+    for line in axes.lines:
+        if line.get_label() == STUDENT:
+            line.set(marker="*", color="black")
+    axes.legend(fontsize=8)
+    return figure

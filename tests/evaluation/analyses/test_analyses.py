@@ -18,6 +18,7 @@ from page_text import without_payloads
 from tqdm import tqdm
 
 from ctflow.anatomy import LABELS, Found, true_places
+from ctflow.checkpoint import load_system, save_system
 from ctflow.config.commands import SamplingChoice
 from ctflow.config.evaluation import ANALYSIS_NAMES, AnalysisConfig, EvalConfig, PageConfig
 from ctflow.data import SliceRecord, SliceShardWriter
@@ -35,6 +36,7 @@ from ctflow.metrics.damage import DAMAGES
 from ctflow.metrics.images import volume_at
 from ctflow.metrics.monitors import MonitorRecord
 from ctflow.metrics.reconstruction import ReconstructionMetric, similarity, similarity_name
+from ctflow.models import FMvT
 from ctflow.processes import Ranks
 from ctflow.types import Acquisition, HUVolume
 
@@ -134,6 +136,28 @@ def test_steps_compare_solvers_on_equal_cases(context):
         ("midpoint", 4),
     ]
     assert len({r["fid_rand2d"] for r in result.records}) == 2
+
+
+def test_a_student_stands_beside_its_checkpoint(context, tiny_checkpoint, tmp_path):
+    system = load_system(tiny_checkpoint)
+    rollout = replace(system.config.rollout, steps=3, solver="euler", text_guidance=1.0)
+    student = save_system(
+        tmp_path / "student", replace(system, config=replace(system.config, rollout=rollout))
+    )
+    small = replace(
+        context, config=replace(context.config, cases=2, sampling=SamplingChoice(text_guidance=2.0))
+    )
+    result = ANALYSES["steps"](with_analysis(small, solvers=["euler"], steps=[3], student=str(student)))
+    assert [(r["network"], r["steps"], r["evaluations per block"]) for r in result.records] == [
+        ("checkpoint", 3, 6),
+        ("student", 3, 3),
+    ]
+    assert result.records[0]["fid_rand2d"] != result.records[1]["fid_rand2d"]  # the student is not guided
+    assert [len(axes.lines) for axes in result.figures["cost"][0].axes] == [2]
+    wider = FMvT(replace(system.fmvt.config, input_size=[16, 8, 8]))
+    save_system(student, replace(system, fmvt=wider, config=replace(system.config, image_size=64)))
+    with pytest.raises(CTFlowError, match="64 pixels"):
+        ANALYSES["steps"](with_analysis(small, solvers=["euler"], steps=[3], student=str(student)))
 
 
 def test_length_asks_for_lengths(context):
