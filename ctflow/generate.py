@@ -119,6 +119,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if rows:
         for path in paths.values():
             check_choices(path, *_written(config).values())
+            for beside in (_beside(path, ".json"), _beside(path, ".png")):
+                if beside.is_dir():
+                    found = f"{beside} is a folder"
+                    raise CTFlowError(found, "a file beside the volume", "choose another name")
         check_writable(next(iter(paths.values())).parent)
         refused += _generate(config, rows, paths)
     if report is not None and refused:

@@ -178,12 +178,14 @@ def test_noise_id_gives_equal_noise_and_seed_changes_it(model):
         (["--report", "@nowhere.txt"], "nowhere.txt"),
         (["--report", "x", "--checkpoint", "nowhere"], "no checkpoint at nowhere"),
         (["--report", "  "], "empty"),
+        (["--report", "x", "--output", "taken.nii.gz"], "taken.json is a folder"),
         (["--report", "x", "--slices", "0"], "slices must be at least 1"),
         (["--report", "x", "sampling.stepz=3"], "sampling.steps"),
         (["--reports", "nowhere.csv"], "nowhere.csv"),
     ],
 )
 def test_bad_input_is_an_error_that_says_what_was_found(arguments, words, tmp_path, monkeypatch):
+    (tmp_path / "taken.json").mkdir()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CTFlowError, match=words):
         main(arguments)

@@ -43,9 +43,9 @@ class BesideTarget(TorchCheckpointIO):
                 stream.flush()
                 os.fsync(stream.fileno())
             os.replace(partial, target)
-        except OSError:
+        except OSError as error:
             partial.unlink(missing_ok=True)
-            raise
+            raise OSError(error.errno, error.strerror, str(target)) from error
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -109,8 +109,8 @@ def held(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        (folder / LOCK).unlink(missing_ok=True)  # while it is held: nobody locks a file that is about to go
         lock.release()
-        (folder / LOCK).unlink(missing_ok=True)
         if folder in made and not any((folder / name).exists() for name in (LAST, CURVES, EXPORT)):
             shutil.rmtree(folder)
             for parent in made[1:]:

@@ -19,7 +19,7 @@ import torch
 from ctflow.errors import ConfigError, CTFlowError
 from ctflow.locks import LongLock
 from ctflow.train import main
-from ctflow.training import cluster
+from ctflow.training import cluster, runner
 from ctflow.training.callbacks import LAST, SeedEachBatch
 from ctflow.training.curves import CURVES
 from ctflow.training.runs import LOCK
@@ -84,6 +84,35 @@ def untimed(curves: dict[str, list[tuple[int, float]]]) -> dict[str, list[tuple[
     """Curves without those of speed, which no two runs share."""
     timed = ("data_wait", "samples_per_s", "tokens_per_s", "share_of_peak")
     return {name: points for name, points in curves.items() if not name.endswith(timed)}
+
+
+@pytest.mark.parametrize("task", ["flow", "autoencoder"])
+def test_curves_of_a_run_that_a_signal_stopped_are_those_of_a_whole_one(
+    tiny: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, curves_of: ReadCurves, task: str
+) -> None:
+    """The batch in hand is logged before the end; validations are due after steps 4 and 8."""
+    for step in (0, 3, 5):
+        with monkeypatch.context() as patch:
+            send_at(signal.SIGTERM, step, patch)
+            assert main(tiny.arguments(task, tmp_path, "name=stopped", "loop.max_steps=8")) == 143
+    for name in ("stopped", "whole"):
+        assert main(tiny.arguments(task, tmp_path, f"name={name}", "loop.max_steps=8")) == 0
+    stopped, whole = (untimed(curves_of(tmp_path / task / name)) for name in ("stopped", "whole"))
+    assert stopped == whole
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_during_the_export_ends_with_its_status_and_the_export_is_made_again(
+    tiny: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+    number: int,
+) -> None:  # fmt: skip
+    arguments = tiny.arguments("flow", tmp_path, "name=run", "loop.max_steps=2")
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "_export", lambda *_: os.kill(os.getpid(), number))
+        assert main(arguments) == {signal.SIGTERM: 143, signal.SIGUSR1: 75}[signal.Signals(number)]
+    assert "stopped before or after the training" in caplog.text
+    assert not (tmp_path / "flow" / "run" / "export").exists()
+    assert main(arguments) == 0 and (tmp_path / "flow" / "run" / "export").is_dir()
 
 
 @pytest.mark.parametrize("place", ["validation_step", "rollout"])
