@@ -333,6 +333,10 @@ def test_tasks_of_slurm_are_held_against_the_configuration(
     monkeypatch.setenv("SLURM_JOB_NAME", "training")
     monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "")  # so that it is taken back afterwards
     monkeypatch.delenv("SLURM_NTASKS_PER_NODE")
+    with monkeypatch.context() as patch:
+        patch.setenv("SLURM_NTASKS", "")
+        with pytest.raises(ConfigError, match="SLURM_NTASKS='' of the environment"):
+            main(tiny.arguments("flow", tmp_path, "name=run"))
     with pytest.raises(ConfigError, match=r"SLURM runs 4 tasks .* asks for 1 processes") as error:
         main(tiny.arguments("flow", tmp_path, "name=run"))
     assert "devices=4 and nodes=1" in error.value.action
