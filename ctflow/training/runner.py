@@ -30,7 +30,7 @@ from ctflow.training.cluster import check_cluster, first_process
 from ctflow.training.curves import CurveFile
 from ctflow.training.fitting import fitted_to_data
 from ctflow.training.precision import resolve_precision
-from ctflow.training.resuming import MissedValidation, OptimizerSettings, resumed_step
+from ctflow.training.resuming import MissedValidation, OptimizerSettings, naming_wrong_weights, resumed_step
 from ctflow.training.runs import CONFIG_FILE, Run, held, locate_run
 from ctflow.training.signals import StopOnSignal, ending_with_status
 from ctflow.training.tasks import TASKS, Task
@@ -124,7 +124,7 @@ def fit(config: TrainConfig, run: Run, task: Task, data: LatentDataModule, step:
     stop = next(callback for callback in trainer.callbacks if isinstance(callback, StopOnSignal))  # type: ignore[attr-defined]
     # Lightning's own handlers end a training with status 0 and save nothing.
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
-    with stop.listening():
+    with stop.listening(), naming_wrong_weights(run.checkpoint):
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     return trainer
 

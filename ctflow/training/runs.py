@@ -61,9 +61,11 @@ def locate_run(config: TrainConfig) -> Run:
         ConfigError: The checkpoint to resume from, or to export, does not exist, or the name is none of one
             folder.
     """
-    if config.name and (config.name in (".", "..") or re.search(r"[/\\\0]", config.name)):
+    bad = config.name in (".", "..") or re.search(r"[/\\]", config.name) or not config.name.isprintable()
+    if config.name and bad:
         raise ConfigError(
-            f"name={config.name!r} is no name of one folder", "a name without slashes, e.g. name=first"
+            f"name={config.name!r} does not name one folder",
+            "a name without slashes and line breaks, e.g. name=first",
         )
     task_dir = Path(config.runs_dir) / config.task
     if config.resume not in ("auto", "none"):

@@ -234,7 +234,7 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 10\n"
         (None, "is cut"),
         (LFS, "Git LFS pointer"),
         (b"<!DOCTYPE html><html></html>", "web page"),
-        (b"some words", "is cut, or no file of plain values"),
+        (b"some words", "is cut or damaged, or no file of plain values"),
         (b"PK\x03\x04 and no more", "is cut"),
         ({"state_dict": {}}, "it lacks hyper_parameters"),
     ],
@@ -248,6 +248,43 @@ def test_a_damaged_checkpoint_is_named(tiny: TinyData, runs: Path, content: obje
     with pytest.raises(ConfigError, match=words) as error:
         main(tiny.arguments("flow", runs, "name=run", "loop.max_steps=7"))
     assert str(last) in str(error.value) and "weights_only" not in str(error.value)
+
+
+def _changed(content: dict, change: str) -> None:
+    state = content["state_dict"]
+    if change == "prefixed":
+        content["state_dict"] = {f"module.{name}": value for name, value in state.items()}
+    elif change == "lacks one":
+        del state[next(iter(state))]
+    else:
+        content[change] = type(content[change])()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("prefixed", "not those of this network: Missing key.*; Unexpected key"),
+        ("lacks one", "not those of this network: Missing key"),
+        ("optimizer_states", "lacks optimizer_states"),
+        ("loops", "lacks loops"),
+    ],
+)
+def test_a_checkpoint_that_was_changed_is_named(tiny: TinyData, runs: Path, change: str, words: str) -> None:
+    last = runs / "flow" / "run" / LAST
+    content = torch.load(last, weights_only=True)
+    _changed(content, change)
+    torch.save(content, last)
+    with pytest.raises(ConfigError, match=words):
+        main(tiny.arguments("flow", runs, "name=run", "loop.max_steps=7"))
+
+
+def test_a_bit_that_flipped_in_a_checkpoint_is_seen(tiny: TinyData, runs: Path) -> None:
+    last = runs / "flow" / "run" / LAST
+    content = bytearray(last.read_bytes())
+    content[len(content) // 2] ^= 255
+    last.write_bytes(content)
+    with pytest.raises(ConfigError, match="cut or damaged"):
+        main(tiny.arguments("flow", runs, "name=run", "loop.max_steps=7"))
 
 
 def test_a_newer_checkpoint_that_lightning_wrote_is_gone_on_from(
