@@ -236,7 +236,7 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 10\n"
         (b"<!DOCTYPE html><html></html>", "web page"),
         (b"some words", "is cut or damaged, or no file of plain values"),
         (b"PK\x03\x04 and no more", "is cut"),
-        ({"state_dict": {}}, "it lacks hyper_parameters"),
+        ({"state_dict": {}}, "it lacks state_dict, hyper_parameters"),
     ],
 )
 def test_a_damaged_checkpoint_is_named(tiny: TinyData, runs: Path, content: object, words: str) -> None:
