@@ -138,19 +138,22 @@ def severity(context: Context) -> AnalysisResult:
     extractor = context.extractor()
     plan = extractor.plan
     backbones = replace(extractor.backbones, scorer=None)  # reports say nothing about damage
-    collector = context.collector(reader, FeatureExtractor(plan, backbones, extractor.device))
-    reference = collector.real(sets.evaluated)
+    wanted = [(UNDAMAGED, 0.0), *((name, s) for name, (_, levels) in DAMAGES.items() for s in levels)]
+    with context.progress(len(sets.evaluated) + len(wanted) * len(sets.others)) as bar:
+        own = FeatureExtractor(plan, backbones, extractor.device)
+        collector = context.collector(reader, own, bar=bar)
+        reference = collector.real(sets.evaluated)
+        collected = collector.cache.collect(
+            [
+                _damaged(name, level, case, index, reader)
+                for name, level in wanted
+                for index, case in enumerate(sets.others)
+            ],
+            bar,
+        )
     half = len(reference) // 2
     # The windows' distance needs a floor among the real volumes; a single one has none.
     real, others = (reference[:half], reference[half:]) if half else (reference, [])
-    wanted = [(UNDAMAGED, 0.0), *((name, s) for name, (_, levels) in DAMAGES.items() for s in levels)]
-    collected = collector.cache.collect(
-        [
-            _damaged(name, level, case, index, reader)
-            for name, level in wanted
-            for index, case in enumerate(sets.others)
-        ]
-    )
     records: list[dict[str, Any]] = []
     first, side = backbones.slices[0], plan.resolutions[0]
     for name, level in wanted:
@@ -241,7 +244,6 @@ def memorisation(context: Context) -> AnalysisResult:
     config, setting = context.config, SETTINGS["full-body"]
     reader, extractor = context.reader(), context.extractor()
     sets = choose_cases(reader.cases(), config.cases, floors=False, choice=config.evaluated)
-    held_out = context.collector(reader, extractor).collect(sets, [setting.name])
     train_reader = context.reader(config.analysis.train_slices)
     trained = train_reader.cases()
     known = {case.digest for case in trained}
@@ -249,7 +251,9 @@ def memorisation(context: Context) -> AnalysisResult:
         raise EvaluationError(
             f"{len(twice)} evaluated cases are training cases, e.g. {twice[0]}", "held-out cases", ""
         )
-    train = context.collector(train_reader, extractor).real(trained)
+    with context.progress(2 * len(sets.evaluated) + len(trained)) as bar:
+        held_out = context.collector(reader, extractor, bar=bar).collect(sets, [setting.name])
+        train = context.collector(train_reader, extractor, bar=bar).real(trained)
     key = Key(extractor.backbones.slices[-1].name, extractor.plan.resolutions[0])
     groups = {
         "generated": held_out.of(setting.name, sets.evaluated),
