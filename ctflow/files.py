@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -47,6 +48,9 @@ def replaced(path: Path) -> Iterator[Path]:
 
     Yields:
         The temporary path, to be written in the block.
+
+    Raises:
+        OSError: With the path that could not be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{os.getpid()}.partial.{path.name}")
@@ -55,6 +59,11 @@ def replaced(path: Path) -> Iterator[Path]:
         with temporary.open("rb") as stream:
             os.fsync(stream.fileno())
         temporary.replace(path)
+    except OSError as error:
+        if error.filename in (None, temporary, str(temporary)):
+            said = error.strerror or " ".join(str(error).split())  # libraries raise without a number
+            raise OSError(error.errno or errno.EIO, said, str(path)) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

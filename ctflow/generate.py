@@ -119,8 +119,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if rows:
         for path in paths.values():
             check_choices(path, *_written(config).values())
+            for beside in (_beside(path, ".json"), _beside(path, ".png")):
+                if beside.is_dir():
+                    found = f"{beside} is a folder"
+                    raise CTFlowError(found, "a file beside the volume", "choose another name")
         check_writable(next(iter(paths.values())).parent)
         refused += _generate(config, rows, paths)
+    if report is not None and refused:
+        raise CTFlowError(refused[0])
     for reason in refused:
         log.error("refused: %s", reason)
     return 1 if refused else 0
@@ -132,17 +138,23 @@ def _generate(config: GenerateConfig, rows: list[dict[str, Any]], paths: dict[st
     from ctflow.nearest import StartShards
     from ctflow.pipeline import CTFlow, EmptyVolume, GenerationRequest
 
-    requests = [GenerationRequest(**{**config.request(), **row}) for row in rows]
+    requests, failed = [], []
+    for row in rows:
+        try:
+            requests.append(GenerationRequest(**{**config.request(), **row}))
+        except CTFlowError as error:
+            failed.append(str(error))
     use_own_device()
     model = CTFlow.from_pretrained(config.checkpoint or None, config.device)
     starts = StartShards(config.start.removeprefix(START_PREFIX), model) if config.start else None
     log_threads()
     sampling = asdict(config.sampling.applied_to(model.system.config.rollout))
-    todo, failed = [], []
+    todo = []
     found: dict[str, tuple[GenerationRequest, RetrievedStart, Tensor]] = {}
     for request in requests:
         try:
             model.check_report(request, config.max_unknown)
+            model.spacing(request)
         except CTFlowError as error:
             failed.append(str(error))
             continue

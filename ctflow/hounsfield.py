@@ -26,6 +26,8 @@ MAX_BETWEEN = 0.5
 """Most values per HU between air and tissue, as a share of those at the tissue peak."""
 MIN_PADDING = 0.002
 """Share of the voxels that one value at or below ``PADDING_HU`` has where it is padding, not noise."""
+_MOST_ZEROS = 0.2
+"""Share of a volume that is 0 HU to the digit only where values were cut off."""
 _SAMPLE = 200_000
 _MAX_PADDINGS = 3
 _SHIFTS = {1024.0: "1000 or 1024", 8192.0: "8192", 32768.0: "32768"}
@@ -77,6 +79,18 @@ def scale_of(values: NDArray[np.float64]) -> Scale | None:
     low, high = float(values.min()), float(values.max())
     if low >= 0 and high >= 2**15 and _is_hu(np.where(values >= 2**15, values - 2**16, values)):
         return Scale("HU in an unsigned type, wrapped", "read them as signed 16-bit")
+    if low >= 0 and high >= 2**15 and _is_hu(values * 2000 / 65535 - 1000):
+        return Scale("a window mapped to 0…65535 (16-bit grey)", _unmap("v", "65535"))
+    if _is_hu(values / 10):
+        return Scale("HU times 10", "divide by 10")
+    if low == 0 and high > 255.5 and np.mean(values == 0) > _MOST_ZEROS:
+        return Scale("HU whose negative values were cut off", "write them again in a signed type")
+    if low >= -0.005 and 0.01 < high <= 0.1:
+        return Scale(
+            "attenuation per mm", "HU = 1000 * (v / water - 1), with the coefficient of water (near 0.02)"
+        )
+    if abs(values.mean()) < 0.05 and abs(values.std() - 1) < 0.05:
+        return Scale("z-scores", "HU = v * std + mean, with those of the volume that was standardised")
     slack = 0.02
     if -1.2 <= low < -0.2 and high <= 4.1 and _is_hu(values * 1000.0):
         window = ", -1000…1000 HU mapped to [-1, 1]" if high <= 1 + slack else ""

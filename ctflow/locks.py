@@ -16,7 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}
+_HELD = {errno.EWOULDBLOCK, errno.EACCES}
+"""Said where another process holds the lock; every other error means that ``flock`` does not work here."""
 _STALE_SECONDS = 60.0
 """A short lock is held for less than a second: an older file was left by a killed process."""
 
@@ -51,7 +52,7 @@ class LongLock:
             fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             self._stream.close()
-            if error.errno not in _NO_LOCKS:
+            if error.errno in _HELD:
                 raise LockHeld("") from None
             self._owner = _take_owner_file(path.with_name(path.name + ".owner"))
 
@@ -73,9 +74,7 @@ def short_lock(path: Path) -> Iterator[None]:
     with path.open("w", encoding="utf-8") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX)
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
+        except OSError:
             owner = path.with_name(path.name + ".owner")
             while not _created(owner):
                 if _age(owner) > _STALE_SECONDS:

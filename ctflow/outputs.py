@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from ctflow.errors import CTFlowError
@@ -21,7 +22,7 @@ def check_writable(folder: Path | str) -> None:
         probe.write_bytes(b"x")
         probe.unlink()
     except OSError as error:
-        if there.is_dir():
+        with suppress(OSError):
             probe.unlink(missing_ok=True)
         raise CTFlowError(
             f"{folder} cannot be written to: {error.strerror or error} ({there})",

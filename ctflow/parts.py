@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ctflow.errors import ConfigError, ShardError
 from ctflow.locks import LockHeld, LongLock, short_lock
+from ctflow.processes import launched_number
 
 log = logging.getLogger(__name__)
 STARTED = "parts.jsonl"
@@ -78,7 +79,7 @@ def this_part(part: int | None, parts: int | None, environment: Mapping[str, str
 def _index(environment: Mapping[str, str]) -> int | None:
     """The number that a scheduler gives this process, as it is."""
     names = ["SLURM_ARRAY_TASK_ID", "RANK", *(["SLURM_PROCID"] if _in_a_step(environment) else [])]
-    return next((int(environment[name]) for name in names if name in environment), None)
+    return next((launched_number(n, environment=environment) for n in names if n in environment), None)
 
 
 def _array(environment: Mapping[str, str]) -> Part:
@@ -89,9 +90,11 @@ def _array(environment: Mapping[str, str]) -> Part:
     """
     if not {"SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT"} <= environment.keys():
         return Part()
-    number, count = (int(environment[f"SLURM_ARRAY_TASK_{name}"]) for name in ("ID", "COUNT"))
-    first = int(environment.get("SLURM_ARRAY_TASK_MIN", 0))
-    step = int(environment.get("SLURM_ARRAY_TASK_STEP", 1))
+    number, count, first, step = (
+        launched_number(f"SLURM_ARRAY_TASK_{name}", usual, environment) or 0
+        for name, usual in (("ID", 0), ("COUNT", 1), ("MIN", 0), ("STEP", 1))
+    )
+    step = step or 1
     index, rest = divmod(number - first, step)
     if rest or not 0 <= index < count or first > 1 or (first and count == 1):
         raise ConfigError(
@@ -103,13 +106,24 @@ def _array(environment: Mapping[str, str]) -> Part:
 
 
 def _processes(environment: Mapping[str, str]) -> Part:
-    """Place among the processes that ``torchrun`` or ``srun`` started."""
+    """Place among the processes that ``torchrun`` or ``srun`` started.
+
+    Raises:
+        ConfigError: Not one of them.
+    """
     names = ("RANK", "WORLD_SIZE")
     if not {*names} <= environment.keys() and _in_a_step(environment):
         names = ("SLURM_PROCID", "SLURM_NTASKS")
     if not {*names} <= environment.keys():
         return Part()
-    return Part(*(int(environment[name]) for name in names))
+    index, count = (launched_number(name, environment=environment) or 0 for name in names)
+    if index >= count:
+        raise ConfigError(
+            f"process {index} of {count} ({names[0]}, {names[1]})",
+            "processes numbered from 0",
+            "start the command through the scheduler, or unset both",
+        )
+    return Part(index, count)
 
 
 def _in_a_step(environment: Mapping[str, str]) -> bool:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ctflow.files import replaced
 from ctflow.types import HUVolume
 
 Window = tuple[float, float]
@@ -98,8 +99,8 @@ def stack(rows: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
 
 def save_png(path: Path, image: NDArray[np.uint8]) -> None:
     """Write an 8-bit image ``[H, W]`` or ``[H, W, 3]``; parent folders are made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image).save(path, optimize=True)
+    with replaced(path) as temporary:
+        Image.fromarray(image).save(temporary, optimize=True)
 
 
 def beside(tiles: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:

@@ -29,6 +29,7 @@ from ctflow.config.commands import MAX_UNKNOWN, SamplingChoice
 from ctflow.config.generation import RolloutConfig
 from ctflow.errors import CTFlowError, WeightsError
 from ctflow.generation import CaseRollout, RolloutCase, SliceUpdate, VolumeGenerator
+from ctflow.models.text import has_words
 from ctflow.seeding import SINGLE_REPORT_CASE, case_noise
 from ctflow.shipped import EMBEDDED
 from ctflow.types import HUVolume
@@ -64,8 +65,9 @@ class GenerationRequest:
     noise_id: str = ""
 
     def __post_init__(self) -> None:
-        if not self.report.strip():
-            raise CTFlowError(f"case {self.case_id}: the report is empty", "findings in words")
+        if not has_words(self.report):
+            found = f"has no word: {self.report.strip()[:40]!r}" if self.report.strip() else "is empty"
+            raise CTFlowError(f"case {self.case_id}: the report {found}", "findings in words")
         if self.slices is not None and self.slices < 1:
             raise CTFlowError(f"case {self.case_id}: {self.slices} slices requested", "at least 1")
         for name in ("z_spacing", "pixel_spacing"):

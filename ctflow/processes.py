@@ -10,10 +10,12 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
+
+from ctflow.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
@@ -51,10 +53,35 @@ class Ranks:
         return self.rank == 0
 
 
+def launched_number(
+    name: str, default: int | None = None, environment: Mapping[str, str] = os.environ
+) -> int | None:
+    """A number that a scheduler or launcher gives its processes.
+
+    Args:
+        name: Of the variable.
+        default: Where it is not set.
+        environment: Variables of the process.
+
+    Raises:
+        ConfigError: It is set, and is not a whole number from 0 on.
+    """
+    if name not in environment:
+        return default
+    text = environment[name]
+    if not (text.isascii() and text.isdigit()):
+        raise ConfigError(
+            f"the variable {name}={text!r} of the environment",
+            "a whole number from 0 on, as a scheduler sets it",
+            f"start the command through the scheduler, or unset {name}",
+        )
+    return int(text)
+
+
 @contextmanager
 def joined_ranks() -> Iterator[Ranks]:
     """Join the process group that ``torchrun`` describes in the environment; leave it afterwards."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    size = launched_number("WORLD_SIZE") or 1
     if size == 1:
         yield Ranks()
         return
@@ -134,9 +161,9 @@ def use_own_device() -> None:
     """Take the CUDA device that is this process's among those of its node; without CUDA nothing happens."""
     import torch
 
-    local = next((os.environ[n] for n in ("LOCAL_RANK", "SLURM_LOCALID") if n in os.environ), None)
+    local = launched_number("LOCAL_RANK", launched_number("SLURM_LOCALID"))
     if local is not None and torch.cuda.is_available():
-        torch.cuda.set_device(int(local) % torch.cuda.device_count())
+        torch.cuda.set_device(local % torch.cuda.device_count())
 
 
 def matrix_peak(precision: str, device: torch.device, side: int) -> float:

@@ -32,7 +32,7 @@ class Table:
 
 
 def read_text(path: Path | str) -> str:
-    """Text in UTF-8, with or without a byte order mark, in UTF-16, or else in Windows-1252 (which is logged).
+    """Text in UTF-8, with or without a byte order mark, in UTF-16 or -32, or else in Windows-1252 (logged).
 
     Raises:
         CTFlowError: No such file, or bytes that are text in none of these encodings.
@@ -104,6 +104,8 @@ def read_table(path: Path | str) -> Table:
 
 
 def _encodings(data: bytes) -> list[str]:
+    if data.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):
+        return ["utf-32"]
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         return ["utf-16"]
     if data[1:2] == b"\0" and data[:1] != b"\0":

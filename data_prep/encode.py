@@ -28,6 +28,7 @@ from ctflow.data import LatentHeader, LatentShards, LatentShardWriter, SliceShar
 from ctflow.errors import ConfigError, ShardError
 from ctflow.files import write_text
 from ctflow.models import AVAE, TextEncoder
+from ctflow.models.text import UNKNOWN_WORTH_A_WORD
 from ctflow.outputs import check_writable
 from ctflow.parts import Part, claimed, this_part
 from ctflow.shipped import shipped_path
@@ -186,11 +187,13 @@ def _check_reports(encoder: TextEncoder, splits: list[Split], limit: float) -> N
         ShardError: The text encoder knows too few words of some.
     """
     few: list[str] = []
+    shares: list[float] = []
     for split in splits:
         for name in sorted(set(split.shards) - split.complete):
             for case in split.shards[name]:
                 metadata = split.source.metadata(case)
                 share, examples = encoder.unknown_words(metadata["report"])
+                shares.append(share)
                 if share > limit:
                     few.append(f"{metadata['case_id']} ({share:.0%}: {', '.join(examples)} …)")
     if few:
@@ -199,6 +202,13 @@ def _check_reports(encoder: TextEncoder, splits: list[Split], limit: float) -> N
             + "; ".join(few[:3]),
             "reports in the language of its training",
             "train a text encoder on these reports (make train-clip), or give max_unknown=1 to go on",
+        )
+    if shares and (mean := sum(shares) / len(shares)) > UNKNOWN_WORTH_A_WORD:
+        log.warning(
+            "the text encoder does not know %.0f %% of the words of %d reports: they hardly say anything to "
+            "it; one trained on them does (make train-clip)",
+            100 * mean,
+            len(shares),
         )
 
 

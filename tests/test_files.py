@@ -1,5 +1,6 @@
 """Files are whole or absent."""
 
+import errno
 import hashlib
 
 import pytest
@@ -23,3 +24,17 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
         temporary.write_text("half", encoding="utf-8")
         raise KeyboardInterrupt
     assert path.read_text(encoding="utf-8") == "old ✓" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_failed_write_is_told_with_the_name_of_the_file(tmp_path):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"folder'$"):
+        write_text(tmp_path / "folder", "x")
+    for error, words in (
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device: '.*/a.bin'$"),
+        (OSError("9 requested and 2 written"), "9 requested and 2 written: '.*/a.bin'$"),
+    ):
+        with pytest.raises(OSError, match=words), replaced(tmp_path / "a.bin"):
+            raise error
+    with pytest.raises(FileNotFoundError, match="elsewhere"), replaced(tmp_path / "a.bin"):
+        raise FileNotFoundError(errno.ENOENT, "No such file", "elsewhere")

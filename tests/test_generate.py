@@ -185,12 +185,14 @@ def test_noise_id_gives_equal_noise_and_seed_changes_it(model):
         (["--report", "@nowhere.txt"], "nowhere.txt"),
         (["--report", "x", "--checkpoint", "nowhere"], "no checkpoint at nowhere"),
         (["--report", "  "], "empty"),
+        (["--report", "x", "--output", "taken.nii.gz"], "taken.json is a folder"),
         (["--report", "x", "--slices", "0"], "slices must be at least 1"),
         (["--report", "x", "sampling.stepz=3"], "sampling.steps"),
         (["--reports", "nowhere.csv"], "nowhere.csv"),
     ],
 )
 def test_bad_input_is_an_error_that_says_what_was_found(arguments, words, tmp_path, monkeypatch):
+    (tmp_path / "taken.json").mkdir()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CTFlowError, match=words):
         main(arguments)
@@ -225,8 +227,10 @@ def test_default_checkpoint_is_the_embedded_one_whatever_lies_in_runs(tiny_check
 
 def test_a_table_says_what_is_wrong_with_a_number(tiny_checkpoint, tmp_path, caplog):
     table = tmp_path / "reports.csv"
-    lines = ["case_id,report,seed,slices", f"a,{REPORT},x,16", f"b,{REPORT},1.5,16", f"c,{REPORT},1.0,16.0"]
-    lines += [f"d,{REPORT},1,inf", "e,Плевральный выпот справа,1,16"]
+    lines = ["case_id,report,seed,slices,z_spacing"]
+    lines += [f"a,{REPORT},x,16,", f"b,{REPORT},1.5,16,", f"c,{REPORT},1.0,16.0,", f"d,{REPORT},1,inf,"]
+    lines += ["e,Плевральный выпот справа,1,16,", f"f,{REPORT},1,16,50", f"g,{REPORT},1,16,19"]
+    lines += ["h,Not given.,1,16,"]
     table.write_text("\n".join(lines) + "\n", encoding="utf-8")
     arguments = [
         "--checkpoint",
@@ -238,6 +242,8 @@ def test_a_table_says_what_is_wrong_with_a_number(tiny_checkpoint, tmp_path, cap
     ]
     assert main([*arguments, "device=cpu"]) == 1
     for words in ("seed 'x' is not a number", "seed '1.5' is not a whole", "slices 'inf' is not a number"):
+        assert words in caplog.text
+    for words in ("case f: z_spacing of 50", "case g: z_spacing of 19", "case h: the report has no word"):
         assert words in caplog.text
     assert "case e: 100% of its words are unknown to the text encoder" in caplog.text
     assert {p.name for p in (tmp_path / "o").glob("*.nii.gz")} == {"c.nii.gz"}

@@ -41,6 +41,12 @@ def test_hu_are_hu():
         (HU + 32768, "HU + 32768", "subtract 32768"),
         (HU % 65536, "wrapped", "signed"),
         (-HU, "sign turned", "-1"),
+        (np.rint(65535 * UNIT), "0…65535", "65535"),
+        (10 * HU, "times 10", "divide"),
+        (HU.clip(0), "cut off", "signed"),
+        (np.where(HU < -900, 0, HU).clip(0), "cut off", "signed"),
+        (0.02 * (1 + HU / 1000).clip(0), "attenuation per mm", "water"),
+        ((HU - HU.mean()) / HU.std(), "z-scores", "std"),
     ],
 )
 def test_other_scales_are_recognised(values, name, remedy):

@@ -20,7 +20,7 @@ from ctflow.locks import LockHeld, LongLock, short_lock
 HU = np.zeros((4, 32, 32), np.int16)
 
 
-@pytest.fixture(params=[errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+@pytest.fixture(params=[errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENODEV, errno.EIO])
 def without_locks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on Lustre without ``-o flock``."""
 

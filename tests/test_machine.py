@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import logging
 import os
@@ -57,3 +58,13 @@ def test_a_folder_is_asked_whether_it_can_be_written_to(tmp_path: Path) -> None:
         check_writable(tmp_path / "file")
     with pytest.raises(CTFlowError, match="Not a directory"):
         check_writable(tmp_path / "file" / "below")
+
+
+def test_a_disk_that_is_only_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(CTFlowError, match="cannot be written to: Read-only file system"):
+        check_writable(tmp_path / "a")

@@ -10,7 +10,10 @@ from ctflow.text_files import read_table, read_text
 TEXT = "Müller: 5 mm nodule – stable"
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "cp1252"])
+ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp1252"]
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
 def test_encodings(tmp_path, encoding, caplog):
     path = tmp_path / "a.txt"
     path.write_bytes(TEXT.encode(encoding))

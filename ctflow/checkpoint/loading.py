@@ -39,6 +39,8 @@ from ctflow.models.fmvt_published import (
 from ctflow.models.text import TextEncoder, TextMode
 from ctflow.models.tokenizer import ReportTokenizer
 
+_TOLD = 20
+"""Keys named in an error about values."""
 NetworkConfig = FMvTConfig | AVAEConfig | CTCLIPConfig
 
 
@@ -66,7 +68,8 @@ def read_weights(path: Path | str, kind: Kind | None = None, shapes_only: bool =
         shapes_only: Check without reading values (``state`` is then on the ``meta`` device).
 
     Raises:
-        WeightsError: Not found, not recognised, damaged, or missing, extra or misshapen keys (all listed).
+        WeightsError: Not found, not recognised, damaged, or missing, extra or misshapen keys (all listed), or
+            values that are whole numbers or not finite.
     """
     source = locate(path, kind)
     stored = read_state(source.weights, shapes_only)
@@ -82,7 +85,26 @@ def read_weights(path: Path | str, kind: Kind | None = None, shapes_only: bool =
         raise WeightsError(
             found, "exactly the keys of its layout", "fetch the file again, with its own config"
         )
+    if problems := _value_problems(expected, stored):
+        raise WeightsError(
+            f"{source.weights} holds values that no network works with:\n" + "\n".join(problems[:_TOLD]),
+            "finite fractions",
+            "fetch or export the file again",
+        )
     return Weights(source, config, _as_ours(source, config, stored, like))
+
+
+def _value_problems(expected: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> list[str]:
+    """Keys that hold whole numbers instead of fractions, or values that are not finite."""
+    lines = []
+    for key, tensor in sorted(stored.items()):
+        if not expected[key].is_floating_point():
+            continue
+        if not tensor.is_floating_point():
+            lines.append(f"  {key}: {tensor.dtype}, rounded or quantised")
+        elif not tensor.is_meta and not torch.isfinite(tensor.float()).all():
+            lines.append(f"  {key}: not finite")
+    return lines
 
 
 def build(config: NetworkConfig) -> FMvT | AVAE | CTCLIP:

@@ -132,7 +132,8 @@ def _ending(error: BaseException) -> tuple[int, str]:
     if isinstance(error, CTFlowError):
         return 2, f"error: {_without_worker(str(error))}"
     if isinstance(error, OSError):
-        place = f": {error.filename}" if error.filename else ""
+        named = error.filename2 or error.filename  # of a renamed file, the name that it was to get
+        place = f": {named}" if named else ""
         return 2, f"error: {error.strerror or ' '.join(str(error).split())}{place}"
     first = (str(error).strip().splitlines() or [""])[0]
     if isinstance(error, MemoryError) or any(sign in first for sign in _NO_MEMORY):

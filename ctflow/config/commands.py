@@ -9,7 +9,7 @@ from ctflow.config.generation import RolloutConfig
 from ctflow.formats import ENDINGS, ORIENTATIONS, VOXEL_TYPES
 
 PRECISIONS = ("fp32", "bf16")
-MAX_UNKNOWN = 0.7
+MAX_UNKNOWN = 0.6
 """Share of unknown words beyond which a report is refused."""
 START_PREFIX = "nearest:"
 DEVICES = ("auto", "cpu", "cuda")

@@ -21,6 +21,8 @@ from ctflow.data.writer import shard_entries
 from ctflow.errors import ShardError
 from ctflow.types import BLOCK_LENGTH
 
+_INFINITE_LOGVAR = 170.0
+"""Beyond it, exp(logvar / 2) is no float32."""
 _OPEN_FILES = 32
 TextArrays = tuple[NDArray[np.float16], NDArray[np.bool_], NDArray[np.float32]]
 
@@ -230,21 +232,28 @@ class LatentShards(ShardSet):
             return mean[start:stop], logvar[start:stop]
         file, where = self._file(i)
         mean, logvar = schema.read_posterior(file, where, start, stop)
-        if not (np.isfinite(mean).all() and np.isfinite(logvar).all()):
-            raise ShardError(
-                f"{file.filename}, case {self.cases[i].case_id!r}: latents that are not finite, among slices "
-                f"{start} … {stop - 1}",
-                "finite latents",
-                "encode this shard again (delete its line from the manifest and the file first)",
-            )
+        # A standard deviation of exp(logvar / 2) has to be finite too.
+        if not (np.isfinite(mean).all() and np.isfinite(logvar).all() and logvar.max() < _INFINITE_LOGVAR):
+            what = f"latents that are not finite, among slices {start} … {stop - 1}"
+            raise self._not_finite(file.filename, i, what)
         return mean, logvar
+
+    def _not_finite(self, file: str, i: int, what: str) -> ShardError:
+        return ShardError(
+            f"{file}, case {self.cases[i].case_id!r}: {what}",
+            "finite numbers",
+            "encode this shard again (delete its line from the manifest and the file first)",
+        )
 
     def text(self, i: int) -> TextArrays:
         """Tokens ``[L, D]``, mask ``[L]``, pooled ``[D]`` of a case's report."""
         if self._texts:
             return self._texts[i]
         file, where = self._file(i)
-        return schema.read_text(file, where)
+        text = schema.read_text(file, where)
+        if not all(np.isfinite(array).all() for array in text):
+            raise self._not_finite(file.filename, i, "text vectors that are not finite")
+        return text
 
     def whitened(self, i: int) -> Tensor:
         """A case's whitened posterior means, float32 ``[C, S, h, w]``, without end slices."""

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from tqdm import tqdm
+
 from ctflow.config.evaluation import EvalConfig
 from ctflow.data.nifti import read_geometry, read_nifti, small_nifti
 from ctflow.errors import EvaluationError
@@ -131,10 +133,14 @@ def evaluate_external(config: EvalConfig, scorer: TextVolumeScorer | None, ranks
     device = device_of(config.device)
     backbones = build_backbones(config.backbones, scorer if reports else None, device)
     cache = FeatureCache(Path(config.cache), FeatureExtractor(plan, backbones, device), ranks)
-    fake, real = (
-        cache.collect([(folder.batch(case),) for case in folder.cases]).of(EXTERNAL.name, folder.cases)
-        for folder in (scored, reference)
-    )
+    mine = sum(len(ranks.share(folder.cases)) for folder in (scored, reference))
+    with tqdm(total=mine, unit="volume", disable=not ranks.first) as bar:
+        fake, real = (
+            cache.collect([(folder.batch(case),) for case in folder.cases], bar).of(
+                EXTERNAL.name, folder.cases
+            )
+            for folder in (scored, reference)
+        )
     for folder, features in ((external.volumes, fake), (external.reference, real)):
         _tell_doubts(folder, features)
     compared = Compared(EXTERNAL, MODEL, *_paired(fake, real), plan, config.seed, config.protocol)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import platform
 import resource
 import shlex
@@ -25,6 +24,7 @@ from ctflow.evaluation.features import CaseFeatures, FeaturePlan
 from ctflow.metrics.backbones import Backbones
 from ctflow.metrics.bias import Interval
 from ctflow.metrics.images import SCORE_WINDOW
+from ctflow.processes import launched_number
 
 MODEL, OTHER_REAL, RECONSTRUCTION = "model", "floor: other real cases", "floor: A-VAE of other real cases"
 NOT_AVAILABLE, DOES_NOT_EXIST = "n/a", "–"
@@ -217,7 +217,7 @@ def run_facts(config: EvalConfig, seconds: float, argv: Sequence[str] | None = N
         seconds: Wall time so far.
         argv: Arguments of the command; None: this process's own.
     """
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    processes = launched_number("WORLD_SIZE") or 1
     launcher = "python" if processes == 1 else f"torchrun --nproc-per-node {processes}"
     arguments = shlex.join(sys.argv[1:] if argv is None else argv)
     return {

@@ -49,6 +49,11 @@ def clean_text(text: str) -> str:
     return " ".join(text.split())
 
 
+def has_words(report: str) -> bool:
+    """Whether a report, once it is cleaned, has a word: digits, signs and "Not given." are none."""
+    return any(character.isalpha() for character in clean_text(report))
+
+
 def unit_pooled(pooled: Tensor) -> Tensor:
     """Pooled states ``[B, D]`` over their norm + 1e-6, the published condition."""
     return pooled / (pooled.norm(dim=-1, keepdim=True) + POOLED_EPS)

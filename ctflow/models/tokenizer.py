@@ -19,6 +19,8 @@ SPECIAL_TOKENS = ("[PAD]", UNKNOWN, "[CLS]", "[SEP]", "[MASK]")
 
 
 _IMPRESSION = re.compile(r"\b(?:impressions?|conclusions?|opinion)\b", re.IGNORECASE)
+_SHORTEST_STEM = 3
+"""Letters of a word before its ending."""
 LARGEST_SHARE, USUAL_SHARE = 1 / 2, 1 / 4
 """Part of the tokens that a headed impression may take, and that the end of a report without headings gets
 (in CT-RATE an impression is a seventh of a report)."""
@@ -133,7 +135,11 @@ class ReportTokenizer:
         return [*ids[: 1 + head], *ids[len(ids) - 1 - tail :]], lost
 
     def unknown_words(self, report: str) -> UnknownWords:
-        """Words that become [UNK], or that are spelt letter by letter, as those of another language are.
+        """Words that are neither one token nor a known word with an ending.
+
+        Words of another language do not all become [UNK]: most fall into pieces of a letter or two. Eight
+        English hospital reports measure 0.3 to 0.46 with the embedded vocabulary, made from phantoms'; one
+        report each in thirteen other languages measures 0.75 to 1.
 
         Args:
             report: Cleaned text (``clean_text``).
@@ -145,13 +151,13 @@ class ReportTokenizer:
                 words.setdefault(word, []).append(index)
         total, unknown = 0, []
         for indices in words.values():
-            pieces = [encoding.tokens[i].removeprefix("##") for i in indices]
+            pieces = [encoding.tokens[i] for i in indices]
             text = report[encoding.offsets[indices[0]][0] : encoding.offsets[indices[-1]][1]]
             if not any(character.isalpha() for character in text):
                 continue
             total += 1
-            spelt = len(pieces) > 2 and sum(map(len, pieces)) < 2 * len(pieces)
-            unknown += [text] if UNKNOWN in pieces or spelt else []
+            known = len(pieces) == 1 or (len(pieces) == 2 and len(pieces[0]) >= _SHORTEST_STEM)
+            unknown += [] if known and UNKNOWN not in pieces else [text]
         return UnknownWords(len(unknown) / max(total, 1), unknown[:5])
 
 

@@ -43,9 +43,9 @@ class BesideTarget(TorchCheckpointIO):
                 stream.flush()
                 os.fsync(stream.fileno())
             os.replace(partial, target)
-        except OSError:
+        except OSError as error:
             partial.unlink(missing_ok=True)
-            raise
+            raise OSError(error.errno, error.strerror, str(target)) from error
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -58,10 +58,15 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     action = "give resume=PATH of a whole one, or start anew with resume=none or another name=…"
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        if zipfile.is_zipfile(path):
+            damaged = zipfile.ZipFile(path).testzip()  # torch reads on over a wrong checksum
+            if damaged:
+                raise ValueError(f"checksum of {damaged}")
     except Exception as error:  # what the unpickler raises on a stranger's file is anything
-        what = describe_stranger(path) or f"is cut, or no file of plain values ({type(error).__name__})"
+        kind = f"is cut or damaged, or no file of plain values ({type(error).__name__})"
+        what = describe_stranger(path) or kind
         raise ConfigError(f"{path} {what}", expected, action) from None
-    missing = [key for key in NEEDED if not isinstance(content, dict) or key not in content]
+    missing = [key for key in NEEDED if not isinstance(content, dict) or not content.get(key)]
     if missing:
         raise ConfigError(f"{path} is another program's: it lacks {', '.join(missing)}", expected, action)
     return content

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from ctflow.errors import ConfigError
+from ctflow.processes import launched_number
 
 _INTERACTIVE = ("bash", "interactive")
 
@@ -12,7 +13,7 @@ _INTERACTIVE = ("bash", "interactive")
 def first_process() -> bool:
     """Whether this is the process that makes shared files; launchers name the others by these variables."""
     names = ["LOCAL_RANK", "NODE_RANK", "GROUP_RANK", *(["SLURM_PROCID"] if under_srun() else [])]
-    return not any(int(os.environ.get(name, 0)) for name in names)
+    return not any(launched_number(name) for name in names)
 
 
 def under_srun() -> bool:
@@ -31,11 +32,11 @@ def check_cluster(devices: int, nodes: int, named: bool) -> None:
     Raises:
         ConfigError: Other numbers, or several processes without a name for their run.
     """
-    tasks = int(os.environ.get("SLURM_NTASKS", "1")) if under_srun() else 1
+    tasks = (launched_number("SLURM_NTASKS") if under_srun() else 1) or 1
     if tasks == 1:
         return
     if tasks != devices * nodes:
-        machines = int(os.environ.get("SLURM_NNODES", "1"))
+        machines = launched_number("SLURM_NNODES", 1) or 1
         raise ConfigError(
             f"SLURM runs {tasks} tasks on {machines} machines (--ntasks), the configuration asks for "
             f"{devices} processes on {nodes}",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +64,36 @@ def resumed_step(config: TrainConfig, path: Path) -> int:
         )
     for key, (old, new) in changed.items():
         log.info("the run goes on with %s=%s (before: %s)", key, new, old)
-    # Lightning saves the number before it counts the batch that the checkpoint follows.
-    return int(content["loops"]["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"]) + 1
+    try:
+        # Lightning saves the number before it counts the batch that the checkpoint follows.
+        return int(content["loops"]["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"]) + 1
+    except (KeyError, TypeError):
+        raise ConfigError(
+            f"{path} does not say how many steps were done",
+            "a checkpoint that a training of this program wrote",
+            "give resume=PATH of another, or start anew with resume=none or another name=…",
+        ) from None
+
+
+@contextmanager
+def naming_wrong_weights(path: Path | None) -> Iterator[None]:
+    """Say it in words where a checkpoint's weights have other names than the network's.
+
+    Raises:
+        ConfigError: So it is; with the first names.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        first, *lines = str(error).splitlines() or [""]
+        if not first.startswith("Error(s) in loading state_dict"):
+            raise
+        told = "; ".join(" ".join(line.split())[:160] for line in lines[:2])
+        raise ConfigError(
+            f"the weights in {path} are not those of this network: {told}",
+            "a checkpoint as a training of this program wrote it",
+            "give resume=PATH of another, or start anew with resume=none or another name=…",
+        ) from None
 
 
 def _is_fixed(key: str, task: str, values: tuple[Any, Any]) -> bool:

@@ -21,6 +21,7 @@ from ctflow.config.training import TrainConfig
 from ctflow.data import LatentDataModule
 from ctflow.data.stream import EvaluationLoader
 from ctflow.errors import ConfigError
+from ctflow.outputs import check_writable
 from ctflow.processes import log_threads
 from ctflow.training.base import CountingModule
 from ctflow.training.callbacks import LearningRate, Limits, PeriodicCheckpoint, SeedEachBatch, remove_partial
@@ -29,9 +30,9 @@ from ctflow.training.cluster import check_cluster, first_process
 from ctflow.training.curves import CurveFile
 from ctflow.training.fitting import fitted_to_data
 from ctflow.training.precision import resolve_precision
-from ctflow.training.resuming import MissedValidation, OptimizerSettings, resumed_step
+from ctflow.training.resuming import MissedValidation, OptimizerSettings, naming_wrong_weights, resumed_step
 from ctflow.training.runs import CONFIG_FILE, Run, held, locate_run
-from ctflow.training.signals import StopOnSignal
+from ctflow.training.signals import StopOnSignal, ending_with_status
 from ctflow.training.tasks import TASKS, Task
 from ctflow.training.throughput import DataClock, Throughput
 
@@ -60,17 +61,19 @@ def run_training(config: TrainConfig, make_data: Callable[[TrainConfig], TrainCo
     check_cluster(config.loop.devices, config.loop.nodes, bool(config.name))
     device_type(config.loop.accelerator)
     run = locate_run(config)
+    check_writable(run.folder)
     os.environ[NAME_VARIABLE] = run.folder.name
     task = TASKS[config.task]
     try:
-        config = make_data(config)
-        if config.export_only:
-            assert run.checkpoint is not None
-            _export(task.prepare(config, run), run, task, run.checkpoint)
+        with ending_with_status():
+            config = make_data(config)
+            if config.export_only:
+                assert run.checkpoint is not None
+                _export(task.prepare(config, run), run, task, run.checkpoint)
+                return run
+            with held(run.folder) if first_process() else nullcontext():
+                _train(config, run, task)
             return run
-        with held(run.folder) if first_process() else nullcontext():
-            _train(config, run, task)
-        return run
     finally:
         del os.environ[NAME_VARIABLE]
 
@@ -121,7 +124,7 @@ def fit(config: TrainConfig, run: Run, task: Task, data: LatentDataModule, step:
     stop = next(callback for callback in trainer.callbacks if isinstance(callback, StopOnSignal))  # type: ignore[attr-defined]
     # Lightning's own handlers end a training with status 0 and save nothing.
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
-    with stop.listening():
+    with stop.listening(), naming_wrong_weights(run.checkpoint):
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     return trainer
 

@@ -61,9 +61,11 @@ def locate_run(config: TrainConfig) -> Run:
         ConfigError: The checkpoint to resume from, or to export, does not exist, or the name is none of one
             folder.
     """
-    if config.name and (config.name in (".", "..") or re.search(r"[/\\\0]", config.name)):
+    bad = config.name in (".", "..") or re.search(r"[/\\]", config.name) or not config.name.isprintable()
+    if config.name and bad:
         raise ConfigError(
-            f"name={config.name!r} is no name of one folder", "a name without slashes, e.g. name=first"
+            f"name={config.name!r} does not name one folder",
+            "a name without slashes and line breaks, e.g. name=first",
         )
     task_dir = Path(config.runs_dir) / config.task
     if config.resume not in ("auto", "none"):
@@ -109,8 +111,8 @@ def held(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        (folder / LOCK).unlink(missing_ok=True)  # while it is held: nobody locks a file that is about to go
         lock.release()
-        (folder / LOCK).unlink(missing_ok=True)
         if folder in made and not any((folder / name).exists() for name in (LAST, CURVES, EXPORT)):
             shutil.rmtree(folder)
             for parent in made[1:]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 from typing import Any
 
@@ -21,7 +21,45 @@ log = logging.getLogger("ctflow")
 
 REQUEUE = 75
 """Status after SIGUSR1 (EX_TEMPFAIL of sysexits.h): the same command goes on when it is run again."""
-STATUS = {signal.SIGTERM: 128 + signal.SIGTERM, signal.SIGINT: 128 + signal.SIGINT, signal.SIGUSR1: REQUEUE}
+STATUS: dict[int, int] = {
+    signal.SIGTERM: 128 + signal.SIGTERM,
+    signal.SIGINT: 128 + signal.SIGINT,
+    signal.SIGUSR1: REQUEUE,
+}
+
+
+@contextmanager
+def handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Handle the signals of ``STATUS`` meanwhile; only the main thread can."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in STATUS}
+    try:
+        yield
+    finally:
+        for number, former in before.items():
+            signal.signal(number, former)
+
+
+def ending_with_status() -> AbstractContextManager[None]:
+    """End with the signal's status, in a line, while data are made and while a run is exported.
+
+    Raises:
+        Stopped: In the block, when a signal comes.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        message = f"{name}: stopped before or after the training; the same command goes on"
+        raise Stopped(message, STATUS[number])
+
+    return handled(end)
+
+
+def _log_batch(trainer: L.Trainer) -> None:
+    trainer._logger_connector.on_batch_end()
+    trainer._logger_connector.update_train_step_metrics()
 
 
 class StopOnSignal(L.Callback):
@@ -40,23 +78,14 @@ class StopOnSignal(L.Callback):
         self.received = 0
         self._training = False
 
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Handle the signals meanwhile; only the main thread can."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.signal(number, self._note) for number in STATUS}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def listening(self) -> AbstractContextManager[None]:
+        """Handle the signals meanwhile."""
+        return handled(self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
         if not self._training:
-            raise Stopped(f"{name} before the first batch: nothing to save", STATUS[signal.Signals(number)])
+            raise Stopped(f"{name} before the first batch: nothing to save", STATUS[number])
         if self.received:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
@@ -75,7 +104,8 @@ class StopOnSignal(L.Callback):
         Raises:
             Stopped: With the signal's status.
         """
-        self._stop_where_asked(trainer, pl_module)
+        # Lightning logs a batch after this hook: what it would log, before the end.
+        self._stop_where_asked(trainer, pl_module, lambda: _log_batch(trainer))
 
     def on_validation_batch_end(
         self,
@@ -102,18 +132,21 @@ class StopOnSignal(L.Callback):
         if trainer.world_size == 1:
             self._stop_where_asked(trainer, pl_module)
 
-    def _stop_where_asked(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def _stop_where_asked(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, before: Callable[[], None] = lambda: None
+    ) -> None:
         if trainer.fit_loop._should_accumulate():
             return
         number = self._agreed(trainer, pl_module)
         if number:
             assert isinstance(pl_module, CountingModule)
             self.checkpoints.save(trainer, pl_module)
+            before()
             name, target = signal.Signals(number).name, self.checkpoints.target
             raise Stopped(
                 f"{name}: saved {target} at step {pl_module.updates}; the same command with "
                 f"name={target.parent.name} goes on",
-                STATUS[signal.Signals(number)],
+                STATUS[number],
             )
 
     def _agreed(self, trainer: L.Trainer, module: L.LightningModule) -> int:

@@ -87,6 +87,7 @@ def ingest(config: IngestConfig) -> int:
         CTFlowError: No such source, nothing in it, unreadable CSVs, or an output made with other settings.
     """
     # Heavy imports wait until here: workers import this module anew and need none of them.
+    from ctflow.outputs import check_writable
     from ctflow.parts import claimed, this_part, when_free
     from data_prep.ct_rate.discovery import find_items
     from data_prep.ct_rate.joining import join_parts
@@ -97,9 +98,9 @@ def ingest(config: IngestConfig) -> int:
     from data_prep.ct_rate.tables import Tables
 
     part = this_part(config.part, config.parts)
-
     output = Path(config.output)
     source_dir = Path(config.source)
+    check_writable(output)
     source = find_items(source_dir, output, config)
     for group in source.left_out:
         log.info("left out unread: %s, %d files (%s: %s)", group.place, group.count, group.code, group.detail)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -37,16 +37,20 @@ def sort_folder(item: Item) -> tuple[list[Item], list[Told]]:
     groups: dict[tuple[object, ...], list[DicomHeader]] = defaultdict(list)
     for header in headers:
         groups[_group(header)].append(header)
+    placeless = Counter(_image_of(h) for h in headers if h.orientation is None and not h.scout)
     good: list[list[DicomHeader]] = []
+    refused: dict[str, list[tuple[str, str]]] = {}
     for members in (turned for group in groups.values() for turned in _by_orientation(group)):
         for part in _split_by_acquisition(members):
-            why = _why_not(part[0])
+            why = _why_not(part[0]) or _why_not_whole(part, placeless[_image_of(part[0])])
             if why is None:
                 good.append(part)
             else:
-                told.append(
-                    (f"{item.key}#{_label(part[0])}", "refused", why.code, f"{len(part)} files: {why.detail}")
+                refused.setdefault(f"{item.key}#{_label(part[0])}", []).append(
+                    (why.code, f"{len(part)} files: {why.detail}")
                 )
+    for key, causes in refused.items():  # one series may be several groups
+        told.append((key, "refused", causes[0][0], "; ".join(detail for _, detail in causes)))
     good.sort(key=lambda part: (part[0].series_number, part[0].series, part[0].path.name))
     several = len({part[0].patient_id for part in good}) > 1
     for number, part in enumerate(good, start=1):
@@ -161,6 +165,19 @@ def _why_not(header: DicomHeader) -> ScanRefused | None:
     ):
         return ScanRefused("no_geometry", f"{name} has no position, orientation or pixel spacing{unclear}")
     return None
+
+
+def _image_of(header: DicomHeader) -> tuple[str, int, int]:
+    return header.series, header.rows, header.columns
+
+
+def _why_not_whole(part: list[DicomHeader], placeless: int) -> ScanRefused | None:
+    """Why a series is no volume where slices that belong between its own have no orientation."""
+    if part[0].frames > 1 or placeless <= _MAX_STRAYS:
+        return None
+    name = f"series {part[0].series_number} {part[0].description!r}"
+    detail = f"{name}: {placeless} further slices have no orientation; without them it is not whole"
+    return ScanRefused("no_geometry", detail)
 
 
 def _label(header: DicomHeader) -> str:

@@ -24,7 +24,7 @@ from multiprocessing.process import BaseProcess
 
 from ctflow.errors import CTFlowError
 from data_prep.ct_rate.naming import case_id_of
-from data_prep.ct_rate.prepare import REFUSED, Job, Outcome, outcome_fingerprint, prepare
+from data_prep.ct_rate.prepare import REFUSED, Job, Outcome, StagingError, outcome_fingerprint, prepare
 
 log = logging.getLogger(__name__)
 _POLL_SECONDS = 1.0
@@ -75,17 +75,22 @@ class GuardedPool:
 
         Raises:
             CTFlowError: Workers do not even start.
+            StagingError: The output's disk does not take what a worker has prepared.
         """
         wait([worker.pipe for worker in self._workers], timeout=_POLL_SECONDS)
         for index, worker in enumerate(self._workers):
             try:
                 while worker.pipe.poll():
                     message = worker.pipe.recv()
+                    if isinstance(message, StagingError):
+                        raise message
                     if message is None:
                         self._greet(worker)
                     elif worker.job is not None:
                         job, worker.job = worker.job, None
                         yield job, message
+            except StagingError:
+                raise
             except (EOFError, OSError):
                 yield from self._bury(index, worker)
                 continue
@@ -174,9 +179,12 @@ def _work(pipe: Connection, timeout: float, memory_gb: float, task: Callable[[Jo
         except EOFError:
             return
         signal.alarm(int(timeout) + _GRACE_SECONDS)  # ends a hanging worker whose parent was killed
-        outcome = task(job)
+        try:
+            answer: Outcome | StagingError = task(job)
+        except StagingError as error:
+            answer = error
         signal.alarm(0)
-        pipe.send(outcome)
+        pipe.send(answer)
 
 
 @contextlib.contextmanager

@@ -123,11 +123,18 @@ class Outcome:
         return self.status in (ACCEPTED, FLAGGED)
 
 
+class StagingError(OSError):
+    """The output's disk does not take a prepared volume: it ends the run."""
+
+
 def prepare(job: Job) -> Outcome:
     """Read, check and resample one item; the volume is left in ``job.staging``.
 
     Nothing a file holds gets out of here as an exception: libraries raise whatever they like on damaged
     bytes, so the boundary is wide on purpose, and what they said becomes the refusal's detail.
+
+    Raises:
+        StagingError: The volume cannot be left in ``job.staging``: a full disk is no fault of the file.
     """
     started = time.perf_counter()
     outcome = Outcome(job.item.key, outcome_fingerprint(job.item, job.row), case_id=case_id_of(job.item.key))
@@ -145,6 +152,8 @@ def prepare(job: Job) -> Outcome:
     except MemoryError:
         detail = f"needs more than memory_gb={job.config.memory_gb:g}"
         outcome.status, outcome.reasons = REFUSED, [["too_large", detail]]
+    except StagingError:
+        raise
     except OSError as error:
         code = "not_read" if error.errno else "unreadable"  # the system's word, or a library's
         outcome.status, outcome.reasons = REFUSED, [[code, f"{type(error).__name__}: {error}"]]
@@ -330,5 +339,10 @@ def _truth(item: Item) -> str | None:
 
 
 def _stage(hu: NDArray[np.int16], path: Path) -> None:
-    with replaced(path) as temporary:
-        np.save(temporary, hu)
+    try:
+        # Not ``np.save``: it loses the system's word for what went wrong.
+        with replaced(path) as temporary, temporary.open("wb") as stream:
+            np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(hu))
+            stream.write(hu.data)
+    except OSError as error:
+        raise StagingError(error.errno, error.strerror, str(path)) from error

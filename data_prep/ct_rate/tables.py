@@ -60,6 +60,10 @@ class CsvRow:
         return json.dumps(asdict(self), sort_keys=True, ensure_ascii=False)
 
 
+class _OtherColumns(ScanError):
+    """A CSV that is whole, and of another kind."""
+
+
 class Tables:
     """The CSVs of a source, by volume.
 
@@ -205,13 +209,17 @@ def _tell_repeated(kind: str, matcher: Matcher) -> None:
 
 
 def _load_found(found: Sequence[Path], word: str, needed: Sequence[str] = ()) -> list[Line]:
-    """Lines of CSVs met by the way; one that is of another kind is none of the user's mistakes."""
+    """Lines of CSVs met by the way; one of another kind is no mistake of the user's, a damaged one may be.
+
+    Raises:
+        ScanError: A CSV of this name cannot be read: all that it says would be lost.
+    """
     lines: list[Line] = []
     for path in found:
         if word in path.name.lower():
             try:
                 lines += _load([path], needed)
-            except ScanError as error:
+            except _OtherColumns as error:
                 log.warning("left out: %s", error.found)
     return lines
 
@@ -223,12 +231,12 @@ def _load(paths: Sequence[str | Path], needed: Sequence[str] = ()) -> list[Line]
         try:
             table = read_table(path)
         except CTFlowError as error:
-            action = error.action or "check --reports, --metadata, --labels"
+            action = error.action or "mend it, or name the right CSVs by --reports, --metadata and --labels"
             raise ScanError(error.found, error.expected or "CT-RATE's layout", action) from error
         columns = {name.lower(): name for name in table.columns}
         name_column = columns.get(NAME_COLUMN.lower())
         if name_column is None or (needed and not columns.keys() & set(needed)):
-            raise ScanError(
+            raise _OtherColumns(
                 f"{path} has the columns {', '.join(table.columns[:8])}",
                 f"a column {NAME_COLUMN} with file names"
                 + (", and one of Findings_EN, Impressions_EN, report" if needed else ""),

@@ -51,9 +51,10 @@ class Units:
         self._of = {key: number for number, keys in self.keys.items() for key in keys}
 
     def of(self, key: str) -> int | None:
-        """The unit of an item, or of a series by its folder's; None: in none yet."""
+        """The unit of an item, or of a series or a file by its folder's; None: in none yet."""
         folder = key.partition("#")[0]
-        return next((self._of[name] for name in (key, f"{key}/", folder) if name in self._of), None)
+        names = (key, f"{key}/", folder, f"{folder.rpartition('/')[0]}/")
+        return next((self._of[name] for name in names if name in self._of), None)
 
     def working_name(self, outcome: Outcome) -> str:
         """The case under which a part writes a volume: longer where others of the unit have the name too."""

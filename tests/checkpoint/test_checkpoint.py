@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+
 import pytest
 import torch
 
@@ -20,6 +23,7 @@ from ctflow.checkpoint import (
     write_system_config,
 )
 from ctflow.checkpoint.files import read_safetensors, write_safetensors
+from ctflow.checkpoint.loading import read_weights
 from ctflow.config.encoders import AVAEConfig, BertConfig, CTCLIPConfig, CTViTConfig, VolumeGrid
 from ctflow.config.models import FMvTConfig
 from ctflow.config.system import SystemConfig
@@ -203,3 +207,22 @@ def test_an_interrupted_write_leaves_the_old_file(system, tmp_path, monkeypatch)
 def test_impossible_system_configurations(values):
     with pytest.raises(ValueError, match="found"):
         SystemConfig(**values)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda value: value.to(torch.int32), "torch.int32, rounded or quantised"),
+        (lambda value: value * float("nan"), "not finite"),
+    ],
+)
+def test_values_that_no_network_works_with_are_named_when_weights_are_read(
+    tiny_checkpoint, tmp_path, change, words
+):
+    folder = tmp_path / "fmvt"
+    shutil.copytree(tiny_checkpoint / "fmvt", folder)
+    state = read_safetensors(folder / "model.safetensors")
+    name = next(iter(state))
+    write_safetensors(folder / "model.safetensors", state | {name: change(state[name])})
+    with pytest.raises(WeightsError, match=f"{re.escape(name)}: {words}"):
+        read_weights(folder)

@@ -283,3 +283,19 @@ run_command(main)
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith("error: File too large: ") and done.stderr.count("\n") == 1
     assert not list(tmp_path.glob("*.h5")) and not list(tmp_path.glob(".*.partial"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("mean", np.nan), ("logvar", np.inf), ("logvar", 60_000), ("text", np.nan), ("pooled", np.inf)],
+)
+def test_numbers_that_are_not_finite_name_shard_and_case(tmp_path, records, name, value):
+    case = records["latent"](7, 20, tokens=3)
+    getattr(case, name).flat[1] = value
+    writer = LatentShardWriter(tmp_path, records["header"]())
+    writer.begin("shard-00000.h5")
+    writer.append(case)
+    writer.finish()
+    shards = LatentShards(tmp_path)
+    with pytest.raises(ShardError, match=r"shard-00000.h5, case 'case_7': .*not finite"):
+        (shards.text if name in ("text", "pooled") else shards.posterior)(0)

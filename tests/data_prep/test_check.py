@@ -79,6 +79,13 @@ def test_latents_are_described_with_the_moments_of_their_samples(latents, caplog
     assert (latents / "contact_sheet.png").is_file()
 
 
+def test_shards_without_a_place_for_a_contact_sheet_are_whole(slices, caplog):
+    (slices / "train" / "contact_sheet.png").mkdir()
+    with caplog.at_level(logging.INFO):
+        assert check.main([str(slices)]) == 0
+    assert "no contact sheet: Is a directory" in caplog.text and "all checksums of" in caplog.text
+
+
 def test_damage_gives_status_one_and_names_the_file(slices, caplog):
     path = slices / "train" / "shard-00001.h5"
     path.write_bytes(path.read_bytes()[:-100])

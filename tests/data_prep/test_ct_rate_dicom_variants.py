@@ -10,8 +10,11 @@ from pydicom.dataelem import RawDataElement
 from pydicom.tag import Tag
 from pydicom.uid import generate_uid
 
+from ctflow.config.prep import IngestConfig
 from data_prep.ct_rate.dicom_headers import is_dicom
+from data_prep.ct_rate.dicom_series import sort_folder
 from data_prep.ct_rate.dicom_tags import numbers
+from data_prep.ct_rate.discovery import find_items
 
 HU = chest()
 EXPECTED = np.where(HU <= -1024, -1000, HU)
@@ -67,6 +70,23 @@ def test_a_reformat_under_the_same_series_is_a_volume_of_its_own(tmp_path):
         path.rename(tmp_path / "in" / f"r{path.name}")
     statuses = sorted(o.status for o, _ in ingest_one(tmp_path / "in", tmp_path))
     assert statuses == ["accepted", "refused"]
+
+
+@pytest.mark.parametrize("every", [2, 4])
+def test_a_series_of_which_only_some_slices_have_an_orientation_is_no_volume_of_the_others(tmp_path, every):
+    """Every second slice of a chest looks whole, at twice the spacing."""
+
+    def change(data, k):
+        if k % every == 1:
+            del data.ImageOrientationPatient
+
+    edit(save_dicom(tmp_path / "in", HU), change)
+    items, told = sort_folder(find_items(tmp_path / "in", None, IngestConfig()).items[0])
+    assert not items
+    ((_, status, code, detail),) = told
+    lost = len(range(1, len(HU), every))
+    assert (status, code) == ("refused", "no_geometry")
+    assert f"{lost} files" in detail and f"{lost} further slices have no orientation" in detail
 
 
 def test_two_passes_whose_positions_jitter_are_two_volumes(tmp_path):

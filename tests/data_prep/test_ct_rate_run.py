@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -240,6 +241,38 @@ def test_a_worker_that_hangs_or_dies_costs_its_file_only(tmp_path, task, code):
         ("a.nii.gz", "refused", code),
         ("b.nii.gz", "refused", code),
     ]
+
+
+def test_volumes_without_an_ending_that_names_them(tmp_path, caplog):
+    """They are found by their first bytes when their folder is sorted; half a download is one."""
+    caplog.set_level("INFO")
+    for place in ("in/scan", "in/sub/deep/scan"):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        save_nifti(tmp_path / "a.nii", chest(seed=len(place))).rename(tmp_path / place)
+    data = save_nifti(tmp_path / "b.nii.gz", chest()).read_bytes()
+    (tmp_path / "in" / "b.nii.gz.part").write_bytes(data[: len(data) // 2])
+    assert run(tmp_path / "in", tmp_path / "out") == 1
+    assert set(contents(tmp_path / "out")) == {"in-scan", "sub-deep-scan"}
+    assert [row["reason"] for row in table(tmp_path / "out" / "quarantine.csv")] == ["truncated"]
+    caplog.clear()
+    assert run(tmp_path / "in", tmp_path / "out") == 1 and "0 to do" in caplog.text
+    (tmp_path / "in" / "b.nii.gz.part").write_bytes(data)
+    assert run(tmp_path / "in", tmp_path / "out") == 0 and len(contents(tmp_path / "out")) == 3
+
+
+def test_a_full_disk_ends_the_run_and_refuses_no_scan(tmp_path):
+    """A limit on the size of files is what a full disk is to a worker; it inherits the limit."""
+    save_nifti(tmp_path / "in" / "a.nii.gz", chest())
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"File too large: '.*staging.*npy'"):
+            run(tmp_path / "in", tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.rglob("*.partial*")), "nothing half written"
+    assert run(tmp_path / "in", tmp_path / "out") == 0
+    assert set(contents(tmp_path / "out")) == {"a"}
 
 
 @pytest.mark.parametrize("fraction", ["0.1", "0.9"])

@@ -83,6 +83,14 @@ def test_csvs_met_by_the_way_may_be_of_another_kind(tmp_path, caplog):
     assert tables.without_file() == ["y.nii.gz"]
 
 
+@pytest.mark.parametrize("row", ["a.nii.gz,A.,B.,more", 'a.nii.gz,"open,B.'])
+def test_a_damaged_csv_met_by_the_way_ends_the_command(tmp_path, row):
+    """One bad row would cost the reports of all volumes."""
+    rows = f"VolumeName,Findings_EN,Impressions_EN\nb.nii.gz,A.,B.\n{row}\n"
+    with pytest.raises(ScanError, match=r"reports\.csv"):
+        Tables(IngestConfig(), [write(tmp_path / "reports.csv", rows)])
+
+
 def test_the_docs_name_every_reason(repo_root):
     text = (repo_root / "docs" / "ingest.md").read_text(encoding="utf-8")
     for code, meaning in (REFUSALS | FLAGS | EXCLUSIONS).items():

@@ -54,6 +54,10 @@ def test_a_part_is_what_arguments_or_the_scheduler_say(part, parts, environment,
         (None, None, ARRAY | {"SLURM_ARRAY_TASK_COUNT": "2", "SLURM_ARRAY_TASK_MIN": "3"}, "without gaps"),
         (None, None, ARRAY | {"SLURM_ARRAY_TASK_COUNT": "1", "SLURM_ARRAY_TASK_MIN": "1"}, "parts=COUNT"),
         (None, None, ARRAY | {"SLURM_ARRAY_TASK_COUNT": "2"}, "without gaps"),
+        (None, None, {"RANK": "7", "WORLD_SIZE": "4"}, "process 7 of 4"),
+        (None, None, {"RANK": "0", "WORLD_SIZE": ""}, "WORLD_SIZE='' of the environment"),
+        (None, None, TASKS | {"SLURM_NTASKS": "4(x2)"}, r"SLURM_NTASKS='4\(x2\)'"),
+        (None, None, ARRAY | {"SLURM_ARRAY_TASK_ID": "-1"}, "SLURM_ARRAY_TASK_ID='-1'"),
     ],
 )
 def test_a_part_that_cannot_be_told_is_refused(part, parts, environment, match):

@@ -9,9 +9,12 @@ import sys
 import pytest
 import torch
 
+from ctflow.config.commands import MAX_UNKNOWN
 from ctflow.config.encoders import BertConfig, CTCLIPConfig, CTViTConfig, VolumeGrid
 from ctflow.errors import CTFlowError, WeightsError
 from ctflow.models import CTCLIP, ReportTokenizer, TextEncoder, clean_text, train_wordpiece
+from ctflow.models.text import has_words
+from ctflow.shipped import EMBEDDED
 
 REPORTS = [
     "There is a nodule of 12 mm in the right upper lobe.",
@@ -137,6 +140,42 @@ def test_words_that_the_vocabulary_lacks_are_counted(clip, tokenizer, caplog):
     with pytest.raises(CTFlowError, match=r"case b: 100% .*\n.*\n.*max_unknown=1"):
         encoder.check_known("Плевральный выпот", "case b", 0.7)
     encoder.check_known("Плевральный выпот", "case b", 1.0)
+
+
+FOREIGN = {
+    "German": "Großer linksseitiger Pleuraerguss mit Kompressionsatelektase. Herz normal groß.",
+    "Turkish": "Sol akciğerde plevral efüzyon izlenmektedir. Kalp kontur ve boyutları doğaldır.",
+    "Spanish": "Derrame pleural izquierdo de gran tamaño. Corazón de tamaño normal.",
+    "Italian": "Abbondante versamento pleurico sinistro. Cuore di dimensioni normali.",
+    "Dutch": "Grote hoeveelheid pleuravocht links. Hart is normaal van grootte.",
+    "French": "Épanchement pleural gauche abondant. Cœur de taille normale.",
+    "Korean": "왼쪽에 많은 흉수가 있습니다",
+}
+
+
+@pytest.fixture(scope="module")
+def embedded_tokenizer():
+    text = (EMBEDDED / "clip" / "tokenizer.json").read_text(encoding="utf-8")
+    return ReportTokenizer.from_json(text, 512)
+
+
+@pytest.mark.parametrize("language", FOREIGN)
+def test_reports_in_other_languages_are_refused_by_the_embedded_vocabulary(embedded_tokenizer, language):
+    assert embedded_tokenizer.unknown_words(FOREIGN[language]).share > MAX_UNKNOWN
+
+
+def test_hospital_english_passes_the_embedded_vocabulary(embedded_tokenizer):
+    report = (
+        "Trachea and main bronchi are open. Pericardial effusion-thickening was not observed. Emphysematous "
+        "changes in both lungs. Peripheral ground glass opacities consistent with pneumonia. No "
+        "lytic-destructive lesion was detected in bone structures."
+    )
+    assert embedded_tokenizer.unknown_words(report).share < 0.8 * MAX_UNKNOWN
+
+
+@pytest.mark.parametrize("report", ["", "Not given.", "\"()' 12.5 --", "🫁 💧"])
+def test_a_report_without_a_word(report):
+    assert not has_words(report) and has_words(report + " mm")
 
 
 def test_modes(clip, tokenizer):

@@ -19,7 +19,7 @@ import torch
 from ctflow.errors import ConfigError, CTFlowError
 from ctflow.locks import LongLock
 from ctflow.train import main
-from ctflow.training import cluster
+from ctflow.training import cluster, runner
 from ctflow.training.callbacks import LAST, SeedEachBatch
 from ctflow.training.curves import CURVES
 from ctflow.training.runs import LOCK
@@ -84,6 +84,35 @@ def untimed(curves: dict[str, list[tuple[int, float]]]) -> dict[str, list[tuple[
     """Curves without those of speed, which no two runs share."""
     timed = ("data_wait", "samples_per_s", "tokens_per_s", "share_of_peak")
     return {name: points for name, points in curves.items() if not name.endswith(timed)}
+
+
+@pytest.mark.parametrize("task", ["flow", "autoencoder"])
+def test_curves_of_a_run_that_a_signal_stopped_are_those_of_a_whole_one(
+    tiny: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, curves_of: ReadCurves, task: str
+) -> None:
+    """The batch in hand is logged before the end; validations are due after steps 4 and 8."""
+    for step in (0, 3, 5):
+        with monkeypatch.context() as patch:
+            send_at(signal.SIGTERM, step, patch)
+            assert main(tiny.arguments(task, tmp_path, "name=stopped", "loop.max_steps=8")) == 143
+    for name in ("stopped", "whole"):
+        assert main(tiny.arguments(task, tmp_path, f"name={name}", "loop.max_steps=8")) == 0
+    stopped, whole = (untimed(curves_of(tmp_path / task / name)) for name in ("stopped", "whole"))
+    assert stopped == whole
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_during_the_export_ends_with_its_status_and_the_export_is_made_again(
+    tiny: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+    number: int,
+) -> None:  # fmt: skip
+    arguments = tiny.arguments("flow", tmp_path, "name=run", "loop.max_steps=2")
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "_export", lambda *_: os.kill(os.getpid(), number))
+        assert main(arguments) == {signal.SIGTERM: 143, signal.SIGUSR1: 75}[signal.Signals(number)]
+    assert "stopped before or after the training" in caplog.text
+    assert not (tmp_path / "flow" / "run" / "export").exists()
+    assert main(arguments) == 0 and (tmp_path / "flow" / "run" / "export").is_dir()
 
 
 @pytest.mark.parametrize("place", ["validation_step", "rollout"])
@@ -205,9 +234,9 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 10\n"
         (None, "is cut"),
         (LFS, "Git LFS pointer"),
         (b"<!DOCTYPE html><html></html>", "web page"),
-        (b"some words", "is cut, or no file of plain values"),
+        (b"some words", "is cut or damaged, or no file of plain values"),
         (b"PK\x03\x04 and no more", "is cut"),
-        ({"state_dict": {}}, "it lacks hyper_parameters"),
+        ({"state_dict": {}}, "it lacks state_dict, hyper_parameters"),
     ],
 )
 def test_a_damaged_checkpoint_is_named(tiny: TinyData, runs: Path, content: object, words: str) -> None:
@@ -219,6 +248,43 @@ def test_a_damaged_checkpoint_is_named(tiny: TinyData, runs: Path, content: obje
     with pytest.raises(ConfigError, match=words) as error:
         main(tiny.arguments("flow", runs, "name=run", "loop.max_steps=7"))
     assert str(last) in str(error.value) and "weights_only" not in str(error.value)
+
+
+def _changed(content: dict, change: str) -> None:
+    state = content["state_dict"]
+    if change == "prefixed":
+        content["state_dict"] = {f"module.{name}": value for name, value in state.items()}
+    elif change == "lacks one":
+        del state[next(iter(state))]
+    else:
+        content[change] = type(content[change])()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("prefixed", "not those of this network: Missing key.*; Unexpected key"),
+        ("lacks one", "not those of this network: Missing key"),
+        ("optimizer_states", "lacks optimizer_states"),
+        ("loops", "lacks loops"),
+    ],
+)
+def test_a_checkpoint_that_was_changed_is_named(tiny: TinyData, runs: Path, change: str, words: str) -> None:
+    last = runs / "flow" / "run" / LAST
+    content = torch.load(last, weights_only=True)
+    _changed(content, change)
+    torch.save(content, last)
+    with pytest.raises(ConfigError, match=words):
+        main(tiny.arguments("flow", runs, "name=run", "loop.max_steps=7"))
+
+
+def test_a_bit_that_flipped_in_a_checkpoint_is_seen(tiny: TinyData, runs: Path) -> None:
+    last = runs / "flow" / "run" / LAST
+    content = bytearray(last.read_bytes())
+    content[len(content) // 2] ^= 255
+    last.write_bytes(content)
+    with pytest.raises(ConfigError, match="cut or damaged"):
+        main(tiny.arguments("flow", runs, "name=run", "loop.max_steps=7"))
 
 
 def test_a_newer_checkpoint_that_lightning_wrote_is_gone_on_from(
@@ -304,6 +370,10 @@ def test_tasks_of_slurm_are_held_against_the_configuration(
     monkeypatch.setenv("SLURM_JOB_NAME", "training")
     monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "")  # so that it is taken back afterwards
     monkeypatch.delenv("SLURM_NTASKS_PER_NODE")
+    with monkeypatch.context() as patch:
+        patch.setenv("SLURM_NTASKS", "")
+        with pytest.raises(ConfigError, match="SLURM_NTASKS='' of the environment"):
+            main(tiny.arguments("flow", tmp_path, "name=run"))
     with pytest.raises(ConfigError, match=r"SLURM runs 4 tasks .* asks for 1 processes") as error:
         main(tiny.arguments("flow", tmp_path, "name=run"))
     assert "devices=4 and nodes=1" in error.value.action

@@ -99,7 +99,6 @@ def memorisation(context: Context) -> AnalysisResult:
     config, setting = context.config, SETTINGS["full-body"]
     reader, extractor = context.reader(), context.extractor()
     sets = choose_cases(reader.cases(), config.cases, floors=False, choice=config.evaluated)
-    held_out = context.collector(reader, extractor).collect(sets, [setting.name])
     train_reader = context.reader(config.analysis.train_slices)
     trained = train_reader.cases()
     known = {case.digest for case in trained}
@@ -107,7 +106,9 @@ def memorisation(context: Context) -> AnalysisResult:
         raise EvaluationError(
             f"{len(twice)} evaluated cases are training cases, e.g. {twice[0]}", "held-out cases", ""
         )
-    train = context.collector(train_reader, extractor).real(trained)
+    with context.progress(2 * len(sets.evaluated) + len(trained)) as bar:
+        held_out = context.collector(reader, extractor, bar=bar).collect(sets, [setting.name])
+        train = context.collector(train_reader, extractor, bar=bar).real(trained)
     key = Key(extractor.backbones.slices[-1].name, extractor.plan.resolutions[0])
     groups = {
         "generated": held_out.of(setting.name, sets.evaluated),

@@ -173,19 +173,22 @@ def severity(context: Context) -> AnalysisResult:
     extractor = context.extractor()
     plan = extractor.plan
     backbones = replace(extractor.backbones, scorer=None)  # reports say nothing about damage
-    collector = context.collector(reader, FeatureExtractor(plan, backbones, extractor.device))
-    reference = collector.real(sets.evaluated)
+    wanted = [(UNDAMAGED, 0.0), *((name, s) for name, (_, levels) in DAMAGES.items() for s in levels)]
+    with context.progress(len(sets.evaluated) + len(wanted) * len(sets.others)) as bar:
+        own = FeatureExtractor(plan, backbones, extractor.device)
+        collector = context.collector(reader, own, bar=bar)
+        reference = collector.real(sets.evaluated)
+        collected = collector.cache.collect(
+            [
+                _damaged(name, level, case, index, reader)
+                for name, level in wanted
+                for index, case in enumerate(sets.others)
+            ],
+            bar,
+        )
     half = len(reference) // 2
     # The windows' distance needs a floor among the real volumes; a single one has none.
     real, others = (reference[:half], reference[half:]) if half else (reference, [])
-    wanted = [(UNDAMAGED, 0.0), *((name, s) for name, (_, levels) in DAMAGES.items() for s in levels)]
-    collected = collector.cache.collect(
-        [
-            _damaged(name, level, case, index, reader)
-            for name, level in wanted
-            for index, case in enumerate(sets.others)
-        ]
-    )
     records: list[dict[str, Any]] = []
     first, side = backbones.slices[0], plan.resolutions[0]
     for name, level in wanted:

@@ -195,9 +195,25 @@ def test_capacity_has_a_line_per_block(context, tiny_shards):
     assert all(np.isfinite(r["psnr A-VAE"]) for r in result.records)
 
 
-def test_memorisation_sees_a_copy_and_refuses_training_cases(context, tiny_shards, tmp_path):
+@pytest.fixture
+def bars(monkeypatch):
+    """Progress bars over volumes, in the order in which they are shown."""
+    shown = []
+
+    class Bar(tqdm):
+        def __init__(self, *args, **keys):
+            super().__init__(*args, **keys)
+            shown.append(self)
+
+    monkeypatch.setattr("ctflow.evaluation.analyses.base.tqdm", Bar)
+    monkeypatch.setattr("ctflow.evaluation.collect.tqdm", Bar)
+    return shown
+
+
+def test_memorisation_sees_a_copy_and_refuses_training_cases(context, tiny_shards, tmp_path, bars):
     train = write_shards(tmp_path / "train", [20, 22, 24, 26], first_seed=500)
     result = ANALYSES["memorisation"](with_analysis(context, train_slices=str(train)))
+    assert len(bars) == 1 and bars[0].n == bars[0].total
     assert [r["volumes"] for r in result.records] == ["generated", "held-out real"]
     with pytest.raises(CTFlowError, match="are training cases"):
         ANALYSES["memorisation"](with_analysis(context, train_slices=str(tiny_shards)))
@@ -230,12 +246,13 @@ def test_rises_needs_every_step_above_the_one_before():
     assert rises(records, "m", "blur") and not rises(records, "m", "noise")
 
 
-def test_severity_sweep_rises_above_the_floor(context, monkeypatch):
+def test_severity_sweep_rises_above_the_floor(context, monkeypatch, bars):
     some = {name: (DAMAGES[name][0], (60.0, 250.0)) for name in ("noise", "seam", "shift", "checkerboard")}
     some["blur"] = (DAMAGES["blur"][0], (1.0, 4.0))
     # These few bodies are alike from end to end; test_severity_phantoms.py has every damage and metric.
     monkeypatch.setattr(YARDSTICKS, some)
     records = ANALYSES["severity"](context).records
+    assert len(bars) == 1 and bars[0].n == bars[0].total
     assert records[0]["damage"] == "none" and len(records) == 1 + 2 * len(some)
     for name in some:
         assert rises(records, "fid_rand2d", name), name
@@ -349,16 +366,7 @@ def test_pairs_in_any_dialect_of_a_spreadsheet(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["length", "steps"])
-def test_sweeps_show_one_progress_bar_with_a_total(context, monkeypatch, name):
-    bars = []
-
-    class Bar(tqdm):
-        def __init__(self, *args, **keys):
-            super().__init__(*args, **keys)
-            bars.append(self)
-
-    monkeypatch.setattr("ctflow.evaluation.analyses.base.tqdm", Bar)
-    monkeypatch.setattr("ctflow.evaluation.collect.tqdm", Bar)
+def test_sweeps_show_one_progress_bar_with_a_total(context, bars, name):
     asked = with_analysis(context, lengths=[20, 24], seeds=1, reports=2, solvers=["euler"], steps=[1, 2])
     asked = replace(asked, config=replace(asked.config, cases=2))
     ANALYSES[name](asked)
