@@ -184,7 +184,7 @@ def _as_loaded(task: FlowTask) -> FlowNetworkConfig:
         )
     network = replace(
         network,
-        # A way of training is no property of weights, and a local head starts at zero.
+        # Checkpointing belongs to the training, not to the weights. A new local head starts at zero.
         activation_checkpointing=task.network.activation_checkpointing,
         local_channels=network.local_channels or wanted,
     )
