@@ -183,8 +183,11 @@ def _encode(config: EncodeConfig, encoder: Encoder, splits: list[Split], part: P
 def _check_reports(encoder: TextEncoder, splits: list[Split], limit: float) -> None:
     """Look at the reports of shards that are not complete yet, before hours of work.
 
+    Single reports that the encoder hardly knows are named and encoded: a data set is not held up by them, and
+    a text encoder that was trained on few reports of the same data cannot know every word of the others.
+
     Raises:
-        ShardError: The text encoder knows too few words of some.
+        ShardError: The text encoder knows too few words of more than half of them.
     """
     few: list[str] = []
     shares: list[float] = []
@@ -196,13 +199,18 @@ def _check_reports(encoder: TextEncoder, splits: list[Split], limit: float) -> N
                 shares.append(share)
                 if share > limit:
                     few.append(f"{metadata['case_id']} ({share:.0%}: {', '.join(examples)} …)")
-    if few:
+    found = (
+        f"{len(few)} of {len(shares)} reports have more than {limit:.0%} words that the text encoder does "
+        f"not know: {'; '.join(few[:3])}"
+    )
+    if len(few) > len(shares) / 2:
         raise ShardError(
-            f"{len(few)} reports have more than {limit:.0%} words that the text encoder does not know: "
-            + "; ".join(few[:3]),
+            found,
             "reports in the language of its training",
             "train a text encoder on these reports (make train-clip), or give max_unknown=1 to go on",
         )
+    if few:
+        log.warning("%s: they hardly say anything to the model", found)
     if shares and (mean := sum(shares) / len(shares)) > UNKNOWN_WORTH_A_WORD:
         log.warning(
             "the text encoder does not know %.0f %% of the words of %d reports: they hardly say anything to "

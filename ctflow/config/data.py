@@ -113,8 +113,8 @@ class EncodeConfig:
         batch_slices: Slices per forward. A batch never leaves its volume: this decides the rounding, the
             number of processes does not.
         precision: ``fp32`` or ``bf16``.
-        max_unknown: Largest share of a report's words that the text encoder does not know (another language);
-            1 refuses none.
+        max_unknown: Largest share of a report's words that the text encoder does not know (another language).
+            Reports beyond it are named, and refused if they are more than half of all; 1 refuses none.
         accelerator: Lightning's name: ``auto``, ``cpu``, ``gpu``.
         devices: Processes (CPU; one thread each, so that any number writes equal bytes) or devices (GPU).
         whitening: ``model`` takes the A-VAE's own; ``measured`` measures it on the first split of ``source``

@@ -62,6 +62,33 @@ def arguments(root: Path, output: Path, **settings: object) -> list[str]:
     return [f"{key}={value}" for key, value in keys.items()]
 
 
+FOREIGN = "Göğüs duvarında belirgin yumuşak doku kalınlaşması izlenmiştir."
+
+
+def shards_of_reports(folder: Path, reports: list[str]) -> None:
+    """Slice shards of one small case a report."""
+    with SliceShardWriter(folder, volumes_per_shard=2) as writer:
+        for i, report in enumerate(reports):
+            hu = np.full((3, 32, 32), i, dtype=np.int16)
+            writer.append(SliceRecord(f"case_{i}", f"p{i}", hu, (4.0, 2.0, 2.0), report, {}))
+
+
+def test_single_unknown_reports_are_named_and_encoded(root, tmp_path, caplog):
+    shards_of_reports(tmp_path / "slices", [REPORTS[0], FOREIGN])
+    with caplog.at_level(logging.WARNING):
+        assert encode.main(arguments(root, tmp_path / "latents", source=tmp_path / "slices")) == 0
+    assert "1 of 2 reports have more than 60% words" in caplog.text and "does not know: case_1" in caplog.text
+    assert len(LatentShards(tmp_path / "latents")) == 2
+
+
+def test_a_data_set_in_another_language_is_refused(root, tmp_path):
+    shards_of_reports(tmp_path / "slices", [REPORTS[0], FOREIGN, FOREIGN])
+    asked = arguments(root, tmp_path / "latents", source=tmp_path / "slices")
+    with pytest.raises(ShardError, match="2 of 3 reports"):
+        encode.main(asked)
+    assert encode.main([*asked, "max_unknown=1"]) == 0
+
+
 @pytest.fixture(scope="module")
 def encoded(root) -> Path:
     assert encode.main(arguments(root, root / "latents")) == 0
