@@ -12,7 +12,6 @@ from pathlib import Path
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import Strategy
 
@@ -30,6 +29,7 @@ from ctflow.training.cluster import check_cluster, first_process
 from ctflow.training.curves import CurveFile
 from ctflow.training.fitting import fitted_to_data
 from ctflow.training.precision import resolve_precision
+from ctflow.training.progress import RunProgress
 from ctflow.training.resuming import MissedValidation, OptimizerSettings, naming_wrong_weights, resumed_step
 from ctflow.training.runs import CONFIG_FILE, Run, held, locate_run
 from ctflow.training.signals import StopOnSignal, ending_with_status
@@ -168,7 +168,7 @@ def build_trainer(
     if step:
         callbacks.append(MissedValidation(curves.validated))
     if loop.progress:
-        callbacks.append(TQDMProgressBar(refresh_rate=5))
+        callbacks.append(RunProgress(loop.max_steps, loop.max_minutes))
     logged = run.folder / "tensorboard"
     # What was logged after the checkpoint, or before a start from scratch, is logged again.
     purge = {"purge_step": step} if logged.is_dir() else {}

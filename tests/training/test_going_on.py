@@ -386,3 +386,15 @@ def test_tasks_of_slurm_are_held_against_the_configuration(
     monkeypatch.setenv("SLURM_JOB_NAME", "interactive")
     assert cluster.first_process()
     cluster.check_cluster(1, 1, named=False)
+
+
+@pytest.mark.parametrize("limit", [[], ["loop.max_minutes=60"]])
+def test_the_progress_bar_counts_the_steps_of_the_whole_run(
+    tiny: TinyData, runs: Path, capfd: pytest.CaptureFixture[str], limit: list[str]
+) -> None:
+    asked = tiny.arguments("flow", runs, "name=run", "loop.max_steps=15")
+    shown = ["loop.progress=true" if word == "loop.progress=false" else word for word in asked]
+    assert main([*shown, *limit]) == 0
+    drawn = re.findall(r"steps: [^|]*\|[^|]*\| (\d+)/(\d+) \[", capfd.readouterr().out)
+    counts = [tuple(map(int, pair)) for pair in drawn]
+    assert counts[0] == (5, 15) and counts[-1] == (15, 15)  # the run was stopped after 5 steps
