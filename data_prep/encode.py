@@ -150,7 +150,7 @@ def _encode(config: EncodeConfig, encoder: Encoder, splits: list[Split], part: P
         ShardError: Another process encodes the same part.
         ConfigError: SLURM started another number of processes than configured.
     """
-    alone = part.count > 1 and config.devices == 1  # the scheduler's processes are no group
+    alone = part.count > 1 and config.devices == 1  # the scheduler's processes do not form a group
     if not alone:
         check_cluster(config.devices, 1, named=True)
     trainer = Trainer(

@@ -40,7 +40,7 @@ MIN_AIRY_BENEATH = 0.25
 
 AIRY_HU = -350.0
 BRONCHUS_MM2 = 160.0
-"""A bronchus, cut across, is no larger than this."""
+"""A bronchus, cut across, is at most this large."""
 
 
 def find_consolidation(

@@ -132,7 +132,7 @@ def _read_pickled(path: Path, shapes_only: bool) -> dict[str, Tensor]:
         raise WeightsError(f"{path} holds a {type(content).__name__}", "named tensors")
     strangers = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
     if strangers:
-        found = f"{path} holds values that are no tensors: {', '.join(strangers[:8])}"
+        found = f"{path} holds values other than tensors: {', '.join(strangers[:8])}"
         raise WeightsError(found, "a flat state dict", "save the state dict alone")
     return dict(content)
 

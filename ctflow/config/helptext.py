@@ -22,7 +22,7 @@ def explain_keys(schema: type) -> str:
 
 
 def attribute_docs(schema: type) -> dict[str, str]:
-    """The sentences of a dataclass's ``Attributes:`` (Google style), those of its base classes too."""
+    """The sentences of a dataclass's ``Attributes:`` (Google style), its base classes included."""
     docs: dict[str, str] = {}
     for kind in reversed(schema.__mro__):
         if dataclasses.is_dataclass(kind) and "Attributes:" in (text := inspect.getdoc(kind) or ""):

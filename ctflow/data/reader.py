@@ -22,7 +22,7 @@ from ctflow.errors import ShardError
 from ctflow.types import BLOCK_LENGTH
 
 _INFINITE_LOGVAR = 170.0
-"""Beyond it, exp(logvar / 2) is no float32."""
+"""Beyond it, exp(logvar / 2) does not fit into a float32."""
 _OPEN_FILES = 32
 TextArrays = tuple[NDArray[np.float16], NDArray[np.bool_], NDArray[np.float32]]
 

@@ -86,7 +86,7 @@ def frechet_from_moments(first: Moments, second: Moments) -> Tensor:
 def frechet_from_features(first: Tensor, second: Tensor) -> Tensor:
     """Fréchet distance of two sets of kept features.
 
-    Where a set is no larger than the dimension, the trace term is the nuclear norm of
+    Where a set has at most as many samples as dimensions, the trace term is the nuclear norm of
     ``Xc Ycᵀ / √((n-1)(m-1))``, which needs no covariance and is exact; else the streamed form is cheaper.
 
     Args:

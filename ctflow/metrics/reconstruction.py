@@ -166,6 +166,6 @@ def load_lpips(path: Path, sha256: str) -> Lpips:
     checked_file(path, sha256, "torchvision's AlexNet")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for files that are no state dict
+    except Exception as error:  # torch raises many kinds for other files
         raise WeightsError(f"{path} is not a state dict: {error}", "torchvision's AlexNet weights") from error
     return Lpips(state)

@@ -165,7 +165,7 @@ class CTCLIP(nn.Module):
 
 
 def sentence_mask(ids: Tensor, mask: Tensor, ends: Sequence[int]) -> Tensor:
-    """Which token attends to which: to those of its sentence and to the first, which attends to all.
+    """Which token attends to which: to the tokens of its sentence and to the first, which attends to all.
 
     A part of fewer than three tokens (the ``57`` of ``0.57``) belongs to the sentence before it.
 

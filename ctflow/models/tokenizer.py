@@ -83,7 +83,7 @@ class ReportTokenizer:
         """Read the text of a ``tokenizer.json``.
 
         Raises:
-            WeightsError: The text is no tokenizer.
+            WeightsError: The text does not describe a tokenizer.
         """
         try:
             json.loads(text)

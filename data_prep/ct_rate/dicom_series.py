@@ -172,7 +172,7 @@ def _image_of(header: DicomHeader) -> tuple[str, int, int]:
 
 
 def _why_not_whole(part: list[DicomHeader], placeless: int) -> ScanRefused | None:
-    """Why a series is no volume where slices that belong between its own have no orientation."""
+    """Why a series is not taken for a volume where slices that belong between its own have no orientation."""
     if part[0].frames > 1 or placeless <= _MAX_STRAYS:
         return None
     name = f"series {part[0].series_number} {part[0].description!r}"

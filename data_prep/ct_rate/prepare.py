@@ -134,7 +134,7 @@ def prepare(job: Job) -> Outcome:
     bytes, so the boundary is wide on purpose, and what they said becomes the refusal's detail.
 
     Raises:
-        StagingError: The volume cannot be left in ``job.staging``: a full disk is no fault of the file.
+        StagingError: The volume cannot be left in ``job.staging``: a full disk says nothing about the file.
     """
     started = time.perf_counter()
     outcome = Outcome(job.item.key, outcome_fingerprint(job.item, job.row), case_id=case_id_of(job.item.key))

@@ -209,7 +209,7 @@ def _tell_repeated(kind: str, matcher: Matcher) -> None:
 
 
 def _load_found(found: Sequence[Path], word: str, needed: Sequence[str] = ()) -> list[Line]:
-    """Lines of CSVs met by the way; one of another kind is no mistake of the user's, a damaged one may be.
+    """Lines of CSVs met by the way; one of another kind may lie there on purpose, a damaged one is told.
 
     Raises:
         ScanError: A CSV of this name cannot be read: all that it says would be lost.

@@ -69,7 +69,7 @@ def block_boundaries(steps: int, overlap: int = 0, first: int = BLOCK_LENGTH) ->
 
 
 class SeamMonitor(Metric):
-    """Geometric mean of ``r_k`` over block boundaries, and over those of the depth patches (k ≡ 1 mod 2).
+    """Geometric mean of ``r_k`` over the ends of blocks, and over the ends of depth patches (k ≡ 1 mod 2).
 
     Real volumes are near 1.00; an offset of 20 HU between blocks gives about 1.5 on a real scan.
     """
