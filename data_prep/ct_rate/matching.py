@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -182,10 +181,13 @@ class Matcher:
 
     def _narrowed(self, name: str, parts: Parts, keys: list[str]) -> Sequence[str]:
         """Of several volumes the one that is called exactly so, or has the ending, if there is just one."""
-        last = re.split(r"[/\\]", name.strip().lower())[-1]
+        spelled = name.strip().replace("\\", "/")
+        last = spelled.lower().rsplit("/", 1)[-1]
+        one_path = len({self._names.parts[key] for key in keys}) == 1
         for chosen in (
             [key for key in keys if self._names.parts[key] == parts],
             [key for key in keys if key.lower().rsplit("/", 1)[-1] == last and _has_ending(name)],
+            [key for key in keys if one_path and _same_letters(key, spelled)],
         ):
             if len(chosen) == 1:
                 return chosen
@@ -196,6 +198,12 @@ def parts_of(path: str) -> Parts:
     """Names of a path in small letters, either slash between them, the last without an image's ending."""
     names = [n for n in path.strip().lower().replace("\\", "/").split("/") if n not in ("", ".")]
     return (*names[:-1], _without_ending(names[-1])) if names else ()
+
+
+def _same_letters(key: str, spelled: str) -> bool:
+    """Whether the shorter of two paths ends the longer one, in the same small and capital letters."""
+    one, other = (f"/{_without_ending(path.strip('/'))}" for path in (folder_and_series(key)[0], spelled))
+    return one.endswith(other) or other.endswith(one)
 
 
 def _series(name: str) -> str:

@@ -43,7 +43,7 @@ PASSING = ("not_read", "too_large", "timeout", "crashed")
 """Refusals whose cause may lie outside the file: the next run tries again."""
 
 FLAGS = {
-    "orientation_doubt": "the anatomy lies otherwise than the header says: turned, upside down or mirrored",
+    "orientation_doubt": "the anatomy is not as the header says: turned, mirrored, of wrong sizes or spacing",
     "not_chest": "hardly any lung: another part of the body",
     "one_lung": "lung on one side only",
     "short_coverage": "too short, or the lungs go on beyond the first or last slice",

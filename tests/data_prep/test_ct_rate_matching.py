@@ -74,6 +74,15 @@ def test_names_that_tell_all_volumes_apart_need_no_folders():
     assert set(named(["train_1_a_1.nii.gz"], twice).values()) == {"train_1_a_1.nii.gz"}
 
 
+def test_letters_of_another_size_tell_names_apart_where_nothing_else_does():
+    keys = ["A/ct.nii.gz", "a/ct.nii.gz"]
+    for names in (keys, [f"data/{key}" for key in keys], ["A\\ct", "a\\ct"]):
+        assert named(names, keys) == dict(zip(keys, names, strict=True))
+    doubt = Matcher([Line("row 2", "ct.nii.gz", {})], Names(keys, Path("/data"))).match(keys[0]).doubt
+    assert "which also fits a/ct.nii.gz" in doubt
+    assert set(named(["ct.nii.gz"], ["s0/CT.nii.gz", "s1/ct.nii.gz"]).values()) == {"?"}
+
+
 def test_folders_of_dicom_files():
     keys = ["p1/study/series/", "p2/study/series/"]
     for names in (["p1", "p2"], ["p1/study/series", "p2/study/series"], ["p1/study", "p2\\study\\"]):
