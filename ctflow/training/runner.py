@@ -16,7 +16,6 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import Strategy
 
-from ctflow.config import config_to_yaml
 from ctflow.config.training import TrainConfig
 from ctflow.data import LatentDataModule
 from ctflow.data.stream import EvaluationLoader
@@ -30,7 +29,13 @@ from ctflow.training.cluster import check_cluster, first_process
 from ctflow.training.curves import CurveFile
 from ctflow.training.fitting import fitted_to_data
 from ctflow.training.precision import resolve_precision
-from ctflow.training.resuming import MissedValidation, OptimizerSettings, naming_wrong_weights, resumed_step
+from ctflow.training.resuming import (
+    MissedValidation,
+    OptimizerSettings,
+    RunSettings,
+    naming_wrong_weights,
+    resumed_step,
+)
 from ctflow.training.runs import CONFIG_FILE, Run, held, locate_run
 from ctflow.training.signals import StopOnSignal, ending_with_status
 from ctflow.training.tasks import TASKS, Task
@@ -85,8 +90,6 @@ def _train(config: TrainConfig, run: Run, task: Task) -> None:
     config = fitted_to_data(config, task.data(from_disk))
     step = resumed_step(config, run.checkpoint) if run.checkpoint else 0
     data = task.data(config)
-    if first_process():
-        (run.folder / CONFIG_FILE).write_text(config_to_yaml(config), encoding="utf-8")
     log.info("run folder %s%s", run.folder, f", resuming {run.checkpoint}" if run.checkpoint else "")
     log_threads()
     if fit(config, run, task, data, step).is_global_zero:
@@ -155,6 +158,7 @@ def build_trainer(
     checkpoints = PeriodicCheckpoint(run.folder, loop.checkpoint_every, loop.checkpoint_minutes)
     clock = DataClock()
     callbacks: list[L.Callback] = [
+        RunSettings(config, run.folder / CONFIG_FILE),
         OptimizerSettings(),
         Throughput(clock, loop.log_every * loop.accumulate),
         SeedEachBatch(),

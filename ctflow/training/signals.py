@@ -65,8 +65,8 @@ def _log_batch(trainer: L.Trainer) -> None:
 class StopOnSignal(L.Callback):
     """After SIGTERM, SIGINT (Ctrl-C) or SIGUSR1: the batch in hand, a checkpoint, the end. To be listed last.
 
-    So ends a validation too, between two batches or two rounds of its rollouts. Several processes agree at each
-    of them; one with a smaller share answers the others until the last has done its own.
+    So ends a validation too, between two batches or two rounds of its rollouts. Several processes agree at
+    each of them; one with a smaller share answers the others until the last has done its own.
 
     A second signal ends the process at once.
 

@@ -37,7 +37,7 @@ def hang(seed_batch):
 
 
 def stopped_at(command: list[str], place: str, method: str) -> int:
-    """Status of a training whose second rank gets a SIGTERM at the first call of ``module:Class`` 's method."""
+    """Status of a training whose second rank gets a SIGTERM at the first call of a method."""
     module, _, name = place.partition(":")
     owner = getattr(importlib.import_module(module), name)
     original, calls = getattr(owner, method), []
