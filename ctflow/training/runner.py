@@ -136,17 +136,25 @@ def validation_batches(config: TrainConfig, data: LatentDataModule) -> int:
     """Most batches of a validation: with a sharded network as many as the process with the fewest has.
 
     Every forward of a sharded network is a collective; a process with one batch more would wait for ever.
+
+    Raises:
+        ConfigError: A process would have none; it would skip the validation, where the others wait for it.
     """
-    if not config.data.valid:
-        return 0
-    if config.loop.strategy != "fsdp":
-        return config.loop.val_batches
     ranks = config.loop.devices * config.loop.nodes
-    size = data.config.valid_batch_size or data.config.batch_size
-    loaders = [
-        EvaluationLoader(data.view("valid"), batch_size=size, rank=r, world_size=ranks) for r in range(ranks)
-    ]
-    return min(config.loop.val_batches, *map(len, loaders))
+    if not config.data.valid or not config.loop.val_batches:
+        return 0
+    if ranks == 1:
+        return config.loop.val_batches
+    size, view = data.config.valid_batch_size or data.config.batch_size, data.view("valid")
+    loaders = [EvaluationLoader(view, batch_size=size, rank=rank, world_size=ranks) for rank in range(ranks)]
+    least = min(map(len, loaders))
+    if not least:
+        raise ConfigError(
+            f"{config.data.valid} has {len(view.scans)} validation cases for {ranks} processes",
+            "a case for every process",
+            "give more cases, fewer processes, or data.valid= (no validation)",
+        )
+    return min(config.loop.val_batches, least) if config.loop.strategy == "fsdp" else config.loop.val_batches
 
 
 def build_trainer(

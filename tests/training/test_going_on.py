@@ -196,6 +196,12 @@ def test_other_cases_at_the_end_of_an_epoch_are_taken_and_said(
     assert "data.train holds other cases than before" in caplog.text
 
 
+def test_fewer_validation_cases_than_processes_are_refused(tiny: TinyData, tmp_path: Path) -> None:
+    more = ["name=run", "loop.devices=2", "data.batch_size=2", "data.max_valid_cases=1"]
+    with pytest.raises(ConfigError, match="1 validation cases for 2 processes"):
+        main(tiny.arguments("flow", tmp_path, *more))
+
+
 def test_nothing_is_left_of_a_run_stopped_before_its_first_batch(
     tiny: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
