@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import signal
 from collections.abc import Iterator, Sequence
 from typing import Any, Self
@@ -16,6 +17,8 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from ctflow.data.views import Batch, View
 from ctflow.errors import ConfigError
 from ctflow.seeding import derived_generator
+
+log = logging.getLogger("ctflow")
 
 
 def epoch_order(
@@ -224,6 +227,8 @@ class TrainLoader(_Loader):
                 "give these keys their old values (global_batch is data.batch_size x devices x nodes x "
                 "accumulate), or start a new run with another name=…",
             )
+        if "train" in changed:
+            log.info("data.train holds other cases than before: %d samples of an epoch", ours["set_size"])
         self.epoch, self.position = state["epoch"], state["samples"] // self.micro_batch
 
     def _order(self, epoch: int) -> NDArray[np.int64]:

@@ -36,10 +36,15 @@ class SeedEachBatch(L.Callback):
         torch.manual_seed(derived_generator(pl_module.seed, *names).initial_seed())
 
 
-def validation_due(trainer: L.Trainer) -> bool:
-    """Whether a validation follows the batch in hand, or followed the last one before a stop."""
+def validation_due(trainer: L.Trainer, ahead: int = 1) -> bool:
+    """Whether a validation follows the batch in hand, or followed the last one before a stop.
+
+    Args:
+        trainer: The trainer.
+        ahead: Batches to look at from there on.
+    """
     batches = trainer.fit_loop.epoch_loop.total_batch_idx + 1
-    return bool(trainer.limit_val_batches) and batches % int(trainer.val_check_batch or 1) == 0
+    return bool(trainer.limit_val_batches) and -batches % int(trainer.val_check_batch or 1) < ahead
 
 
 class PeriodicCheckpoint(L.Callback):
@@ -64,7 +69,9 @@ class PeriodicCheckpoint(L.Callback):
         step = updates(pl_module)
         if step == self._saved_step or step == 0 or trainer.fit_loop._should_accumulate():
             return
-        due = (bool(self.every) and step % self.every == 0) or validation_due(trainer)
+        # With accumulation a validation may come between two optimizer steps.
+        ahead = trainer.accumulate_grad_batches
+        due = (bool(self.every) and step % self.every == 0) or validation_due(trainer, ahead)
         if self.minutes and not due:
             late = time.monotonic() - self._saved_at > 60 * self.minutes
             due = trainer.strategy.broadcast(late) if trainer.world_size > 1 else late

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import CatMetric
+from torchmetrics import CatMetric, MeanMetric
 
 from ctflow.config.training import ClipTask
 from ctflow.data import VolumeBatch
@@ -95,6 +95,7 @@ class ClipModule(CountingModule):
         self.reports: list[str] = []
         self.others: dict[str, list[str]] = {}
         self.val_labels = CatMetric()
+        self.val_right = MeanMetric()
         self.val_scores = nn.ModuleList(CatMetric() for _ in SIDES)
         self.val_texts = nn.ModuleDict({n: CatMetric() for n in ("scores", "stated", "means", "mirrored")})
 
@@ -236,7 +237,7 @@ class ClipModule(CountingModule):
         contrast = self.trained.contrastive_loss(text.latent, image.latent)
         self.log("val/contrast", contrast, sync_dist=True, batch_size=size)
         self.keep(answers, batch.reports)
-        self.log_right_side(batch.reports, image.latent)
+        self.keep_right_side(batch.reports, image.latent)
 
     def keep(self, answers: list[Tensor], reports: list[str]) -> None:
         """Keep answers for the AUROCs; of reports and mirrored ones also columns and mean tokens."""
@@ -254,15 +255,17 @@ class ClipModule(CountingModule):
         for name, values in kept.items():
             self.val_texts[name].update(torch.cat(values))  # type: ignore[operator]
 
-    def log_right_side(self, reports: list[str], volumes: Tensor) -> None:
-        """Log the share of volumes that lie nearer to their report than to its mirrored copy."""
+    def keep_right_side(self, reports: list[str], volumes: Tensor) -> None:
+        """Count the volumes that lie nearer to their report than to its mirrored copy.
+
+        Reports without a side weigh nothing. They are counted all the same: a process whose share has none
+        must still take part when the processes add up.
+        """
         turned = [mirrored(report) for report in reports]
         own = self.trained.similarity(self.trained.encode_text(*self.tokens(reports)).latent, volumes)
         other = self.trained.similarity(self.trained.encode_text(*self.tokens(turned)).latent, volumes)
         differs = torch.tensor([a != b for a, b in zip(turned, reports, strict=True)], device=self.device)
-        if differs.any():
-            right = (own > other)[differs].float().mean()
-            self.log("val/right_side", right, sync_dist=True, batch_size=int(differs.sum()))
+        self.val_right.update((own > other).float(), differs.float())
 
     def on_validation_epoch_end(self) -> None:
         """Log the label AUROC of either tower, how surely sides are separated, and how far apart they lie."""
@@ -279,6 +282,9 @@ class ClipModule(CountingModule):
         kept = {name: metric.compute() for name, metric in self.val_texts.items()}  # type: ignore[operator]
         if isinstance(kept["scores"], Tensor):  # an empty list where the reports state no columns
             values["side_auroc"] = pair.side_auroc(kept["scores"], kept["stated"], self.columns.side_pairs())
+        if self.val_right.update_count:
+            values["right_side"] = self.val_right.compute()
+            self.val_right.reset()
         values["mirror_distance"] = pair.mirror_distance(kept["means"], kept["mirrored"])
         for name, value in values.items():
             if value.isfinite():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import lightning as L
@@ -85,6 +86,7 @@ class RolloutMonitor(L.Callback):
         assert isinstance(shards, LatentShards)
         mine = range(trainer.global_rank, min(self.settings.cases, len(shards)), trainer.world_size)
         generated = self._generate(pl_module, shards, list(mine)) if mine else {}
+        stopping(trainer).wait_for_others(trainer, pl_module)
         step = pl_module.updates
         for case, volume in generated.items():
             if case < SHOWN and len(volume):
@@ -105,13 +107,12 @@ class RolloutMonitor(L.Callback):
             # The true length is what the network was trained with; ``max_slices`` cuts longer volumes short.
             prepared.append(RolloutCase(entry.case_id, text, text_mask, entry.slices, entry.spacing))
         config = replace(self.sampling, max_slices=limit)
-        results = generator.latents(
-            prepared, config, seeded_noise(self.seed), lambda progress: stop_asked_for(module)
-        )
+        stop = partial(stopping(module.trainer).stop_validation, module.trainer, module)
+        results = generator.latents(prepared, config, seeded_noise(self.seed), lambda progress: stop())
         for case in cases:
             if case not in self._real:
                 self._real[case] = torch.from_numpy(generator.decode(shards.whitened(case)[:, :limit]))
-                stop_asked_for(module)
+                stop()
         volumes = [torch.from_numpy(generator.decode(result.latents)) for result in results]
         return dict(zip(cases, volumes, strict=True))
 
@@ -168,15 +169,9 @@ def due(validation: int, every: int) -> bool:
     return validation % every == 0 or (validation < every and validation & (validation - 1) == 0)
 
 
-def stop_asked_for(module: L.LightningModule) -> None:
-    """Stop a long validation where a signal has asked for it.
-
-    Raises:
-        Stopped: With the signal's status.
-    """
-    for callback in module.trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, StopOnSignal):
-            callback.stop_validation(module.trainer, module)
+def stopping(trainer: L.Trainer) -> StopOnSignal:
+    """The callback that stops a long validation where a signal has asked for it."""
+    return next(c for c in trainer.callbacks if isinstance(c, StopOnSignal))  # type: ignore[attr-defined]
 
 
 def _stacked(images: list[Tensor]) -> Tensor:

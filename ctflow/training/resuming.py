@@ -12,6 +12,7 @@ from typing import Any
 import lightning as L
 from torch.optim.lr_scheduler import LambdaLR
 
+from ctflow.config import config_to_yaml
 from ctflow.config.training import TrainConfig
 from ctflow.errors import ConfigError
 from ctflow.training.callbacks import validation_due
@@ -20,6 +21,8 @@ from ctflow.training.plain import from_plain, to_plain
 
 log = logging.getLogger("ctflow")
 
+SETTINGS_KEY = "ctflow_settings"
+"""In a checkpoint: the sections ``data`` and ``loop`` of the configuration it was trained with."""
 FIXED = {
     "autoencoder": r"network\..*|init_from|train_encoder|adversary\.(channels|layers)|(.*\.)?optimizer\.name",
     "clip": r"network\..*|vocabulary_size|optimizer\.name",
@@ -62,6 +65,8 @@ def resumed_step(config: TrainConfig, path: Path) -> int:
             + ", ".join(f"{k}={new}" for k, (_, new) in fixed.items()),
             "leave these keys out to go on, or start a new run with another name=…",
         )
+    was, now = content.get(SETTINGS_KEY, {}), _settings(config)
+    changed |= {key: (was[key], now[key]) for key in now if key in was and was[key] != now[key]}
     for key, (old, new) in changed.items():
         log.info("the run goes on with %s=%s (before: %s)", key, new, old)
     try:
@@ -113,6 +118,47 @@ def _flat(values: dict[str, Any], prefix: str) -> dict[str, Any]:
         else:
             flat[f"{prefix}.{key}"] = value
     return flat
+
+
+def _settings(config: TrainConfig) -> dict[str, Any]:
+    return _flat(to_plain(config.data), "data") | _flat(to_plain(config.loop), "loop")
+
+
+class RunSettings(L.Callback):
+    """Writes the configuration when a training begins, so that a refused one leaves the last one's.
+
+    Checkpoints get the sections ``data`` and ``loop``. Where a step now takes another number of batches, the
+    place in the epoch is counted in those.
+
+    Args:
+        config: Completed by the task.
+        path: Where the configuration goes.
+    """
+
+    def __init__(self, config: TrainConfig, path: Path) -> None:
+        self.config, self.path = config, path
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write it; checkpoint and data were accepted."""
+        if trainer.is_global_zero:
+            self.path.write_text(config_to_yaml(self.config), encoding="utf-8")
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add what the section of the task does not hold."""
+        checkpoint[SETTINGS_KEY] = _settings(self.config)
+
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Count the epoch's batches as this run makes them: Lightning steps at every so many of them."""
+        loops = checkpoint["loops"]["fit_loop"]
+        (place,) = loops["state_dict"]["combined_loader"]
+        done = loops["epoch_loop.batch_progress"]["current"]
+        if place["samples"]:
+            batches = place["samples"] * self.config.loop.accumulate // place["global_batch"]
+            done |= {name: count + batches - done["ready"] for name, count in done.items()}
 
 
 class OptimizerSettings(L.Callback):

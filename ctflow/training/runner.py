@@ -15,7 +15,6 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import Strategy
 
-from ctflow.config import config_to_yaml
 from ctflow.config.training import TrainConfig
 from ctflow.data import LatentDataModule
 from ctflow.data.stream import EvaluationLoader
@@ -30,7 +29,13 @@ from ctflow.training.curves import CurveFile
 from ctflow.training.fitting import fitted_to_data
 from ctflow.training.precision import resolve_precision
 from ctflow.training.progress import RunProgress
-from ctflow.training.resuming import MissedValidation, OptimizerSettings, naming_wrong_weights, resumed_step
+from ctflow.training.resuming import (
+    MissedValidation,
+    OptimizerSettings,
+    RunSettings,
+    naming_wrong_weights,
+    resumed_step,
+)
 from ctflow.training.runs import CONFIG_FILE, Run, held, locate_run
 from ctflow.training.signals import StopOnSignal, ending_with_status
 from ctflow.training.tasks import TASKS, Task
@@ -85,8 +90,6 @@ def _train(config: TrainConfig, run: Run, task: Task) -> None:
     config = fitted_to_data(config, task.data(from_disk))
     step = resumed_step(config, run.checkpoint) if run.checkpoint else 0
     data = task.data(config)
-    if first_process():
-        (run.folder / CONFIG_FILE).write_text(config_to_yaml(config), encoding="utf-8")
     log.info("run folder %s%s", run.folder, f", resuming {run.checkpoint}" if run.checkpoint else "")
     log_threads()
     if fit(config, run, task, data, step).is_global_zero:
@@ -133,17 +136,25 @@ def validation_batches(config: TrainConfig, data: LatentDataModule) -> int:
     """Most batches of a validation: with a sharded network as many as the process with the fewest has.
 
     Every forward of a sharded network is a collective; a process with one batch more would wait for ever.
+
+    Raises:
+        ConfigError: A process would have none; it would skip the validation, where the others wait for it.
     """
-    if not config.data.valid:
-        return 0
-    if config.loop.strategy != "fsdp":
-        return config.loop.val_batches
     ranks = config.loop.devices * config.loop.nodes
-    size = data.config.valid_batch_size or data.config.batch_size
-    loaders = [
-        EvaluationLoader(data.view("valid"), batch_size=size, rank=r, world_size=ranks) for r in range(ranks)
-    ]
-    return min(config.loop.val_batches, *map(len, loaders))
+    if not config.data.valid or not config.loop.val_batches:
+        return 0
+    if ranks == 1:
+        return config.loop.val_batches
+    size, view = data.config.valid_batch_size or data.config.batch_size, data.view("valid")
+    loaders = [EvaluationLoader(view, batch_size=size, rank=rank, world_size=ranks) for rank in range(ranks)]
+    least = min(map(len, loaders))
+    if not least:
+        raise ConfigError(
+            f"{config.data.valid} has {len(view.scans)} validation cases for {ranks} processes",
+            "a case for every process",
+            "give more cases, fewer processes, or data.valid= (no validation)",
+        )
+    return min(config.loop.val_batches, least) if config.loop.strategy == "fsdp" else config.loop.val_batches
 
 
 def build_trainer(
@@ -155,6 +166,7 @@ def build_trainer(
     checkpoints = PeriodicCheckpoint(run.folder, loop.checkpoint_every, loop.checkpoint_minutes)
     clock = DataClock()
     callbacks: list[L.Callback] = [
+        RunSettings(config, run.folder / CONFIG_FILE),
         OptimizerSettings(),
         Throughput(clock, loop.log_every * loop.accumulate),
         SeedEachBatch(),

@@ -65,7 +65,8 @@ def _log_batch(trainer: L.Trainer) -> None:
 class StopOnSignal(L.Callback):
     """After SIGTERM, SIGINT (Ctrl-C) or SIGUSR1: the batch in hand, a checkpoint, the end. To be listed last.
 
-    A single process also stops between two batches of a validation and two rounds of its rollouts.
+    So ends a validation too, between two batches or two rounds of its rollouts. Several processes agree at
+    each of them; one with a smaller share answers the others until the last has done its own.
 
     A second signal ends the process at once.
 
@@ -104,8 +105,11 @@ class StopOnSignal(L.Callback):
         Raises:
             Stopped: With the signal's status.
         """
+        if trainer.fit_loop._should_accumulate():
+            return
+        number, _ = self._agreed(trainer, pl_module)
         # Lightning logs a batch after this hook: what it would log, before the end.
-        self._stop_where_asked(trainer, pl_module, lambda: _log_batch(trainer))
+        self._stop(trainer, pl_module, number, lambda: _log_batch(trainer))
 
     def on_validation_batch_end(
         self,
@@ -122,36 +126,54 @@ class StopOnSignal(L.Callback):
             Stopped: With the signal's status.
         """
         self.stop_validation(trainer, pl_module)
+        if batch_idx + 1 == trainer.num_val_batches[dataloader_idx]:
+            self.wait_for_others(trainer, pl_module)
 
     def stop_validation(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save and stop in mid-validation; of several processes, which have unequal shares, none does.
+        """Stop in mid-validation where any process was asked to; ``wait_for_others`` ends each part of it.
 
         Raises:
             Stopped: With the signal's status.
         """
-        if trainer.world_size == 1:
-            self._stop_where_asked(trainer, pl_module)
+        self._stop(trainer, pl_module, self._agreed(trainer, pl_module)[0])
 
-    def _stop_where_asked(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, before: Callable[[], None] = lambda: None
+    def wait_for_others(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Answer the processes that have a greater share of a validation, until the last has done its own.
+
+        Raises:
+            Stopped: With the signal's status.
+        """
+        busy = trainer.world_size > 1
+        while busy:
+            number, busy = self._agreed(trainer, pl_module, busy=False)
+            self._stop(trainer, pl_module, number)
+
+    def _stop(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        number: int,
+        before: Callable[[], None] = lambda: None,
     ) -> None:
-        if trainer.fit_loop._should_accumulate():
+        """Save and stop, if there is a signal."""
+        if not number:
             return
-        number = self._agreed(trainer, pl_module)
-        if number:
-            assert isinstance(pl_module, CountingModule)
+        assert isinstance(pl_module, CountingModule)
+        # A validation between two optimizer steps follows the checkpoint of the first of them.
+        if not trainer.fit_loop._should_accumulate():
             self.checkpoints.save(trainer, pl_module)
-            before()
-            name, target = signal.Signals(number).name, self.checkpoints.target
-            raise Stopped(
-                f"{name}: saved {target} at step {pl_module.updates}; the same command with "
-                f"name={target.parent.name} goes on",
-                STATUS[number],
-            )
+        before()
+        name, target = signal.Signals(number).name, self.checkpoints.target
+        raise Stopped(
+            f"{name}: saved {target} at step {pl_module.updates}; the same command with "
+            f"name={target.parent.name} goes on",
+            STATUS[number],
+        )
 
-    def _agreed(self, trainer: L.Trainer, module: L.LightningModule) -> int:
-        """The signal that any process got: all of them stop at the same batch."""
+    def _agreed(self, trainer: L.Trainer, module: L.LightningModule, busy: bool = True) -> tuple[int, bool]:
+        """The signal that any process got, so that all stop at the same place, and whether any is busy."""
         if trainer.world_size == 1:
-            return self.received
-        asked = torch.tensor(self.received, device=module.device)
-        return int(trainer.strategy.reduce(asked, reduce_op="max"))
+            return self.received, busy
+        both = torch.tensor([self.received, int(busy)], device=module.device)
+        number, others = trainer.strategy.reduce(both, reduce_op="max").tolist()
+        return number, bool(others)

@@ -66,6 +66,7 @@ class _Join:
                     self.places.setdefault(number, {})[case.case_id] = (path, index)
 
     def work(self) -> None:
+        """Decide what is undecided, write the units anew that this changes, and note it in the journal."""
         outcomes, undecided = self.journal.outcomes, self.journal.undecided
         there = {case for places in self.places.values() for case in places}
         standing = [

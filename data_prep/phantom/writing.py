@@ -7,9 +7,13 @@ import json
 import logging
 import multiprocessing
 import os
-from collections.abc import Iterable, Sequence
+import signal
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from types import FrameType
 from typing import Any, cast
 
 import nibabel as nib
@@ -17,7 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ctflow.config.phantom import PhantomConfig
-from ctflow.errors import CTFlowError
+from ctflow.errors import CTFlowError, Stopped
 from ctflow.files import replaced, write_text
 from ctflow.types import HUVolume
 from data_prep.phantom.contrast import sample_pair
@@ -90,9 +94,8 @@ def generate(config: PhantomConfig) -> int:
     workers = min(config.workers or os.cpu_count() or 1, max(len(jobs), 1))
     bar = tqdm(total=len(names), initial=len(names) - len(jobs), desc="phantoms", unit="volume")
     if workers > 1:
-        with multiprocessing.get_context("spawn").Pool(workers) as pool:
-            for _ in pool.imap_unordered(_make_one, jobs, chunksize=2):
-                bar.update()
+        for _ in _made_by(workers, jobs):
+            bar.update()
     else:
         for job in jobs:
             _make_one(job)
@@ -100,6 +103,48 @@ def generate(config: PhantomConfig) -> int:
     bar.close()
     _write_tables(output, config, names)
     return len(jobs)
+
+
+def _made_by(workers: int, jobs: Sequence[tuple[PhantomConfig, int, str, str]]) -> Iterator[None]:
+    """Make volumes in processes; yields after each.
+
+    Raises:
+        CTFlowError: One of the processes was killed; the pool would wait for its volume for ever.
+        Stopped: After SIGTERM, when the processes have ended.
+    """
+    with _stopped_by_sigterm(), multiprocessing.get_context("spawn").Pool(workers) as pool:
+        began = {process.pid for process in multiprocessing.active_children()}
+        made = pool.imap_unordered(_make_one, jobs)
+        for _ in jobs:
+            while True:
+                try:
+                    made.next(timeout=1.0)
+                    break
+                except multiprocessing.TimeoutError:
+                    if began - {process.pid for process in multiprocessing.active_children()}:
+                        raise CTFlowError(
+                            "a process that makes phantoms was killed",
+                            f"memory for workers={workers}",
+                            "give fewer workers; the same command goes on",
+                        ) from None
+            yield
+
+
+@contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """End by an error, so that the pool ends its processes: they would find their pipe broken otherwise."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Stopped("SIGTERM: stopped; the same command goes on", 128 + signal.SIGTERM)
+
+    if threading.current_thread() is not threading.main_thread():  # only that one can handle signals
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _told(output: Path) -> int:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -194,3 +197,31 @@ def test_pairs_are_two_scans_of_a_patient_that_differ_in_one_finding(tmp_path):
 def test_an_odd_number_of_volumes_makes_no_pairs():
     with pytest.raises(ValueError, match="even number"):
         PhantomConfig(volumes=5, pairs=True)
+
+
+@pytest.mark.parametrize(
+    ("number", "to_worker", "status", "words"),
+    [
+        (signal.SIGKILL, True, 2, "a process that makes phantoms was killed"),
+        (signal.SIGTERM, False, 143, "SIGTERM: stopped"),
+    ],
+)
+def test_a_signal_to_one_process_ends_all_in_words(tmp_path, number, to_worker, status, words) -> None:
+    command = [sys.executable, "-m", "data_prep.phantom", "--output", str(tmp_path), "--volumes", "400"]
+    process = subprocess.Popen(
+        [*command, "size=48", "workers=2"], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not any(tmp_path.rglob("*.nii.gz")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="utf-8")
+        workers = [
+            int(pid) for pid in children.split() if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        ]
+        os.kill(workers[0] if to_worker else process.pid, number)
+        _, errors = process.communicate(timeout=120)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == status and words in errors and "Traceback" not in errors

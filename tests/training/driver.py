@@ -2,13 +2,17 @@
 
 ``driver.py kill FILE`` reads a list of command lines (JSON), forks one training for each and lets each hang
 at its sixth batch, to be killed there. ``driver.py rank FILE`` runs the command lines one after the
-other as the rank that the environment names. The imports are paid once per process.
+other as the rank that the environment names. ``driver.py stop FILE`` does so too, and sends the second rank a
+SIGTERM at the first call of a method; ``[[command line, class, method], …]`` says which. The imports are paid
+once per process.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -32,9 +36,32 @@ def hang(seed_batch):
     return on_train_batch_start
 
 
+def stopped_at(command: list[str], place: str, method: str) -> int:
+    """Status of a training whose second rank gets a SIGTERM at the first call of a method."""
+    module, _, name = place.partition(":")
+    owner = getattr(importlib.import_module(module), name)
+    original, calls = getattr(owner, method), []
+
+    def call(self, *args, **keys):
+        trainer = self.trainer if hasattr(self, "trainer") else args[0].trainer
+        if os.environ["LOCAL_RANK"] == "1" and trainer.global_step > 0 and not calls:
+            calls.append(1)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, *args, **keys)
+
+    setattr(owner, method, call)
+    try:
+        return main(command)
+    finally:
+        setattr(owner, method, original)
+
+
 if __name__ == "__main__":
     mode, commands = sys.argv[1], json.loads(Path(sys.argv[2]).read_text(encoding="utf-8"))
     torch.set_num_threads(1)
+    if mode == "stop":
+        statuses = [stopped_at(*entry) for entry in commands]
+        sys.exit(0 if set(statuses) == {143} else f"statuses {statuses}")
     if mode == "rank":
         for command in commands:
             main(command)

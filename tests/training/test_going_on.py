@@ -10,6 +10,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -152,9 +153,53 @@ def test_a_signal_stops_a_validation_which_is_done_after_the_resume(
 
 def test_what_decides_the_order_of_the_data_is_refused_by_name(tiny: TinyData, tmp_path: Path) -> None:
     assert main(tiny.arguments("flow", tmp_path, "name=run", "loop.max_steps=2", "data.repeat=4")) == 0
+    before = (tmp_path / "flow" / "run" / "config.yaml").read_bytes()
     for key in ("data.shuffle_shards=3", "data.repeat=5"):
         with pytest.raises(ConfigError, match=key):
             main(tiny.arguments("flow", tmp_path, "name=run", "loop.max_steps=4", "data.repeat=4", key))
+    assert (tmp_path / "flow" / "run" / "config.yaml").read_bytes() == before
+
+
+def test_batches_split_otherwise_go_on_with_whole_steps(
+    tiny: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The same global batch as twice as many micro-steps, from the first of three steps of an epoch."""
+    from ctflow.training.flow import FlowModule
+
+    assert main(tiny.arguments("flow", tmp_path, "name=run", "loop.max_steps=4")) == 0
+    batches: list[int] = []
+    count = FlowModule.count_update
+
+    def counted(self: FlowModule) -> None:
+        batches.append(self.batches)
+        count(self)
+
+    monkeypatch.setattr(FlowModule, "count_update", counted)
+    caplog.set_level("INFO")
+    more = ["name=run", "loop.max_steps=9", "data.batch_size=2", "loop.accumulate=2"]
+    assert main(tiny.arguments("flow", tmp_path, *more)) == 0
+    assert len(batches) == 5 and {second - first for first, second in pairwise(batches)} == {2}
+    state = torch.load(tmp_path / "flow" / "run" / LAST, weights_only=True)
+    assert state["ctflow_counters"] == {"batches": 4 + 2 * 5, "updates": 9}
+    assert "goes on with data.batch_size=2 (before: 4)" in caplog.text
+    assert "goes on with loop.accumulate=2 (before: 1)" in caplog.text
+
+
+def test_other_cases_at_the_end_of_an_epoch_are_taken_and_said(
+    tiny: TinyData, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert main(tiny.arguments("flow", tmp_path, "name=run", "loop.max_steps=3")) == 0
+    caplog.set_level("INFO")
+    other = f"data.train={tiny.latents}/valid"
+    assert main(tiny.arguments("flow", tmp_path, "name=run", "loop.max_steps=4", other)) == 0
+    assert f"goes on with {other} (before: {tiny.latents}/train)" in caplog.text
+    assert "data.train holds other cases than before" in caplog.text
+
+
+def test_fewer_validation_cases_than_processes_are_refused(tiny: TinyData, tmp_path: Path) -> None:
+    more = ["name=run", "loop.devices=2", "data.batch_size=2", "data.max_valid_cases=1"]
+    with pytest.raises(ConfigError, match="1 validation cases for 2 processes"):
+        main(tiny.arguments("flow", tmp_path, *more))
 
 
 def test_nothing_is_left_of_a_run_stopped_before_its_first_batch(

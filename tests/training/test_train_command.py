@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -180,15 +180,15 @@ WAYS = {
 """Ways of training the FMvT on two processes that change no result."""
 
 
-def two_processes(commands: list[list[str]], folder: Path) -> None:
-    """Run command lines one after the other on two gloo processes."""
+def two_processes(commands: list[Any], folder: Path, mode: str = "rank") -> None:
+    """Run command lines one after the other on two gloo processes, in a mode of the driver."""
     folder.mkdir(exist_ok=True)
     (folder / "commands.json").write_text(json.dumps(commands), encoding="utf-8")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     shared = {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": "0"}
-    command = [sys.executable, str(DRIVER), "rank", str(folder / "commands.json")]
+    command = [sys.executable, str(DRIVER), mode, str(folder / "commands.json")]
     processes = [
         subprocess.Popen(command, env=os.environ | shared | {"WORLD_SIZE": "2", "LOCAL_RANK": rank})
         for rank in "01"
@@ -198,6 +198,41 @@ def two_processes(commands: list[list[str]], folder: Path) -> None:
     finally:
         for process in processes:
             process.kill()
+
+
+FLOW_MODULE = "ctflow.training.flow:FlowModule"
+STOPS = {
+    "batch": (["loop.accumulate=1"], FLOW_MODULE, "validation_step"),
+    "end": (["loop.accumulate=1"], FLOW_MODULE, "on_validation_epoch_end"),
+    "rollout": (
+        ["flow.monitor.rollout_every=1", "flow.monitor.cases=2"],
+        "ctflow.training.monitor:RolloutMonitor",
+        "_generate",
+    ),
+    "between two steps": (["loop.accumulate=2", "loop.val_every=3"], FLOW_MODULE, "validation_step"),
+}
+"""More settings of a run of two processes, and where the second one gets a signal."""
+
+
+def test_a_signal_to_one_process_stops_the_validation_of_all(tiny: TinyData, tmp_path: Path) -> None:
+    """Their shares of it are unequal; the driver holds every status against 143."""
+    more = ["loop.max_steps=7", "loop.checkpoint_every=100", "data.valid_batch_size=1"]
+    commands = [
+        [tiny.arguments("flow", tmp_path, f"name={name}", *HALF_FLOW, *more, *keys), *place]
+        for name, (keys, *place) in STOPS.items()
+    ]
+    two_processes(commands, tmp_path / "ranks", mode="stop")
+    saved = {
+        name: torch.load(tmp_path / "flow" / name / "last.ckpt", weights_only=True)["ctflow_counters"]
+        for name in STOPS
+    }
+    assert {name: counters["updates"] for name, counters in saved.items()} == {
+        "batch": 4,
+        "end": 5,  # the next batch
+        "rollout": 4,
+        "between two steps": 1,
+    }
+    assert not (tmp_path / "flow" / "batch" / "export").exists()
 
 
 @pytest.fixture(scope="module")
