@@ -209,7 +209,10 @@ def test_an_odd_number_of_volumes_makes_no_pairs():
 def test_a_signal_to_one_process_ends_all_in_words(tmp_path, number, to_worker, status, words) -> None:
     command = [sys.executable, "-m", "data_prep.phantom", "--output", str(tmp_path), "--volumes", "400"]
     process = subprocess.Popen(
-        [*command, "size=48", "workers=2"], stderr=subprocess.PIPE, text=True, start_new_session=True
+        [*command, "size=48", "workers=2"],
+        stderr=subprocess.PIPE,
+        encoding="utf-8",  # the bar is drawn in blocks, whatever the locale
+        start_new_session=True,
     )
     try:
         deadline = time.monotonic() + 120

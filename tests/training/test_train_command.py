@@ -46,7 +46,7 @@ LOSSES = {
     "autoencoder": ("train/loss", "train/discriminator", "val/psnr", "val/ssim"),
     "clip": (
         *("train/loss", "train/contrast", "train/columns", "train/pairs", "train/words"),
-        *("val/contrast", "val/text_auroc", "val/side_auroc", "val/mirror_distance"),
+        *("val/contrast", "val/text_auroc", "val/side_auroc", "val/mirror_distance", "val/right_side"),
     ),
     "flow": ("train/loss", "val/loss"),
 }

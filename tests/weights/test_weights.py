@@ -195,7 +195,7 @@ def test_a_pickle_with_code_is_refused_and_never_run(tmp_path):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ({"epoch": 3, "state_dict": {"a": torch.zeros(1)}}, "no tensors: epoch, state_dict"),
+        ({"epoch": 3, "state_dict": {"a": torch.zeros(1)}}, "other than tensors: epoch, state_dict"),
         ([1, 2], "holds a list"),
         ({"a": torch.zeros(1)}, "unknown layout"),
     ],
