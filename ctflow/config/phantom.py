@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass
@@ -18,6 +18,8 @@ class PhantomConfig:
         fixed_share: Share of patients scanned at ``slice_spacing``; the others at 1 to 5 mm, as drawn.
         pairs: Draw every patient twice, as scans ``a`` and ``b`` that differ in one finding alone
             (``data_prep.phantom.contrast.sample_pair``).
+        pair_labels: CT-RATE's labels that pairs differ in, each as often as the others; empty: effusions in
+            half of the pairs.
         report: Every patient shows what this text states, and nothing else; empty: findings as drawn.
         valid_fraction: Share of patients in the ``valid`` split.
         masks: Whether to write a compressed file of masks with each volume.
@@ -31,6 +33,7 @@ class PhantomConfig:
     slice_spacing: float | None = None
     fixed_share: float = 1.0
     pairs: bool = False
+    pair_labels: list[str] = field(default_factory=list)
     report: str = ""
     valid_fraction: float = 0.1
     masks: bool = False
@@ -51,6 +54,8 @@ class PhantomConfig:
             raise ValueError(f"fixed_share must be 0 to 1, found {self.fixed_share}")
         if self.pairs and self.volumes % 2:
             raise ValueError(f"pairs need an even number of volumes, found {self.volumes}")
+        if self.pair_labels and not self.pairs:
+            raise ValueError("pair_labels chooses what pairs differ in: give pairs=true too")
         if self.pairs and self.report:
             raise ValueError("pairs draws findings, report gives them: choose one of them")
         if self.workers < 0:

@@ -7,9 +7,11 @@ differ in everything. Pairs do (``sample_pair``), and an evaluation of pairs tel
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
+from ctflow.errors import CTFlowError
 from data_prep.phantom.report import Report, report_for
 from data_prep.phantom.sampling import sample_spec
 from data_prep.phantom.sampling_findings import sample_finding
@@ -81,26 +83,30 @@ def graded_pair(spec: PhantomSpec, side: str) -> tuple[PhantomSpec, PhantomSpec]
 
 
 def sample_pair(
-    seed: int, index: int, size: int = 128, slice_spacing: float | None = None
+    seed: int, index: int, size: int = 128, slice_spacing: float | None = None, labels: Sequence[str] = ()
 ) -> tuple[PhantomSpec, PhantomSpec]:
     """Draw one patient twice, with one finding on the other side, absent, or of another size.
 
-    Effusions make up half of all pairs and are present in about half of all volumes. A share of the pairs
-    has reports of one sentence (``PhantomSpec.topic``), as people type them.
+    Effusions make up half of all pairs and are present in about half of all volumes, unless ``labels`` are
+    given. A share of the pairs has reports of one sentence (``PhantomSpec.topic``), as people type them.
 
     Args:
         seed: Data set seed.
         index: Number of the pair; the result depends on (seed, index) alone.
         size: Rows and columns of the scan.
         slice_spacing: Fixed spacing of the slices in mm; None draws 1 to 5 mm.
+        labels: Labels that pairs differ in, each as often as the others.
 
     Returns:
         Both specifications; their order is random, so that neither tells what it shows.
+
+    Raises:
+        CTFlowError: Pairs never differ in one of the labels.
     """
     rng = np.random.default_rng([seed, index, 15])
     base = sample_spec(seed, index, size, slice_spacing)
     side = str(rng.choice(("left", "right")))
-    kind, label = KINDS[int(rng.choice(len(KINDS), p=SHARES))]
+    kind, label = KINDS[int(rng.choice(len(KINDS), p=pair_shares(labels)))]
     match kind:
         case "mirrored":
             pair = mirrored_pair(base, label)
@@ -112,6 +118,28 @@ def sample_pair(
     if rng.random() < TOPIC_SHARE:
         pair = (dataclasses.replace(pair[0], topic=label), dataclasses.replace(pair[1], topic=label))
     return pair if rng.random() < 0.5 else pair[::-1]
+
+
+def pair_shares(labels: Sequence[str] = ()) -> np.ndarray:
+    """Probability of each of ``KINDS``, float64; with ``labels`` these alone, each as often as the others.
+
+    Raises:
+        CTFlowError: Pairs never differ in one of the labels.
+    """
+    if not labels:
+        return SHARES
+    known = dict.fromkeys(label for _, label in KINDS)
+    if unknown := [label for label in labels if label not in known]:
+        raise CTFlowError(
+            f"pairs never differ in {', '.join(unknown)}",
+            f"labels out of {', '.join(known)}",
+            "correct pair_labels",
+        )
+    shares = np.zeros(len(KINDS))
+    for wanted in dict.fromkeys(labels):
+        own = np.array([label == wanted for _, label in KINDS]) * SHARES
+        shares += own / own.sum()
+    return shares / shares.sum()
 
 
 def requested_finding(spec: PhantomSpec, label: str, side: str | None = None) -> Finding:

@@ -24,7 +24,7 @@ from ctflow.config.phantom import PhantomConfig
 from ctflow.errors import CTFlowError, Stopped
 from ctflow.files import replaced, write_text
 from ctflow.types import HUVolume
-from data_prep.phantom.contrast import sample_pair
+from data_prep.phantom.contrast import pair_shares, sample_pair
 from data_prep.phantom.render import make_phantom
 from data_prep.phantom.report import report_for
 from data_prep.phantom.requested import with_stated
@@ -33,7 +33,17 @@ from data_prep.phantom.spec import PhantomSpec
 
 log = logging.getLogger("ctflow.phantom")
 _MARK = "phantoms.json"
-_KEPT_KEYS = ("seed", "size", "slice_spacing", "fixed_share", "pairs", "report", "valid_fraction", "masks")
+_KEPT_KEYS = (
+    "seed",
+    "size",
+    "slice_spacing",
+    "fixed_share",
+    "pairs",
+    "pair_labels",
+    "report",
+    "valid_fraction",
+    "masks",
+)
 
 
 def volume_names(config: PhantomConfig) -> list[tuple[str, str]]:
@@ -60,7 +70,7 @@ def volume_spec(config: PhantomConfig, index: int) -> PhantomSpec:
     fixed = np.random.default_rng([config.seed, patient, 16]).random() < config.fixed_share
     spacing = config.slice_spacing if fixed else None
     if config.pairs:
-        return sample_pair(config.seed, patient, config.size, spacing)[scan]
+        return sample_pair(config.seed, patient, config.size, spacing, config.pair_labels)[scan]
     drawn = sample_spec(config.seed, patient, config.size, spacing)
     return with_stated(drawn, config.report) if config.report else drawn
 
@@ -80,6 +90,7 @@ def generate(config: PhantomConfig) -> int:
     Raises:
         CTFlowError: The folder holds a data set of other keys.
     """
+    pair_shares(config.pair_labels)  # unknown labels are an error before anything is written
     output = Path(config.output)
     _check_folder(output, config)
     _sweep(output)
@@ -161,8 +172,8 @@ def _check_folder(output: Path, config: PhantomConfig) -> None:
     keys = {key: value for key, value in asdict(config).items() if key in _KEPT_KEYS}
     mark = output / _MARK
     if mark.is_file():
-        before = json.loads(mark.read_text(encoding="utf-8"))
-        changed = [f"{key}={before[key]}" for key in keys if key in before and before[key] != keys[key]]
+        before = asdict(PhantomConfig()) | json.loads(mark.read_text(encoding="utf-8"))
+        changed = [f"{key}={before[key]}" for key in keys if before[key] != keys[key]]
         if changed:
             raise CTFlowError(
                 f"{output} holds phantoms made with {', '.join(changed)}",

@@ -20,6 +20,7 @@ from ctflow.config.phantom import PhantomConfig
 from ctflow.errors import CTFlowError
 from data_prep.phantom import LABELS, make_phantom, report_for, sample_spec
 from data_prep.phantom.__main__ import main
+from data_prep.phantom.contrast import sample_pair
 from data_prep.phantom.writing import volume_names
 
 COMMON = ["--seed", "4", "--size", "48", "slice_spacing=5", "valid_fraction=0.25", "workers=1"]
@@ -192,6 +193,22 @@ def test_pairs_are_two_scans_of_a_patient_that_differ_in_one_finding(tmp_path):
         assert truths[0]["findings"] != truths[1]["findings"]
         texts = [told[f"train_{patient}_{scan}_1.nii.gz"]["Findings_EN"] for scan in "ab"]
         assert texts[0] != texts[1]
+
+
+def test_pair_labels_choose_what_pairs_differ_in(tmp_path):
+    labels = ["Pericardial effusion", "Consolidation"]
+    drawn = [sample_pair(4, i, 48, 5, labels) for i in range(200)]
+    told = [{f.label for f in set(a.findings) ^ set(b.findings)} for a, b in drawn]
+    assert all(len(differing) == 1 for differing in told)
+    share = sum(differing == {"Consolidation"} for differing in told) / 200
+    assert 0.38 < share < 0.62 and set().union(*told) == set(labels)
+
+    run(tmp_path, 4, "pairs=true", "pair_labels=[Consolidation]")
+    with pytest.raises(CTFlowError, match=r"pair_labels=\['Consolidation'\]"):
+        run(tmp_path, 4, "pairs=true")
+    with pytest.raises(CTFlowError, match="never differ in Lung opacity"):
+        run(tmp_path / "other", 4, "pairs=true", "pair_labels=[Lung opacity]")
+    assert not (tmp_path / "other").exists()
 
 
 def test_an_odd_number_of_volumes_makes_no_pairs():
