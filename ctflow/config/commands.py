@@ -27,6 +27,7 @@ class SamplingChoice:
     steps: int | None = None
     solver: str | None = None
     time_shift: float | None = None
+    churn: float | None = None
     overlap: int | None = None
     text_guidance: float | None = None
     guidance_from: float | None = None

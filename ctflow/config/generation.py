@@ -61,6 +61,8 @@ class RolloutConfig:
         solver: ``euler``, ``midpoint``, ``heun`` or ``dopri5``.
         time_shift: Odds of the solver's equally spaced times are multiplied by it (not read by dopri5): above
             1 most steps lie near t = 1, where layout, sides and findings are decided.
+        churn: Share of the way to t = 0 that each step goes further, before fresh noise brings it back, so
+            that errors of the network do not add up to mottle; 0: none. Not for dopri5.
         overlap: Slices at the end of the volume so far that each new block repeats: they are held along the
             flow, and the block adds the rest. Blocks that follow real slices (next-block) repeat none.
         text_guidance: Scale of classifier-free guidance by the text; 1: none.
@@ -74,6 +76,7 @@ class RolloutConfig:
     steps: int = 50
     solver: str = "euler"
     time_shift: float = 1.0
+    churn: float = 0.0
     overlap: int = 0
     text_guidance: float = 1.0
     guidance_from: float = 0.0
@@ -92,6 +95,11 @@ class RolloutConfig:
             raise ValueError(
                 f"time_shift is positive and guidance_from lies in [0, 1], found {self.time_shift} and "
                 f"{self.guidance_from}"
+            )
+        if not 0 <= self.churn <= 1 or (self.churn and self.solver not in FIXED_SOLVERS):
+            raise ValueError(
+                f"churn lies in [0, 1] and needs one of {FIXED_SOLVERS} (churn=0 turns it off), found "
+                f"{self.churn} with {self.solver}"
             )
         if self.text_guidance < 0 or self.previous_guidance < 0:
             raise ValueError(

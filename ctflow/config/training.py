@@ -286,12 +286,12 @@ class FlowTask:
         if self.text not in ("tokens", "pooled"):
             raise ValueError(f"text must be 'tokens' or 'pooled', found {self.text!r}")
         grid = self.rollout
-        unguided = (grid.text_guidance, grid.previous_guidance) == (1, 1)
-        if self.student.teacher and not (unguided and grid.solver in STUDENT_SOLVERS):
+        plain = (grid.text_guidance, grid.previous_guidance, grid.churn) == (1, 1, 0)
+        if self.student.teacher and not (plain and grid.solver in STUDENT_SOLVERS):
             raise ValueError(
-                f"a student samples without guidance by {' or '.join(STUDENT_SOLVERS)} steps: "
-                "flow.rollout has text_guidance=1 and previous_guidance=1, found "
-                f"{grid.solver}, {grid.text_guidance} and {grid.previous_guidance}"
+                f"a student samples without guidance and churn by {' or '.join(STUDENT_SOLVERS)} steps: "
+                "flow.rollout has text_guidance=1, previous_guidance=1 and churn=0, found "
+                f"{grid.solver}, {grid.text_guidance}, {grid.previous_guidance} and {grid.churn}"
             )
 
 

@@ -15,6 +15,7 @@ from ctflow.flow.objective import (
 from ctflow.flow.solvers import (
     ADAPTIVE_SOLVER,
     SOLVERS,
+    Churn,
     KnownRegion,
     Velocity,
     integrate,
@@ -25,6 +26,7 @@ from ctflow.flow.solvers import (
 __all__ = [
     "ADAPTIVE_SOLVER",
     "SOLVERS",
+    "Churn",
     "FlowDraw",
     "KnownRegion",
     "Lesson",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ctflow.config.generation import RolloutConfig
-from ctflow.flow import ADAPTIVE_SOLVER, KnownRegion, Velocity, solve
+from ctflow.flow import ADAPTIVE_SOLVER, Churn, KnownRegion, Velocity, solve
 from ctflow.generation.volumes import (
     Cancelled,
     CaseRollout,
@@ -108,11 +108,12 @@ def rollout_stream(
     while active or waiting:
         while waiting and (not side_by_side or len(active) < side_by_side):
             active.append(waiting.popleft())
-        noises = {case.row: case.noise(source) for case in active}
+        draws = config.steps if config.churn else 1
+        noises = {case.row: case.noise(source, draws) for case in active}  # [draws, C, T, h, w] each
         fresh = _recall(active, noises, memo, config, rule)
         for group in [[case] for case in fresh] if config.solver == ADAPTIVE_SOLVER else [fresh]:
-            z1 = torch.stack([noises[case.row] for case in group]) if group else None
-            blocks = () if z1 is None else _generate(model, group, text, no_text, z1, config, cancelled)
+            drawn = torch.stack([noises[case.row] for case in group], dim=1) if group else None
+            blocks = () if drawn is None else _generate(model, group, text, no_text, drawn, config, cancelled)
             for case, block in zip(group, blocks, strict=True):
                 if memo is not None and memo.keeps(case):
                     memo.put(_block_key(case, noises[case.row], config), block)
@@ -170,11 +171,12 @@ def _generate(
     group: list[GrowingVolume],
     text: TextCondition,
     no_text: TextCondition | None,
-    z1: Tensor,
+    noise: Tensor,
     config: RolloutConfig,
     cancelled: Callable[[], bool] | None,
 ) -> Tensor:
-    """One block for each case from its noise: ``[B, C, T, h, w]``."""
+    """One block ``[B, C, T, h, w]`` for each case from its noise ``[draws, B, C, T, h, w]``."""
+    z1, churn = noise[0], Churn(config.churn, noise[1:]) if config.churn else None
     previous = torch.stack([case.before() for case in group])  # [B, C, T, h, w]
     device = previous.device
     rows = torch.tensor([case.row for case in group], device=device)
@@ -199,7 +201,7 @@ def _generate(
             raise Cancelled
         return guided(z, t)
 
-    return solve(velocity, z1, config.steps, config.solver, known, config.time_shift)
+    return solve(velocity, z1, config.steps, config.solver, known, config.time_shift, churn)
 
 
 def guided_velocity(
@@ -247,7 +249,8 @@ def evaluations(config: RolloutConfig) -> int:
         count += config.previous_guidance != 1
         return z
 
-    solve(counted, torch.zeros(1), config.steps, config.solver, shift=config.time_shift)
+    churn = Churn(config.churn, torch.zeros(config.steps - 1, 1)) if config.churn else None
+    solve(counted, torch.zeros(1), config.steps, config.solver, shift=config.time_shift, churn=churn)
     return count
 
 

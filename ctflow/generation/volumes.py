@@ -266,10 +266,11 @@ class GrowingVolume:
         value[:, : self.held] = self.volume[:, self.volume.shape[1] - self.held :]
         return mask, value
 
-    def noise(self, source: NoiseSource) -> Tensor:
-        """Of the next block, ``[C, T, h, w]``."""
+    def noise(self, source: NoiseSource, draws: int = 1) -> Tensor:
+        """Of the next block, ``[draws, C, T, h, w]``: its start, and what churn adds."""
         before = self.before()
-        return source(self.case.case_id, self.block_index, before.shape).to(before)
+        shape = before.shape if draws == 1 else (draws, *before.shape)
+        return source(self.case.case_id, self.block_index, shape).to(before).view(draws, *before.shape)
 
     def ready(self) -> int:
         """Slices that are final: white ones at the end may turn out to be the volume's end."""

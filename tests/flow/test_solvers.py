@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from ctflow.flow import SOLVERS, KnownRegion, LinearPath, solve, time_grid
+from ctflow.flow import SOLVERS, Churn, KnownRegion, LinearPath, solve, time_grid
 
 
 def growth(z, t):
@@ -94,3 +94,53 @@ def test_unknown_solver_and_no_steps():
         solve(growth, torch.zeros(1), 1, "rk9")
     with pytest.raises(ValueError, match="with 0"):
         solve(growth, torch.zeros(1), 0)
+
+
+@pytest.mark.parametrize("share", [0.3, 1.0])
+def test_churn_keeps_the_distribution_of_an_exact_velocity(share):
+    g = torch.Generator().manual_seed(1)
+    z1, noise = torch.randn(100_000, generator=g), torch.randn(39, 100_000, generator=g)
+    out = solve(gaussian, z1, 40, "midpoint", churn=Churn(share, noise))
+    assert float(out.std()) == pytest.approx(0.5, rel=0.015)  # the error of a deviation of 100,000: 0.2 %
+    correlation = float((out * z1).mean() / out.std())
+    assert correlation < 0.6  # without churn it is 1: the outcome is a multiple of its noise
+
+
+def test_churn_takes_out_what_a_network_leaves():
+    """Data are 0, and the network leaves a fifth of the noise: dz/dt = 0.8 z / t.
+
+    The deterministic path keeps t^0.8 of its noise, the one with churn about t.
+    """
+    g = torch.Generator().manual_seed(2)
+    z1, noise = torch.randn(4_000, generator=g), torch.randn(63, 4_000, generator=g)
+    plain, churned = (
+        solve(lambda z, t: 0.8 * z / t, z1, 64, "euler", churn=churn) for churn in (None, Churn(0.5, noise))
+    )
+    assert float(churned.std()) < 0.6 * float(plain.std())  # 0.51 on average
+
+
+@pytest.mark.parametrize("clean", [True, False])
+def test_churn_leaves_known_values(clean):
+    g = torch.Generator().manual_seed(3)
+    z1, value, noise = (
+        torch.randn(1, 6, generator=g),
+        torch.randn(1, 6, generator=g),
+        torch.randn(7, 1, 6, generator=g),
+    )
+    mask = torch.tensor([True, True, False, False, False, True])
+    seen = []
+
+    def field(z, t):
+        held = value if clean else (1 - t) * value + t * z1
+        seen.append((held - z)[:, mask].abs().max())
+        return growth(z, t)
+
+    out = solve(field, z1, 8, "heun", KnownRegion(mask, value, clean), churn=Churn(0.5, noise))
+    assert torch.equal(out[:, mask], value[:, mask]) and max(seen) < 1e-5
+    other = solve(field, z1, 8, "heun", KnownRegion(mask, value, clean), churn=Churn(0.5, -noise))
+    assert not torch.isclose(out, other)[:, ~mask].any()
+
+
+def test_churn_needs_steps():
+    with pytest.raises(ValueError, match="churn needs the steps of a fixed solver"):
+        solve(growth, torch.ones(1), 4, "dopri5", churn=Churn(0.5, torch.ones(3, 1)))
