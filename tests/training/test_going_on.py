@@ -21,9 +21,10 @@ from ctflow.errors import ConfigError, CTFlowError
 from ctflow.locks import LongLock
 from ctflow.train import main
 from ctflow.training import cluster, runner
-from ctflow.training.callbacks import LAST, SeedEachBatch
+from ctflow.training.callbacks import LAST, PeriodicCheckpoint, SeedEachBatch
 from ctflow.training.curves import CURVES
 from ctflow.training.runs import LOCK
+from ctflow.training.signals import StopOnSignal
 
 if TYPE_CHECKING:
     from tests.training.conftest import TinyData
@@ -79,6 +80,23 @@ def test_a_signal_saves_and_ends_with_its_status(
     assert not (folder / "export").exists() and not (folder / LOCK).exists()
     assert signal.getsignal(number) == before
     assert main(tiny.arguments(task, tmp_path, "name=stopped", "loop.max_steps=4")) == 0
+
+
+@pytest.mark.parametrize(("seconds", "ends"), [(0.0, False), (2.0, True)])
+def test_a_repeated_signal_is_one_and_a_later_one_ends_at_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, seconds: float, ends: bool
+) -> None:
+    """``timeout`` sends SIGTERM to the process and to its group: nothing was saved then."""
+    ended: list[int] = []
+    monkeypatch.setattr(signal, "raise_signal", ended.append)
+    stop = StopOnSignal(PeriodicCheckpoint(tmp_path, 1, 0))
+    stop._training = True
+    with stop.listening():
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.received == signal.SIGTERM
+        stop._received_at -= seconds
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert ended == [signal.SIGTERM] * ends
 
 
 def untimed(curves: dict[str, list[tuple[int, float]]]) -> dict[str, list[tuple[int, float]]]:
