@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Generate one volume or a CSV of them.
 
     Returns:
-        0; 1 where rows of a CSV were refused or became no volume (they are listed).
+        0; 1 where rows of a CSV were refused or became no volume (they are listed), 2 where all were.
 
     Raises:
         CTFlowError: Nothing could be generated as asked.
@@ -116,6 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             refused = refused if part.index == 0 else []
         folder = Path(config.output or "generated")
         paths = {str(row["case_id"]): folder / f"{row['case_id']}{config.format}" for row in rows}
+    asked = len(rows) + len(refused)
     if rows:
         for path in paths.values():
             check_choices(path, *_written(config).values())
@@ -129,7 +130,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise CTFlowError(refused[0])
     for reason in refused:
         log.error("refused: %s", reason)
-    return 1 if refused else 0
+    if not refused:
+        return 0
+    return 2 if len(refused) == asked else 1  # as a single report that is refused
 
 
 def _generate(config: GenerateConfig, rows: list[dict[str, Any]], paths: dict[str, Path]) -> list[str]:

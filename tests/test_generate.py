@@ -158,7 +158,7 @@ def test_a_volume_that_is_only_an_end_is_listed_and_the_batch_goes_on(tiny_check
     table = tmp_path / "reports.csv"
     table.write_text(f"case_id,report\na,{REPORT}\nb,{REPORT}\n", encoding="utf-8")
     arguments = ["--checkpoint", str(checkpoint), "--reports", str(table), "--output", str(tmp_path / "out")]
-    assert main([*arguments, "device=cpu"]) == 1
+    assert main([*arguments, "device=cpu"]) == 2
     assert sum("first slice generated was already an end slice" in r.message for r in caplog.records) == 2
     with pytest.raises(CTFlowError, match="already an end slice"):
         CTFlow.from_pretrained(checkpoint, device="cpu").generate(REPORT)
@@ -250,6 +250,14 @@ def test_a_table_says_what_is_wrong_with_a_number(tiny_checkpoint, tmp_path, cap
     caplog.clear()
     assert main([*arguments, "device=cpu", "max_unknown=1"]) == 1
     assert {p.name for p in (tmp_path / "o").glob("*.nii.gz")} == {"c.nii.gz", "e.nii.gz"}
+
+
+def test_a_table_of_which_every_row_is_refused_ends_as_a_refused_report_does(tiny_checkpoint, tmp_path):
+    table = tmp_path / "reports.csv"
+    line = ["--checkpoint", str(tiny_checkpoint), "--reports", str(table), "--output", str(tmp_path / "o")]
+    for rows in ("a,", "a,\nb,Плевральный выпот справа"):  # refused as rows, and by the checkpoint
+        table.write_text(f"case_id,report\n{rows}\n", encoding="utf-8")
+        assert main([*line, "device=cpu"]) == 2
 
 
 def test_a_length_beyond_the_checkpoints_is_said(model, caplog):

@@ -25,7 +25,8 @@ SETTINGS_KEY = "ctflow_settings"
 """In a checkpoint: the sections ``data`` and ``loop`` of the configuration it was trained with."""
 FIXED = {
     "autoencoder": r"network\..*|init_from|train_encoder|adversary\.(channels|layers)|(.*\.)?optimizer\.name",
-    "clip": r"network\..*|vocabulary_size|optimizer\.name",
+    "clip": r"network\..*|init_from|train_text|sentence_attention|vocabulary_size|column_least"
+    r"|optimizer\.name",
     "flow": r"network\.(?!activation_checkpointing$).*|text|init_from|optimizer\.name",
 }
 """Keys of a task's section that belong to the weights: a run cannot go on with others."""

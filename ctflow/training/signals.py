@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
@@ -26,6 +27,10 @@ STATUS: dict[int, int] = {
     signal.SIGINT: 128 + signal.SIGINT,
     signal.SIGUSR1: REQUEUE,
 }
+
+SAME_SECONDS = 1.0
+"""Signals that come so soon after the first are that one: ``timeout`` and ``torchrun`` send it to the process
+and to its group."""
 
 
 @contextmanager
@@ -68,7 +73,7 @@ class StopOnSignal(L.Callback):
     So ends a validation too, between two batches or two rounds of its rollouts. Several processes agree at
     each of them; one with a smaller share answers the others until the last has done its own.
 
-    A second signal ends the process at once.
+    A second signal, more than ``SAME_SECONDS`` later, ends the process at once.
 
     Args:
         checkpoints: Saves.
@@ -77,6 +82,7 @@ class StopOnSignal(L.Callback):
     def __init__(self, checkpoints: PeriodicCheckpoint) -> None:
         self.checkpoints = checkpoints
         self.received = 0
+        self._received_at = 0.0
         self._training = False
 
     def listening(self) -> AbstractContextManager[None]:
@@ -88,9 +94,11 @@ class StopOnSignal(L.Callback):
         if not self._training:
             raise Stopped(f"{name} before the first batch: nothing to save", STATUS[number])
         if self.received:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-        self.received = number
+            if time.monotonic() - self._received_at > SAME_SECONDS:
+                signal.signal(number, signal.SIG_DFL)
+                signal.raise_signal(number)
+            return
+        self.received, self._received_at = number, time.monotonic()
         log.warning("%s: saving and stopping after the batch in hand; again to stop at once", name)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -18,8 +18,9 @@ from ctflow.errors import ConfigError
 from ctflow.files import write_text
 from ctflow.models.text import clean_text
 from ctflow.models.tokenizer import train_wordpiece
+from ctflow.training.checkpoint_io import read_checkpoint
 from ctflow.training.cluster import first_process
-from ctflow.training.columns import mine
+from ctflow.training.columns import Columns, mine
 from ctflow.training.contrastive import ClipModule
 from ctflow.training.runs import Run
 from ctflow.training.task import card
@@ -104,6 +105,26 @@ def label_names(config: TrainConfig) -> list[str]:
     return names[0]
 
 
+def columns_of_run(checkpoint: Path, names: list[str]) -> Columns:
+    """The columns that a run began with: its heads answer these, whatever reports it goes on with.
+
+    Args:
+        checkpoint: That the run goes on from.
+        names: The label columns of the data.
+
+    Raises:
+        ConfigError: The run began with other label columns.
+    """
+    hyper = read_checkpoint(checkpoint)["hyper_parameters"]
+    if hyper["label_names"] != names:
+        raise ConfigError(
+            f"the data have the label columns {names}",
+            f"those that {checkpoint} was trained with: {hyper['label_names']}",
+            "prepare the data with the same label CSVs, or start a new run with another name=…",
+        )
+    return Columns(**hyper["columns"])
+
+
 class ClipTraining:
     """The embedded pair from slice shards with reports and labels."""
 
@@ -146,10 +167,13 @@ class ClipTraining:
     def module(self, config: TrainConfig, run: Run) -> ClipModule:
         """The pair with the heads of its training; from ``init_from`` where a run begins."""
         text = (run.tokenizer / TOKENIZER_FILE).read_text(encoding="utf-8")
-        reports = training_reports(config)
-        columns = mine(reports, config.clip.column_least)
+        reports, names = training_reports(config), label_names(config)
+        if run.checkpoint is None:
+            columns = mine(reports, config.clip.column_least)
+        else:
+            columns = columns_of_run(run.checkpoint, names)
         log.info("%d columns and %d sizes mined from the reports", len(columns.stated), len(columns.sizes))
-        module = ClipModule(config.clip, text, label_names(config), columns, config.seed)
+        module = ClipModule(config.clip, text, names, columns, config.seed)
         module.reports = reports
         module.others = reports_of_patients(SliceShards(config.data.train))
         if config.clip.init_from and run.checkpoint is None:

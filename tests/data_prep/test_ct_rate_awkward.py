@@ -22,7 +22,7 @@ from pydicom.uid import (
 from data_prep.ct_rate.command import main
 from data_prep.ct_rate.dicom_headers import read_header
 from data_prep.ct_rate.dicom_pixels import read_pixels
-from data_prep.ct_rate.likeness import alike, coarse_picture
+from data_prep.ct_rate.likeness import Looks, alike, coarse_picture
 
 HU = chest(seed=3)
 EXPECTED = np.where(HU <= -1024, -1000, HU)
@@ -306,6 +306,19 @@ def test_copies_and_reconstructions_of_a_scan_stay_on_its_side_of_the_split(tmp_
     assert main(["--source", str(tmp_path / "in"), "--output", str(tmp_path / "out"), *keys]) == 0
     quarantine = (tmp_path / "out" / "quarantine.csv").read_text(encoding="utf-8")
     assert quarantine.count("equals a") == 4
+
+
+@pytest.mark.parametrize("trimmed", [1, 2, 3, 5])
+def test_a_copy_that_is_trimmed_at_either_end_is_alike_and_another_chest_is_not(trimmed):
+    """By 5 to 25 mm: such a copy counted as another patient."""
+    one, other = coarse_picture(chest(seed=11), 5.0), coarse_picture(HU[:, :, ::-1], 5.0)
+    for copy in (HU[trimmed:], HU[:-trimmed]):
+        picture = coarse_picture(copy, 5.0)
+        assert alike(one, picture) and alike(picture, one)
+        assert not alike(other, picture) and not alike(picture, other)
+    looks: Looks[int] = Looks()
+    looks.add(one, 1)
+    assert looks.find(coarse_picture(HU[trimmed:], 5.0)) == [1]
 
 
 def test_likeness_needs_length_and_equal_anatomy():

@@ -21,9 +21,11 @@ from ctflow.errors import ConfigError, CTFlowError
 from ctflow.locks import LongLock
 from ctflow.train import main
 from ctflow.training import cluster, runner
-from ctflow.training.callbacks import LAST, SeedEachBatch
+from ctflow.training.callbacks import LAST, PeriodicCheckpoint, SeedEachBatch
 from ctflow.training.curves import CURVES
 from ctflow.training.runs import LOCK
+from ctflow.training.signals import StopOnSignal
+from ctflow.training.task_clip import columns_of_run
 
 if TYPE_CHECKING:
     from tests.training.conftest import TinyData
@@ -79,6 +81,23 @@ def test_a_signal_saves_and_ends_with_its_status(
     assert not (folder / "export").exists() and not (folder / LOCK).exists()
     assert signal.getsignal(number) == before
     assert main(tiny.arguments(task, tmp_path, "name=stopped", "loop.max_steps=4")) == 0
+
+
+@pytest.mark.parametrize(("seconds", "ends"), [(0.0, False), (2.0, True)])
+def test_a_repeated_signal_is_one_and_a_later_one_ends_at_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, seconds: float, ends: bool
+) -> None:
+    """``timeout`` sends SIGTERM to the process and to its group: nothing was saved then."""
+    ended: list[int] = []
+    monkeypatch.setattr(signal, "raise_signal", ended.append)
+    stop = StopOnSignal(PeriodicCheckpoint(tmp_path, 1, 0))
+    stop._training = True
+    with stop.listening():
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.received == signal.SIGTERM
+        stop._received_at -= seconds
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert ended == [signal.SIGTERM] * ends
 
 
 def untimed(curves: dict[str, list[tuple[int, float]]]) -> dict[str, list[tuple[int, float]]]:
@@ -260,6 +279,47 @@ def test_a_setting_that_a_run_cannot_change_is_refused_by_name(
         main(tiny.arguments("flow", runs, "name=run", "loop.max_steps=7", f"{key}={value}"))
     assert f"{key}={value.capitalize() if value in ('true', 'false') else value}" in error.value.expected
     assert (runs / "flow" / "run" / "config.yaml").read_bytes() == before
+
+
+@pytest.fixture(scope="module")
+def pair(tiny: TinyData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs folder with the clip run ``run``, ended after an epoch."""
+    runs = tmp_path_factory.mktemp("pair")
+    assert (
+        main(tiny.arguments("clip", runs, "name=run", "loop.max_steps=3", f"clip.init_from={tiny.clip}")) == 0
+    )
+    return runs
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("column_least", "2"), ("train_text", "false"), ("init_from", "elsewhere")]
+)
+def test_what_the_pairs_heads_and_weights_depend_on_is_refused_by_name(
+    tiny: TinyData, pair: Path, key: str, value: str
+) -> None:
+    if value == "elsewhere":
+        value = str(pair / "clip" / "run" / "export")
+    more = ["name=run", "loop.max_steps=6", f"clip.init_from={tiny.clip}", f"clip.{key}={value}"]
+    with pytest.raises(ConfigError, match=rf"was trained with clip\.{key}="):
+        main(tiny.arguments("clip", pair, *more))
+
+
+def test_the_pair_goes_on_with_its_columns_on_other_reports(
+    tiny: TinyData, pair: Path, tmp_path: Path
+) -> None:
+    """Of two reports other columns are mined than of six: heads of another size, or of another meaning."""
+    shutil.copytree(pair / "clip", tmp_path / "clip")
+    was = torch.load(tmp_path / "clip" / "run" / LAST, weights_only=True)["hyper_parameters"]["columns"]
+    more = ["name=run", "loop.max_steps=4", f"clip.init_from={tiny.clip}", f"data.train={tiny.slices}/valid"]
+    assert main(tiny.arguments("clip", tmp_path, *more)) == 0
+    now = torch.load(tmp_path / "clip" / "run" / LAST, weights_only=True)["hyper_parameters"]["columns"]
+    assert now == was
+
+
+def test_the_pair_refuses_other_label_columns(pair: Path) -> None:
+    with pytest.raises(ConfigError, match="the data have the label columns") as error:
+        columns_of_run(pair / "clip" / "run" / LAST, ["Cardiomegaly"])
+    assert "'Cardiomegaly', 'Lung nodule'" in error.value.expected
 
 
 def test_another_tasks_checkpoint_is_refused(tiny: TinyData, runs: Path) -> None:
