@@ -60,7 +60,16 @@ checkpoints: $(INSTALLED) ## Train the embedded checkpoint again (hours on a CPU
 	$(RUN) -m ctflow.train --config configs/embedded/flow.yaml runs_dir=$(EMBEDDED) \
 		data.train=$(EMBEDDED)/latents/train data.valid=$(EMBEDDED)/latents/valid \
 		flow.avae=$(EMBEDDED)/autoencoder/embedded/export flow.clip=$(EMBEDDED)/clip/embedded/export $(ARGS)
-	$(RUN) -m ctflow.pack source=$(EMBEDDED)/flow/embedded/export output=checkpoints \
+	$(RUN) -m data_prep.phantom --output $(EMBEDDED)/more/phantoms --volumes 1400 --seed 43 pairs=true \
+		"pair_labels=[Pleural effusion,Consolidation,Lung nodule,Pericardial effusion,Cardiomegaly]" \
+		slice_spacing=4.0 fixed_share=0.5 valid_fraction=0.06
+	$(RUN) -m data_prep.ct_rate --source $(EMBEDDED)/more/phantoms --output $(EMBEDDED)/more/slices resolution=128 z_spacing=null
+	$(RUN) -m data_prep.encode source=$(EMBEDDED)/more/slices output=$(EMBEDDED)/more/latents \
+		avae=$(EMBEDDED)/autoencoder/embedded/export clip=$(EMBEDDED)/clip/embedded/export
+	$(RUN) -m ctflow.train --config configs/embedded/flow_more.yaml runs_dir=$(EMBEDDED) \
+		flow.init_from=$(EMBEDDED)/flow/embedded/export \
+		data.train=$(EMBEDDED)/more/latents/train data.valid=$(EMBEDDED)/more/latents/valid $(ARGS)
+	$(RUN) -m ctflow.pack source=$(EMBEDDED)/flow/more/export output=checkpoints \
 		--config configs/embedded/pack.yaml
 
 .PHONY: test

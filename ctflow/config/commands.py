@@ -28,6 +28,7 @@ class SamplingChoice:
     solver: str | None = None
     time_shift: float | None = None
     churn: float | None = None
+    churn_below: float | None = None
     overlap: int | None = None
     text_guidance: float | None = None
     guidance_from: float | None = None

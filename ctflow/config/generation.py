@@ -63,6 +63,7 @@ class RolloutConfig:
             1 most steps lie near t = 1, where layout, sides and findings are decided.
         churn: Share of the way to t = 0 that each step goes further, before fresh noise brings it back, so
             that errors of the network do not add up to mottle; 0: none. Not for dopri5.
+        churn_below: Only steps that end below this time are churned; above it layout and sides are decided.
         overlap: Slices at the end of the volume so far that each new block repeats: they are held along the
             flow, and the block adds the rest. Blocks that follow real slices (next-block) repeat none.
         text_guidance: Scale of classifier-free guidance by the text; 1: none.
@@ -77,6 +78,7 @@ class RolloutConfig:
     solver: str = "euler"
     time_shift: float = 1.0
     churn: float = 0.0
+    churn_below: float = 1.0
     overlap: int = 0
     text_guidance: float = 1.0
     guidance_from: float = 0.0
@@ -91,10 +93,10 @@ class RolloutConfig:
             raise ValueError(f"steps and max_slices are at least 1, found {self.steps} and {self.max_slices}")
         if not 0 <= self.overlap < BLOCK_LENGTH:
             raise ValueError(f"overlap lies between 0 and {BLOCK_LENGTH - 1} slices, found {self.overlap}")
-        if self.time_shift <= 0 or not 0 <= self.guidance_from <= 1:
+        if self.time_shift <= 0 or not (0 <= self.guidance_from <= 1 and 0 <= self.churn_below <= 1):
             raise ValueError(
-                f"time_shift is positive and guidance_from lies in [0, 1], found {self.time_shift} and "
-                f"{self.guidance_from}"
+                "time_shift is positive, guidance_from and churn_below lie in [0, 1], found "
+                f"{self.time_shift}, {self.guidance_from} and {self.churn_below}"
             )
         if not 0 <= self.churn <= 1 or (self.churn and self.solver not in FIXED_SOLVERS):
             raise ValueError(

@@ -52,10 +52,13 @@ class Churn:
     Attributes:
         share: In (0, 1]; 1 solves every step to t = 0.
         noise: Standard normal ``[steps - 1, B, ...]``.
+        below: Only steps that end below this time are churned: long steps through the times in which layout
+            is decided would make volumes more alike.
     """
 
     share: float
     noise: Tensor
+    below: float = 1.0
 
 
 def time_grid(steps: int, shift: float = 1.0) -> Tensor:
@@ -134,7 +137,7 @@ def _churned(
     """The steps of a fixed solver with fresh noise in between; what is known is not touched by it."""
     z = z1
     for index, (t, t_next) in enumerate(pairwise(times[:-1])):
-        reached = (1 - churn.share) * t_next
+        reached = (1 - churn.share * (t_next < churn.below)) * t_next
         z = integrate(field, z, torch.stack([t, reached]), solver)
         kept = (1 - t_next) / (1 - reached)
         z = kept * z + (t_next**2 - (kept * reached) ** 2).sqrt() * churn.noise[index]

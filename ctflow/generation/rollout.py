@@ -176,7 +176,8 @@ def _generate(
     cancelled: Callable[[], bool] | None,
 ) -> Tensor:
     """One block ``[B, C, T, h, w]`` for each case from its noise ``[draws, B, C, T, h, w]``."""
-    z1, churn = noise[0], Churn(config.churn, noise[1:]) if config.churn else None
+    z1 = noise[0]
+    churn = Churn(config.churn, noise[1:], config.churn_below) if config.churn else None
     previous = torch.stack([case.before() for case in group])  # [B, C, T, h, w]
     device = previous.device
     rows = torch.tensor([case.row for case in group], device=device)

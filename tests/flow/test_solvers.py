@@ -141,6 +141,29 @@ def test_churn_leaves_known_values(clean):
     assert not torch.isclose(out, other)[:, ~mask].any()
 
 
+def test_churn_acts_below_a_time_alone():
+    g = torch.Generator().manual_seed(4)
+    z1, noise = torch.randn(50, generator=g), torch.randn(7, 50, generator=g)
+    states = {}
+    for name, churn in (
+        ("plain", None),
+        ("late", Churn(0.5, noise, below=0.6)),
+        ("never", Churn(0.5, noise, 0.0)),
+    ):
+        states[name] = {}
+
+        def field(z, t, seen=states[name]):
+            seen[round(float(t), 4)] = z.clone()
+            return gaussian(z, t)
+
+        solve(field, z1, 8, "euler", churn=churn)
+    for t in (1.0, 0.875, 0.75, 0.625):  # the step that ends at 0.5 is the first one with fresh noise
+        assert torch.equal(states["late"][t], states["plain"][t])
+    assert not torch.isclose(states["late"][0.5], states["plain"][0.5]).any()
+    for t, z in states["plain"].items():
+        torch.testing.assert_close(states["never"][t], z)
+
+
 def test_churn_needs_steps():
     with pytest.raises(ValueError, match="churn needs the steps of a fixed solver"):
         solve(growth, torch.ones(1), 4, "dopri5", churn=Churn(0.5, torch.ones(3, 1)))
