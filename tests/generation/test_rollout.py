@@ -246,7 +246,7 @@ def test_overlap_changes_what_a_real_network_generates():
 )
 def test_a_case_does_not_depend_on_the_others(solver, churn):
     model, cases = real_model(), real_cases("a", "b", "c")
-    config = RolloutConfig(steps=3, solver=solver, churn=churn)
+    config = RolloutConfig(steps=3, solver=solver, churn=churn, churn_below=0.7)
     together = rollout(model, cases, AIR, stop_rule(), config, noise=seeded_noise(4))
     (alone,) = rollout(model, cases[1:2], AIR, stop_rule(), config, noise=seeded_noise(4))
     reordered = rollout(model, cases[::-1], AIR, stop_rule(), config, noise=seeded_noise(4))
