@@ -69,7 +69,7 @@ checkpoints: $(INSTALLED) ## Train the embedded checkpoint again (hours on a CPU
 	$(RUN) -m ctflow.train --config configs/embedded/flow_more.yaml runs_dir=$(EMBEDDED) \
 		flow.init_from=$(EMBEDDED)/flow/embedded/export \
 		data.train=$(EMBEDDED)/more/latents/train data.valid=$(EMBEDDED)/more/latents/valid $(ARGS)
-	$(RUN) -m ctflow.pack source=$(EMBEDDED)/flow/more/export output=checkpoints \
+	$(RUN) -m ctflow.pack source=$(EMBEDDED)/flow/more/export mean_with=$(EMBEDDED)/flow/embedded/export output=checkpoints \
 		--config configs/embedded/pack.yaml
 
 .PHONY: test

@@ -29,12 +29,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise CTFlowError(
             f"source={config.source!r} and output={config.output!r}", "two folders", "give source=… output=…"
         )
-    from ctflow.checkpoint import CARD_FILE, folder_fingerprint, load_system, save_system  # takes seconds
+    from ctflow.checkpoint import (
+        CARD_FILE,
+        folder_fingerprint,
+        load_system,
+        mix,
+        save_system,
+    )  # takes seconds
 
     card = Path(config.card) if config.card else Path(config.source) / CARD_FILE
     if config.card and not card.is_file():
         raise CTFlowError(f"no model card at {card}", "a Markdown file")
     system = load_system(config.source)
+    if config.mean_with:
+        mix(system, load_system(config.mean_with), config.mean_with)
     provenance = dict(system.config.provenance)
     if config.training:
         # Paths of the training machine mean nothing to who gets the folder.

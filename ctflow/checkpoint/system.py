@@ -6,7 +6,8 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ctflow.checkpoint.card import with_metadata
 from ctflow.checkpoint.files import (
@@ -27,7 +28,7 @@ from ctflow.config import config_to_yaml
 from ctflow.config.encoders import AVAEConfig, CTCLIPConfig
 from ctflow.config.models import FMvTConfig
 from ctflow.config.system import SystemConfig
-from ctflow.errors import WeightsError
+from ctflow.errors import CTFlowError, WeightsError
 from ctflow.files import file_sha256
 from ctflow.models.avae import AVAE
 from ctflow.models.ctclip import CTCLIP
@@ -138,6 +139,35 @@ def load_system(folder: Path | str) -> System:
     system = System(config, load_avae(folder / AVAE_FOLDER), load_fmvt(folder / FMVT_FOLDER), encoder)
     check_fit(config, system.avae.config, system.fmvt.config, encoder.clip.config)
     return system
+
+
+def mix(system: System, other: System, origin: str) -> None:
+    """Set the FMvT's weights to the mean of two systems' weights.
+
+    Args:
+        system: Gets the mean.
+        other: A system of the same networks, whose FMvT was trained otherwise or longer.
+        origin: Names the other system in errors.
+
+    Raises:
+        CTFlowError: The FMvTs differ in shape, or know other latents or other texts.
+    """
+    own, theirs = system.fmvt.state_dict(), other.fmvt.state_dict()
+    differing = [name for name in own if name not in theirs or own[name].shape != theirs[name].shape]
+    if system.fmvt.config != other.fmvt.config or differing:
+        found = f"the FMvT of {origin} has another architecture"
+    elif system.avae.fingerprint() != other.avae.fingerprint():
+        found = f"the FMvT of {origin} was trained on the latents of another A-VAE"
+    elif not _equal(system.text_encoder.clip.state_dict(), other.text_encoder.clip.state_dict()):
+        found = f"the FMvT of {origin} was trained on the texts of another text encoder"
+    else:
+        system.fmvt.load_state_dict({name: (own[name] + theirs[name]) / 2 for name in own})
+        return
+    raise CTFlowError(found, "two trainings of one FMvT, on equal latents and texts", "leave mean_with out")
+
+
+def _equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def folder_fingerprint(folder: Path | str) -> str:

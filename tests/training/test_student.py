@@ -11,13 +11,13 @@ import pytest
 import torch
 from test_train_command import two_processes
 
-from ctflow.checkpoint import load_fmvt, load_system, save_fmvt, save_system
+from ctflow.checkpoint import load_fmvt, load_system, mix, save_fmvt, save_system
 from ctflow.config.flow_network import FlowNetworkConfig
 from ctflow.config.generation import RolloutConfig
 from ctflow.config.models import FlowConfig, FMvTConfig
 from ctflow.config.training import FlowTask, StudentConfig, TrainConfig
 from ctflow.data import BlockBatch
-from ctflow.errors import ConfigError
+from ctflow.errors import ConfigError, CTFlowError
 from ctflow.flow import integrate, time_grid
 from ctflow.models import AVAE, Conditions, FMvT
 from ctflow.pack import main as pack
@@ -277,6 +277,22 @@ def test_a_run_starts_from_its_teacher_and_exports_its_grid(
     assert packed.config.rollout == grid
     weights = packed.fmvt.x_embedder.proj.weight
     assert torch.equal(weights, system.fmvt.x_embedder.proj.weight)
+
+    other = load_system(teacher)
+    pack(
+        [f"source={runs}/flow/whole/export", f"mean_with={teacher}", f"output={tmp_path}/mean", "half=false"]
+    )
+    own, theirs, mean = (s.fmvt.state_dict() for s in (system, other, load_system(tmp_path / "mean")))
+    for name, value in mean.items():
+        torch.testing.assert_close(value, (own[name] + theirs[name]) / 2, msg=name)
+    assert any(not torch.equal(own[name], theirs[name]) for name in own)
+    for part, found in ((other.avae.net.encoder, "another A-VAE"), (other.text_encoder.clip, "another text")):
+        with torch.no_grad():
+            kept = next(part.parameters()).clone()
+            next(part.parameters()).add_(1)
+            with pytest.raises(CTFlowError, match=found):
+                mix(system, other, "there")
+            next(part.parameters()).copy_(kept)
     main(arguments(tiny, teacher, tmp_path, "name=first", "loop.max_steps=1"))
     # the first step of the warm-up has a learning rate of 0
     first, before = load_fmvt(tmp_path / "flow/first/export/fmvt"), load_fmvt(teacher / "fmvt")
