@@ -214,13 +214,14 @@ class FlowMonitor:
 class StudentConfig:
     """Distillation: an FMvT that takes in one step what its teacher takes in many guided ones.
 
-    The student's solver and time grid are those of ``flow.rollout`` (``euler`` or ``midpoint``, ``steps``,
-    ``time_shift``), which its export names: without guidance.
+    The student's solver, time grid and churn are those of ``flow.rollout`` (``euler`` or ``midpoint``,
+    ``steps``, ``time_shift``; ``churn`` and ``churn_below`` with ``euler``), which its export names: without
+    guidance.
 
     Attributes:
         teacher: Checkpoint folder of the FMvT to learn from, and to start from where ``init_from`` is empty;
             empty: ordinary flow matching.
-        substeps: The teacher's steps in one of the student's, on the same shifted grid.
+        substeps: The teacher's steps in one of the student's, equally spaced before the grid's shift.
         solver: The teacher's solver: ``euler``, ``midpoint`` or ``heun``.
         text_guidance: The teacher's scale of guidance by the text.
         guidance_from: The teacher's text guides at times from this one on.
@@ -286,12 +287,17 @@ class FlowTask:
         if self.text not in ("tokens", "pooled"):
             raise ValueError(f"text must be 'tokens' or 'pooled', found {self.text!r}")
         grid = self.rollout
-        plain = (grid.text_guidance, grid.previous_guidance, grid.churn) == (1, 1, 0)
+        plain = (grid.text_guidance, grid.previous_guidance) == (1, 1)
         if self.student.teacher and not (plain and grid.solver in STUDENT_SOLVERS):
             raise ValueError(
-                f"a student samples without guidance and churn by {' or '.join(STUDENT_SOLVERS)} steps: "
-                "flow.rollout has text_guidance=1, previous_guidance=1 and churn=0, found "
-                f"{grid.solver}, {grid.text_guidance}, {grid.previous_guidance} and {grid.churn}"
+                f"a student samples without guidance by {' or '.join(STUDENT_SOLVERS)} steps: "
+                "flow.rollout has text_guidance=1 and previous_guidance=1, found "
+                f"{grid.solver}, {grid.text_guidance} and {grid.previous_guidance}"
+            )
+        if self.student.teacher and grid.churn and grid.solver != "euler":
+            raise ValueError(
+                "a student with churn takes Euler steps, because the last step of a churned solution is one: "
+                f"flow.rollout has solver=euler, or churn=0, found {grid.solver} and {grid.churn}"
             )
 
 

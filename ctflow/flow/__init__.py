@@ -19,7 +19,9 @@ from ctflow.flow.solvers import (
     KnownRegion,
     Velocity,
     integrate,
+    renoise,
     solve,
+    step_ends,
     time_grid,
 )
 
@@ -38,9 +40,11 @@ __all__ = [
     "integrate",
     "lesson",
     "pair_difference_loss",
+    "renoise",
     "sample_times",
     "shift_times",
     "solve",
+    "step_ends",
     "time_grid",
     "training_path",
 ]

@@ -67,6 +67,17 @@ def time_grid(steps: int, shift: float = 1.0) -> Tensor:
     return times if shift == 1 else shift_times(times, shift)
 
 
+def step_ends(times: Tensor, churn: float = 0.0, below: float = 1.0) -> Tensor:
+    """Times ``[steps]`` at which the steps over ``times [steps + 1]`` end, before noise brings them back."""
+    return (1 - churn * (times[1:] < below)) * times[1:]
+
+
+def renoise(z: Tensor, t: Tensor, back: Tensor, noise: Tensor) -> Tensor:
+    """A state at time ``t``, brought back to the later time ``back`` of the path with standard normal noise."""
+    kept = (1 - back) / (1 - t)
+    return kept * z + (back**2 - (kept * t) ** 2).clamp_min(0).sqrt() * noise
+
+
 def solve(
     velocity: Velocity,
     z1: Tensor,
@@ -136,11 +147,10 @@ def _churned(
 ) -> Tensor:
     """The steps of a fixed solver with fresh noise in between; what is known is not touched by it."""
     z = z1
+    ends = step_ends(times, churn.share, churn.below)
     for index, (t, t_next) in enumerate(pairwise(times[:-1])):
-        reached = (1 - churn.share * (t_next < churn.below)) * t_next
-        z = integrate(field, z, torch.stack([t, reached]), solver)
-        kept = (1 - t_next) / (1 - reached)
-        z = kept * z + (t_next**2 - (kept * reached) ** 2).sqrt() * churn.noise[index]
+        z = integrate(field, z, torch.stack([t, ends[index]]), solver)
+        z = renoise(z, ends[index], t_next, churn.noise[index])
         if known is not None:
             held = known.value if known.clean else LinearPath().sample(known.value, z1, t_next).z_t
             z = torch.where(known.mask, held, z)

@@ -12,7 +12,20 @@ from torchmetrics import Metric
 from ctflow.config.generation import RolloutConfig
 from ctflow.config.training import STUDENT_SOLVERS, FlowTask
 from ctflow.data import BlockBatch
-from ctflow.flow import FlowDraw, Lesson, Velocity, flow_matching_loss, integrate, lesson, time_grid
+from ctflow.flow import (
+    Churn,
+    FlowDraw,
+    Lesson,
+    Velocity,
+    flow_matching_loss,
+    integrate,
+    lesson,
+    renoise,
+    shift_times,
+    solve,
+    step_ends,
+    time_grid,
+)
 from ctflow.generation import evaluations, guided_velocity
 from ctflow.models import Conditions, FMvT
 from ctflow.training.cost import forward_gflop
@@ -29,7 +42,7 @@ from ctflow.training.randomness import SampleRandom
 ERROR_FLOOR = 1e-3
 """Added to the bend of the flow that losses are relative to; velocities have a power near 1."""
 YARDSTICKS = ("teacher_euler", "teacher_midpoint")
-"""Solutions of the guided teacher that validation compares with the student's."""
+"""Solutions of the guided teacher that validation compares with the student's; with churn the first alone."""
 
 
 class Ratios(Metric):
@@ -84,7 +97,8 @@ class StudentModule(FlowModule):
     sample takes one step. It starts from noised data, or where the student's own steps lead from noise: so a
     step meets the errors of earlier steps. The evaluation of an Euler step, and the second one of a midpoint
     step, learn the teacher's mean velocity over the step. The first one of a midpoint step learns the
-    teacher's guided velocity. The second one starts where the student's own half step leads.
+    teacher's guided velocity. The second one starts where the student's own half step leads. With churn an
+    Euler step leads beyond the next one's beginning; noise brings the student's own state back.
 
     The loss is the squared error of the velocity over the flow's bend: the squared difference of the
     teacher's velocity at the step's beginning and its mean velocity. So steps of little and of much curvature
@@ -101,7 +115,7 @@ class StudentModule(FlowModule):
         grid, student = self.config.rollout, self.config.student
         self.steps, self.solver, self.stages = grid.steps, grid.solver, STUDENT_SOLVERS[grid.solver]
         self.times = time_grid(grid.steps, grid.time_shift)  # [steps + 1]
-        self.fine = time_grid(grid.steps * student.substeps, grid.time_shift)  # [steps * substeps + 1]
+        self.ends = step_ends(self.times, grid.churn, grid.churn_below)  # [steps]
         self.guidance = RolloutConfig(
             grid.steps * student.substeps,
             student.solver,
@@ -110,7 +124,8 @@ class StudentModule(FlowModule):
             guidance_from=student.guidance_from,
         )
         self._teacher = (teacher.requires_grad_(False).eval(),)  # in a tuple: neither saved nor sharded
-        self.val_ratios = Ratios([*self._names, "student", *YARDSTICKS])
+        self.solutions = ["student", *YARDSTICKS[: 1 if grid.churn else 2]]
+        self.val_ratios = Ratios([*self._names, *self.solutions])
 
     @property
     def teacher(self) -> FMvT:
@@ -145,7 +160,8 @@ class StudentModule(FlowModule):
         own = random.uniform() < self.config.student.on_policy  # [B]
         chance = replace(chance, t=self.times.to(self.device)[step])
         conditions = self.conditions(batch, chance)
-        exercise = self.exercise(self.starts(batch, chance, conditions, step, own), conditions, step)
+        z = self.starts(batch, chance, conditions, step, own, random)
+        exercise = self.exercise(z, conditions, step)
         losses = []  # [B] for each stage
         for z, t, target in zip(exercise.z, exercise.t, exercise.target, strict=True):
             prediction = self.network(z, t, conditions)
@@ -158,7 +174,13 @@ class StudentModule(FlowModule):
 
     @torch.no_grad()
     def starts(
-        self, batch: BlockBatch, chance: FlowDraw, conditions: Conditions, step: Tensor, own: Tensor
+        self,
+        batch: BlockBatch,
+        chance: FlowDraw,
+        conditions: Conditions,
+        step: Tensor,
+        own: Tensor,
+        random: SampleRandom,
     ) -> Tensor:
         """Where the samples' steps begin, ``[B, C, T, h, w]``.
 
@@ -168,6 +190,7 @@ class StudentModule(FlowModule):
             conditions: What the network is told.
             step: ``[B]``, from 0 at the noise.
             own: ``[B]`` bool, samples that start where the averaged network's steps lead.
+            random: Of the noise of churn.
         """
         noised = self.path.sample(batch.target, chance.noise, chance.t).z_t
         z = torch.where(own[:, None, None, None, None], chance.noise, noised)
@@ -177,8 +200,24 @@ class StudentModule(FlowModule):
             rows = (own & (step > index)).nonzero().squeeze(1)
             if len(rows):
                 field = student_field(self.trained, encoded.select(rows))
-                z[rows] = integrate(field, z[rows], self.times[index : index + 2], self.solver)
-        return z
+                z[rows] = integrate(field, z[rows], self.span(index), self.solver)
+            if self.churn:
+                noise = random.normal(*z.shape[1:])
+                z[rows] = self.brought_back(z[rows], index, noise[rows])
+        return with_known(z, batch.target, chance.known)
+
+    @property
+    def churn(self) -> float:
+        """Share of the way to t = 0 that steps go further, as in ``config.rollout``."""
+        return self.config.rollout.churn
+
+    def span(self, index: int) -> Tensor:
+        """Beginning and end of a step, as times ``[2]``."""
+        return torch.stack([self.times[index], self.ends[index]])
+
+    def brought_back(self, z: Tensor, index: int, noise: Tensor) -> Tensor:
+        """The state at a step's end, with noise at the next one's beginning."""
+        return renoise(z, self.ends[index].to(z), self.times[index + 1].to(z), noise)
 
     @torch.no_grad()
     def exercise(self, z: Tensor, conditions: Conditions, step: Tensor) -> Exercise:
@@ -215,9 +254,10 @@ class StudentModule(FlowModule):
 
     def lesson(self, teacher: Velocity, z: Tensor, index: int) -> Lesson:
         """The teacher's steps over one of the student's."""
-        substeps = self.config.student.substeps
-        times = self.fine[index * substeps : (index + 1) * substeps + 1]
-        return lesson(teacher, z, times, self.config.student.solver)
+        student, shift = self.config.student, self.config.rollout.time_shift
+        begin, end = shift_times(self.span(index).double(), 1 / shift).tolist()
+        times = shift_times(torch.linspace(begin, end, student.substeps + 1, dtype=torch.float64), shift)
+        return lesson(teacher, z, times.float(), student.solver)
 
     def teacher_field(self, encoded: Conditions) -> Velocity:
         """The teacher's guided velocity; known slices stay."""
@@ -238,18 +278,21 @@ class StudentModule(FlowModule):
     def validation_step(self, batch: BlockBatch, batch_idx: int) -> None:
         """Errors of the averaged network from noise fixed per sample, by evaluation and of whole solutions.
 
-        The evaluations' steps begin on the teacher's fine solution. The student's solution and two of the
-        teacher's with as many steps as the student has evaluations, half as many midpoint steps, are held
-        against its end.
+        The evaluations' steps begin on the teacher's fine solution. The student's solution is held against
+        its end, and so are the teacher's with as many Euler steps as the student has evaluations and, where
+        no churn adds other noise to them, with half as many midpoint steps.
         """
         random = SampleRandom(self.seed, "validation", block_keys(batch), self.device)
         chance = fixed_draw(batch, random)
         conditions = self.conditions(batch, chance)
         teacher = self.teacher_field(encoded_for(self.teacher, conditions))
         student = student_field(self.trained, encoded_for(self.trained, conditions))
-        z, names = chance.noise, iter(self._names)
+        z, names, grid, churn = chance.noise, iter(self._names), self.config.rollout, None
+        if self.churn:
+            noise = torch.stack([random.normal(*z.shape[1:]) for _ in range(self.steps - 1)])
+            churn = Churn(grid.churn, noise, grid.churn_below)
         for index in range(self.steps):
-            taught, times = self.lesson(teacher, z, index), self.times[index : index + 2].to(z)
+            taught, times = self.lesson(teacher, z, index), self.span(index).to(z)
             bend = (taught.first - taught.velocity).square()
             first = student(z, times[0])
             if self.stages == 2:
@@ -258,13 +301,14 @@ class StudentModule(FlowModule):
                 first = student(z + (half[1] - half[0]) * first, half[1])
             self.val_ratios.update(next(names), (first - taught.velocity).square(), bend)
             z = z + (times[1] - times[0]) * taught.velocity
-        shift, count = self.config.rollout.time_shift, self.steps * self.stages
-        for name, field, steps, solver in (
-            ("student", student, self.steps, self.solver),
-            ("teacher_euler", teacher, count, "euler"),
-            ("teacher_midpoint", teacher, max(count // 2, 1), "midpoint"),
-        ):
-            end = integrate(field, chance.noise, time_grid(steps, shift), solver)
+            if churn is not None and index + 1 < self.steps:
+                z = self.brought_back(z, index, churn.noise[index])
+        count = self.steps * self.stages
+        solutions = {"student": (student, self.steps, self.solver), "teacher_euler": (teacher, count, "euler")}
+        if churn is None:
+            solutions["teacher_midpoint"] = (teacher, max(count // 2, 1), "midpoint")
+        for name, (field, steps, solver) in solutions.items():
+            end = solve(field, chance.noise, steps, solver, shift=grid.time_shift, churn=churn)
             self.val_ratios.update(name, (end - z).square(), z.square())
 
     def on_validation_epoch_end(self) -> None:
@@ -275,7 +319,7 @@ class StudentModule(FlowModule):
         self.log("val/loss", torch.stack(losses).mean(), prog_bar=True, rank_zero_only=True)
         for name, loss in zip(self._names, losses, strict=True):
             self.log(f"val/{name}", loss, rank_zero_only=True)
-        for name in ("student", *YARDSTICKS):
+        for name in self.solutions:
             self.log(f"val/distance_{name}", ratios[name].sqrt(), rank_zero_only=True)
 
 

@@ -99,7 +99,7 @@ def test_one_substep_without_guidance_teaches_the_teachers_velocity(batch: Block
     chance, step = drawn(module, batch)
     conditions = module.conditions(batch, chance)
     assert chance.known is not None and chance.known.any() and not chance.known.all()
-    z = module.starts(batch, chance, conditions, step, NONE)
+    z = module.starts(batch, chance, conditions, step, NONE, module.random(batch.case_id))
     exercise = module.exercise(z, conditions, step)
     with torch.no_grad():
         own = module.teacher(z, chance.t, conditions)
@@ -121,7 +121,7 @@ def test_guidance_and_substeps_are_in_the_target(batch: BlockBatch) -> None:
     module = student_module(substeps=2, text_guidance=4.0, guidance_from=0.9)
     chance, step = drawn(module, batch)
     conditions = module.conditions(batch, chance)
-    z = module.starts(batch, chance, conditions, step, NONE)
+    z = module.starts(batch, chance, conditions, step, NONE, module.random(batch.case_id))
     exercise = module.exercise(z, conditions, step)
     times = time_grid(6, SHIFT)
     for row, index in enumerate(step.tolist()):
@@ -144,7 +144,7 @@ def test_a_midpoint_students_second_evaluation_starts_from_its_own_half_step(bat
         parameter.mul_(0.9)
     chance, step = drawn(module, batch)
     conditions = module.conditions(batch, chance)
-    z = module.starts(batch, chance, conditions, step, NONE)
+    z = module.starts(batch, chance, conditions, step, NONE, module.random(batch.case_id))
     exercise = module.exercise(z, conditions, step)
     whole = student_module(replace(rollout, solver="euler"), substeps=3, text_guidance=4.0, guidance_from=0.9)
     assert torch.equal(exercise.target[1], whole.exercise(z, conditions, step).target[0])
@@ -169,7 +169,7 @@ def test_a_share_starts_where_the_students_own_steps_lead(batch: BlockBatch) -> 
     with torch.no_grad():  # the averaged network walks, not the one in training
         for parameter in module.network.parameters():
             parameter.zero_()
-    z = module.starts(batch, chance, conditions, step, own)
+    z = module.starts(batch, chance, conditions, step, own, module.random(batch.case_id))
     known = chance.known
     assert known is not None
     known = known[:, None, :, None, None]
