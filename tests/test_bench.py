@@ -3,12 +3,15 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
 from ctflow.bench import main
 from ctflow.bench.measure import Row, compare, quartiles
+from ctflow.checkpoint import load_system, save_system
+from ctflow.config.generation import RolloutConfig
 from ctflow.errors import ConfigError
 from ctflow.processes import matrix_peak
 
@@ -41,6 +44,18 @@ def test_every_row_has_a_reference_and_outputs_that_agree(tmp_path, tiny_checkpo
     assert "MiB read a block" in found["32 blocks of 16 × 16 × 4² from shards", "-"]["note"]
     table = output.with_suffix(".md").read_text(encoding="utf-8").splitlines()
     assert len(table) == 4 + 18 and "matrix products fp32" in table[0]
+
+
+def test_a_student_is_timed_as_it_samples(tmp_path, tiny_checkpoint):
+    system = load_system(tiny_checkpoint)
+    grid = RolloutConfig(steps=3, time_shift=2.0, churn=0.5)
+    student = save_system(tmp_path / "student", replace(system, config=replace(system.config, rollout=grid)))
+    output = tmp_path / "bench.json"
+    asked = [f"checkpoint={tiny_checkpoint}", f"student={student}", f"output={output}"]
+    assert main([*SMALL, "rows=[steps]", *asked]) == 0
+    (row,) = json.loads(output.read_text(encoding="utf-8"))["rows"]
+    assert row["stage"] == "sampling a block, 3 evaluations" and "student" in row["note"]
+    assert row["difference"] > 0.01
 
 
 @pytest.mark.slow

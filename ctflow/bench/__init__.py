@@ -54,10 +54,13 @@ def _group(name: str, config: BenchConfig, device: torch.device, peaks: dict[str
     def model() -> CTFlow:
         return CTFlow.from_pretrained(config.checkpoint or None)
 
+    def student() -> CTFlow | None:
+        return CTFlow.from_pretrained(config.student) if config.student else None
+
     groups: dict[str, Callable[[], Iterable[Any]]] = {
         "fmvt": lambda: fmvt_rows(config, device, peaks),
         "avae": lambda: avae_rows(config, device, peaks, model().avae),
-        "steps": lambda: [steps_row(config, device, model().fmvt)],
+        "steps": lambda: [steps_row(config, device, model(), student())],
         "stream": lambda: [stream_row(config)],
         "frechet": lambda: [frechet_row(config)],
         "ingest": lambda: [ingest_row(config)],

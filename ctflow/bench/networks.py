@@ -13,10 +13,13 @@ from torch import Tensor
 from ctflow.bench.measure import Row, compare, counted_gflop
 from ctflow.bench.plain import transformer
 from ctflow.config.bench import BenchConfig
+from ctflow.config.generation import RolloutConfig
 from ctflow.config.models import FMvTConfig
-from ctflow.flow import solve
+from ctflow.flow import Churn, solve
+from ctflow.generation import evaluations
 from ctflow.models import AVAE, Conditions, FMvT
 from ctflow.models.fmvt_published import fmvt_config_to_published, fmvt_state_to_published, published_preset
+from ctflow.pipeline import CTFlow
 from ctflow.training.cost import training_gib
 
 MEMORY_BATCHES = (1, 8, 32, 64)
@@ -120,28 +123,41 @@ def _in_parts(call: Callable[[Tensor], Tensor], data: Tensor, size: int, precisi
         return torch.cat([call(part) for part in data.split(size)]).float()
 
 
-def steps_row(config: BenchConfig, device: torch.device, model: FMvT) -> Row:
-    """Few evaluations against the published 200-step Euler, from one noise: and what they cost."""
-    model = model.to(device).eval()
-    shape = (1, model.config.latent_channels, *model.config.input_size)
+def steps_row(config: BenchConfig, device: torch.device, model: CTFlow, student: CTFlow | None) -> Row:
+    """A block in few evaluations against the published 200-step Euler of the checkpoint, from one noise.
+
+    Args:
+        config: The measurement.
+        device: Where it runs.
+        model: The checkpoint.
+        student: Sampled as it recommends; None: ``few_steps`` Euler steps of the checkpoint.
+    """
+    teacher = model.fmvt.to(device).eval()
+    few = RolloutConfig(config.few_steps) if student is None else student.system.config.rollout
+    network = teacher if student is None else student.fmvt.to(device).eval()
+    shape = (1, teacher.config.latent_channels, *teacher.config.input_size)
     generator = torch.Generator().manual_seed(0)
     noise, previous = (torch.randn(shape, generator=generator).to(device) for _ in range(2))
-    text = torch.randn(1, model.config.text_tokens, model.config.text_dim, generator=generator).to(device)
-    conditions = Conditions(text, previous)
+    more = torch.randn(max(few.steps - 1, 1), *shape, generator=generator).to(device)
+    text = torch.randn(1, teacher.config.text_tokens, teacher.config.text_dim, generator=generator)
+    conditions = Conditions(text.to(device), previous)
 
     @torch.no_grad()
-    def sample(steps: int, solver: str) -> Tensor:
-        return solve(lambda z, t: model(z, t, conditions), noise, steps, solver)
+    def sample(own: FMvT, grid: RolloutConfig) -> Tensor:
+        churn = Churn(grid.churn, more, grid.churn_below) if grid.churn else None
+        return solve(
+            lambda z, t: own(z, t, conditions), noise, grid.steps, grid.solver, None, grid.time_shift, churn
+        )
 
+    what = "the student's own sampling" if student else "undistilled network"
     row = Row(
-        f"sampling a block, {config.few_steps} evaluations",
+        f"sampling a block, {evaluations(replace(few, text_guidance=1.0))} evaluations",
         "fp32",
         reference=f"{config.many_steps} Euler steps",
-        note="outputs differ by the solver's error: this is the undistilled network",
+        note=f"{what}: outputs differ by the error of the few steps, and by the noise of churn",
     )
-    return compare(
-        row, lambda: sample(config.few_steps, "euler"), lambda: sample(config.many_steps, "euler"), 1, device
-    )
+    many = RolloutConfig(config.many_steps)
+    return compare(row, lambda: sample(network, few), lambda: sample(teacher, many), 1, device)
 
 
 def memory_rows(config: BenchConfig) -> Iterator[Row]:

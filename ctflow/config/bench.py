@@ -22,7 +22,9 @@ class BenchConfig:
         peak_side: Side of the square matrices that the peak is measured with.
         checkpoint: As for ``ctflow generate``; its A-VAE and FMvT are timed.
         image_size: Rows and columns of the slices that its A-VAE is timed on.
-        few_steps: Evaluations of a block that are compared.
+        student: Checkpoint folder of a student; a block in its own sampling is then compared with the
+            checkpoint's; empty: ``few_steps`` of the checkpoint itself.
+        few_steps: Euler steps of a block that are compared where there is no student.
         many_steps: Euler steps of the reference, as published.
         latent_side: Rows and columns of the latents in the shards that are streamed.
         volume_slices: Slices of a volume in them.
@@ -43,6 +45,7 @@ class BenchConfig:
     peak_side: int = 2048
     checkpoint: str = ""
     image_size: int = 128
+    student: str = ""
     few_steps: int = 4
     many_steps: int = 200
     latent_side: int = 32

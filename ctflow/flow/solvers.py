@@ -73,7 +73,7 @@ def step_ends(times: Tensor, churn: float = 0.0, below: float = 1.0) -> Tensor:
 
 
 def renoise(z: Tensor, t: Tensor, back: Tensor, noise: Tensor) -> Tensor:
-    """A state at time ``t``, brought back to the later time ``back`` of the path with standard normal noise."""
+    """A state at time ``t``, brought back to the path's earlier point ``back`` by standard normal noise."""
     kept = (1 - back) / (1 - t)
     return kept * z + (back**2 - (kept * t) ** 2).clamp_min(0).sqrt() * noise
 

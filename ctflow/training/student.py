@@ -304,7 +304,8 @@ class StudentModule(FlowModule):
             if churn is not None and index + 1 < self.steps:
                 z = self.brought_back(z, index, churn.noise[index])
         count = self.steps * self.stages
-        solutions = {"student": (student, self.steps, self.solver), "teacher_euler": (teacher, count, "euler")}
+        solutions = {"student": (student, self.steps, self.solver)}
+        solutions["teacher_euler"] = (teacher, count, "euler")
         if churn is None:
             solutions["teacher_midpoint"] = (teacher, max(count // 2, 1), "midpoint")
         for name, (field, steps, solver) in solutions.items():

@@ -21,14 +21,22 @@ from ctflow.evaluation.compare import readings
 from ctflow.evaluation.features import CaseFeatures, FeatureExtractor
 from ctflow.evaluation.report.write import AnalysisResult
 from ctflow.evaluation.results import MODEL, Row
-from ctflow.evaluation.rows import Compared, slice_rows
+from ctflow.evaluation.rows import Compared, clip_rows, slice_rows
 from ctflow.evaluation.settings import SETTINGS, ScoredVolume, Setting
 from ctflow.evaluation.system import EvalSystem, extractor_of, generate_batch
 from ctflow.metrics import bias
 from ctflow.metrics.statistics import PerCaseMean
 from ctflow.processes import Ranks
 
-__all__ = ["AnalysisResult", "Context", "line_plot", "mean_row", "monitor_values", "slice_distance"]
+__all__ = [
+    "AnalysisResult",
+    "Context",
+    "clip_distance",
+    "line_plot",
+    "mean_row",
+    "monitor_values",
+    "slice_distance",
+]
 
 
 @dataclass(frozen=True)
@@ -116,6 +124,22 @@ def slice_distance(
         f"{frechet.metric} at infinite N": frechet.extrapolated_text(),
         kernel.metric: kernel.text(),
     }
+
+
+def clip_distance(
+    setting: Setting,
+    fake: Sequence[CaseFeatures],
+    real: Sequence[CaseFeatures],
+    extractor: FeatureExtractor,
+    seed: int,
+) -> dict[str, Any]:
+    """The clip distance of the best backbone at hand, as columns of a record; empty without clips."""
+    plan = extractor.plan
+    if not plan.clip_lengths:
+        return {}
+    compared = Compared(setting, MODEL, fake, real, plan, seed, "matched")
+    (row,) = clip_rows(compared, extractor.backbones.clips[-1], plan.clip_lengths[0], plan.resolutions[0])
+    return {row.metric: row.text(), f"{row.metric} at infinite N": row.extrapolated_text()}
 
 
 def mean_row(metric: str, values: Sequence[float] | torch.Tensor, seed: int, reason: str = "") -> Row:

@@ -20,6 +20,7 @@ from ctflow.errors import EvaluationError
 from ctflow.evaluation.analyses.base import (
     AnalysisResult,
     Context,
+    clip_distance,
     line_plot,
     mean_row,
     monitor_values,
@@ -27,6 +28,7 @@ from ctflow.evaluation.analyses.base import (
 )
 from ctflow.evaluation.cases import RealCase, choose_cases
 from ctflow.evaluation.features import CaseFeatures, FeatureExtractor, Key
+from ctflow.evaluation.results import ALL, MODEL, findings_table
 from ctflow.evaluation.settings import SETTINGS
 from ctflow.evaluation.system import EvalSystem, usable_in
 from ctflow.generation import evaluations
@@ -262,11 +264,11 @@ def _curve_plot(distances: Mapping[str, Tensor], seed: int) -> Figure:
     return figure
 
 
-CHECKPOINT, STUDENT = "checkpoint", "student"
+CHECKPOINT, RECOMMENDED, STUDENT = "checkpoint", "checkpoint, as recommended", "student"
 
 
 def steps(context: Context) -> AnalysisResult:
-    """Distance, seam ratio and time for every solver and number of steps of ``config.analysis``; a student's.
+    """Distances, findings, seam ratio, time: the checkpoint's own sampling, other solvers, a student.
 
     Raises:
         EvaluationError: The student's slices have another size.
@@ -275,17 +277,20 @@ def steps(context: Context) -> AnalysisResult:
     reader, extractor = context.reader(), context.extractor()
     sets = choose_cases(reader.cases(), config.cases, floors=False, choice=config.evaluated)
     records: list[dict[str, Any]] = []
+    findings = any(case.truth_path for case in sets.evaluated)
     rows = [
         (CHECKPOINT, context, replace(config.sampling, solver=solver, steps=number))
         for solver in config.analysis.solvers
         for number in config.analysis.steps
     ]
+    rows.insert(0, (RECOMMENDED, context, config.sampling))
     if config.analysis.student:
         rows.append((STUDENT, _student_of(context), _own_sampling(config.sampling)))
     with context.progress(len(sets.evaluated) * (1 + len(rows))) as bar:
         real = context.collector(reader, extractor, bar=bar).real(sets.evaluated)
         for network, own, sampling in rows:
-            collector = own.collector(reader, extractor, replace(config, sampling=sampling), bar=bar)
+            asked = replace(config, sampling=sampling)
+            collector = own.collector(reader, extractor, asked, findings, bar)
             fake, rollout = collector.generated(setting, sets.evaluated), collector.rollout
             records.append(
                 {
@@ -293,17 +298,28 @@ def steps(context: Context) -> AnalysisResult:
                     "solver": rollout.solver,
                     "steps": rollout.steps,
                     "evaluations per block": evaluations(rollout) or "adaptive",
+                    "churn": rollout.churn,
                     **slice_distance(setting, fake, real, extractor, config.seed),
+                    **clip_distance(setting, fake, real, extractor, config.seed),
+                    **obeyed(sets.evaluated, fake),
                     "seam ratio": monitor_values(setting, fake, real, real, extractor)["seam_ratio"],
                     "seconds per volume": sum(f.seconds for f in fake) / max(len(fake), 1),
                 }
             )
     text = (
-        f"full-body on {len(sets.evaluated)} cases, equal noise for every row. Evaluations of the network "
-        "without text count too."
+        f"full-body on {len(sets.evaluated)} cases, equal noise for every row; the first row samples as the "
+        "checkpoint recommends. Evaluations of the network without text count too. Findings: over all kinds, "
+        "read from phantoms' volumes."
     )
     figures = {"cost": (_steps_plot(records), "Distance by cost")}
     return AnalysisResult("Quality against solver and steps", text, records, figures)
+
+
+def obeyed(cases: Sequence[RealCase], fake: Sequence[CaseFeatures]) -> dict[str, Any]:
+    """Over all findings, of cases whose truth is known: recall, false positives, right side; else nothing."""
+    table = findings_table(MODEL, cases, fake, "full-body")
+    names = ("recall", "false positives", "right side")
+    return {name: line[name] for line in table if line["finding"] == ALL for name in names}
 
 
 def _student_of(context: Context) -> Context:
@@ -337,12 +353,13 @@ def _steps_plot(records: list[dict[str, Any]]) -> Figure:
         points = [(r["evaluations per block"], r[metric].split(" ")[0]) for r in rows]
         known = [(x, float(y)) for x, y in points if y != "n/a"]
         if known:
-            lines[STUDENT if network == STUDENT else solver] = ([x for x, _ in known], [y for _, y in known])
+            name = solver if network == CHECKPOINT else network
+            lines[name] = ([x for x, _ in known], [y for _, y in known])
     figure = line_plot(lines, "network evaluations per block", metric)
     axes = figure.axes[0]
     axes.set_xscale("log")
     for line in axes.lines:
-        if line.get_label() == STUDENT:
-            line.set(marker="*", color="black")
+        if line.get_label() in (STUDENT, RECOMMENDED):
+            line.set(marker="*" if line.get_label() == STUDENT else "D", color="black")
     axes.legend(fontsize=8)
     return figure

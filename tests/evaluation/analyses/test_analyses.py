@@ -26,6 +26,7 @@ from ctflow.errors import CTFlowError
 from ctflow.evaluation.analyses import ANALYSES, Context, run_analysis
 from ctflow.evaluation.analyses.pairs import COLUMNS, ReportPair, read_pairs, shows
 from ctflow.evaluation.analyses.reading import ReadingItem, named_findings, reading_page, systematic
+from ctflow.evaluation.analyses.rollouts import obeyed
 from ctflow.evaluation.analyses.sets import nearest_distances
 from ctflow.evaluation.analyses.yardsticks import spread
 from ctflow.evaluation.cases import HalvedReader, RealCase, halved
@@ -131,11 +132,14 @@ def test_slices_are_spread_over_all_volumes():
 def test_steps_compare_solvers_on_equal_cases(context):
     small = replace(context, config=replace(context.config, cases=2))
     result = ANALYSES["steps"](with_analysis(small, solvers=["euler", "midpoint"], steps=[2]))
-    assert [(r["solver"], r["evaluations per block"]) for r in result.records] == [
-        ("euler", 2),
-        ("midpoint", 4),
+    assert [(r["network"], r["solver"], r["evaluations per block"]) for r in result.records] == [
+        ("checkpoint, as recommended", "euler", 1),
+        ("checkpoint", "euler", 2),
+        ("checkpoint", "midpoint", 4),
     ]
-    assert len({r["fid_rand2d"] for r in result.records}) == 2
+    assert len({r["fid_rand2d"] for r in result.records}) == 3
+    assert "fvd_rand3d_f16 at infinite N" in result.records[0]
+    assert "recall" not in result.records[0]  # these cases are no phantoms
 
 
 def test_a_student_stands_beside_its_checkpoint(context, tiny_checkpoint, tmp_path):
@@ -149,11 +153,12 @@ def test_a_student_stands_beside_its_checkpoint(context, tiny_checkpoint, tmp_pa
     )
     result = ANALYSES["steps"](with_analysis(small, solvers=["euler"], steps=[3], student=str(student)))
     assert [(r["network"], r["steps"], r["evaluations per block"]) for r in result.records] == [
+        ("checkpoint, as recommended", 1, 2),
         ("checkpoint", 3, 6),
         ("student", 3, 3),
     ]
-    assert result.records[0]["fid_rand2d"] != result.records[1]["fid_rand2d"]  # the student is not guided
-    assert [len(axes.lines) for axes in result.figures["cost"][0].axes] == [2]
+    assert result.records[1]["fid_rand2d"] != result.records[2]["fid_rand2d"]  # the student is not guided
+    assert [len(axes.lines) for axes in result.figures["cost"][0].axes] == [3]
     wider = FMvT(replace(system.fmvt.config, input_size=[16, 8, 8]))
     save_system(student, replace(system, fmvt=wider, config=replace(system.config, image_size=64)))
     with pytest.raises(CTFlowError, match="64 pixels"):
@@ -304,6 +309,9 @@ def test_findings_table_by_hand(tmp_path):
     assert lines["Cardiomegaly"]["recall"] == 0.0 and lines["Emphysema"]["false positives"] == 1.0
     assert lines[ALL]["present"] == 3 and lines[ALL]["recall"] == pytest.approx(2 / 3)
     assert findings_table("model", [replace(case, truth_path=None)], [], "full-body") == []
+    (all_of_them,) = [line for line in card if line["finding"] == ALL]
+    columns = ("recall", "false positives", "right side")
+    assert obeyed([case], [features_of("a", findings=found)]) == {name: all_of_them[name] for name in columns}
 
 
 def test_findings_table_without_its_truth_file_is_an_error(tmp_path):
@@ -370,7 +378,8 @@ def test_sweeps_show_one_progress_bar_with_a_total(context, bars, name):
     asked = with_analysis(context, lengths=[20, 24], seeds=1, reports=2, solvers=["euler"], steps=[1, 2])
     asked = replace(asked, config=replace(asked.config, cases=2))
     ANALYSES[name](asked)
-    assert [(bar.n, bar.total) for bar in bars] == [(6, 6)]
+    volumes = {"length": 4, "steps": 6}[name] + 2
+    assert [(bar.n, bar.total) for bar in bars] == [(volumes, volumes)]
 
 
 def test_reading_pack_there_and_back(context):
