@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
-from ctflow.config.training import AutoencoderTask
+from ctflow.config.tasks import AutoencoderTask
 from ctflow.data import SliceBatch
 from ctflow.models import AVAE, Posterior
 from ctflow.training.base import CountingModule, unique_keys

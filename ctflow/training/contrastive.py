@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import CatMetric, MeanMetric
 
-from ctflow.config.training import ClipTask
+from ctflow.config.tasks import ClipTask
 from ctflow.data import VolumeBatch
 from ctflow.errors import ConfigError
 from ctflow.models import CTCLIP, TextEncoding, VolumeEncoding

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from ctflow.config.training import FlowTask
+from ctflow.config.tasks import FlowTask
 from ctflow.data import BlockBatch
 from ctflow.flow import FlowDraw, draw, flow_matching_loss, pair_difference_loss, training_path
 from ctflow.models import Conditions, FMvT

@@ -11,7 +11,7 @@ from monai.networks.nets import PatchDiscriminator
 from torch import Tensor, nn
 from torchvision.models import vgg16
 
-from ctflow.config.training import AdversaryConfig
+from ctflow.config.tasks import AdversaryConfig
 from ctflow.errors import WeightsError
 
 VGG_TAPS = (3, 8, 15, 22)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ctflow.checkpoint import load_avae
 from ctflow.config.generation import RolloutConfig
-from ctflow.config.training import FlowMonitor
+from ctflow.config.tasks import FlowMonitor
 from ctflow.data import LatentDataModule, LatentShards
 from ctflow.generation import RolloutCase, VolumeGenerator, seeded_noise
 from ctflow.metrics.monitors import VolumeMonitors, alarms

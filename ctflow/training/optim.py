@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from ctflow.config.training import OptimizerConfig
+from ctflow.config.tasks import OptimizerConfig
 from ctflow.processes import bf16_supported
 from ctflow.training.schedule import learning_rate
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from ctflow.config.training import OptimizerConfig
+from ctflow.config.tasks import OptimizerConfig
 
 
 def learning_rate(step: int, config: OptimizerConfig) -> float:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from ctflow.config.generation import RolloutConfig
-from ctflow.config.training import STUDENT_SOLVERS, FlowTask
+from ctflow.config.tasks import STUDENT_SOLVERS, FlowTask
 from ctflow.data import BlockBatch
 from ctflow.flow import (
     Churn,

@@ -27,7 +27,8 @@ from ctflow.checkpoint import (
 )
 from ctflow.config.flow_network import FlowNetworkConfig
 from ctflow.config.system import SystemConfig
-from ctflow.config.training import FlowTask, TrainConfig
+from ctflow.config.tasks import FlowTask
+from ctflow.config.training import TrainConfig
 from ctflow.data import LatentDataModule, LatentShards
 from ctflow.errors import ConfigError
 from ctflow.models import FMvT

@@ -21,7 +21,8 @@ from ctflow.config.helptext import explain_keys
 from ctflow.config.pack import PackConfig
 from ctflow.config.phantom import PhantomConfig
 from ctflow.config.prep import IngestConfig
-from ctflow.config.training import FlowTask, TrainConfig
+from ctflow.config.tasks import FlowTask
+from ctflow.config.training import TrainConfig
 from ctflow.errors import ConfigError, ShardError, Stopped
 from ctflow.training.plain import from_plain, to_plain
 

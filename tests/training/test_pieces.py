@@ -14,7 +14,8 @@ from ctflow.config.encoders import AVAEConfig
 from ctflow.config.evaluation import FeatureFiles
 from ctflow.config.generation import RolloutConfig
 from ctflow.config.models import FMvTConfig
-from ctflow.config.training import AdversaryConfig, AutoencoderTask, FlowMonitor, FlowTask, TrainConfig
+from ctflow.config.tasks import AdversaryConfig, AutoencoderTask, FlowMonitor, FlowTask
+from ctflow.config.training import TrainConfig
 from ctflow.data import SliceBatch
 from ctflow.errors import ConfigError, CTFlowError, WeightsError
 from ctflow.models import AVAE

@@ -15,7 +15,8 @@ from ctflow.checkpoint import load_fmvt, load_system, mix, save_fmvt, save_syste
 from ctflow.config.flow_network import FlowNetworkConfig
 from ctflow.config.generation import RolloutConfig
 from ctflow.config.models import FlowConfig, FMvTConfig
-from ctflow.config.training import FlowTask, StudentConfig, TrainConfig
+from ctflow.config.tasks import FlowTask, StudentConfig
+from ctflow.config.training import TrainConfig
 from ctflow.data import BlockBatch
 from ctflow.errors import ConfigError, CTFlowError
 from ctflow.flow import integrate, time_grid

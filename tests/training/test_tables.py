@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from ctflow.config.training import OptimizerConfig
+from ctflow.config.tasks import OptimizerConfig
 from ctflow.training.ema import averaged_copy, update_average
 from ctflow.training.optim import build_optimizer
 from ctflow.training.schedule import ema_decay, learning_rate
