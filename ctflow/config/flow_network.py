@@ -22,9 +22,14 @@ class FlowNetworkConfig(FMvTConfig):
     text_dim: int | None = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
-        """Check the given values; open ones are replaced for the check by values that fit anything."""
+        """Check the given values; open ones are replaced for the check by values that fit anything.
+
+        Blocks alone may be asked for: the network to start from may have the head that they belong to.
+        """
         given = {f.name: getattr(self, f.name) for f in fields(self)}
         stand_in = {"input_size": list(self.patch_size), "latent_channels": 1, "text_dim": 1}
+        if not self.local_channels:
+            given["local_blocks"] = 0
         FMvTConfig(**given | {k: v for k, v in stand_in.items() if given[k] is None})
 
     @classmethod

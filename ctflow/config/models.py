@@ -60,6 +60,7 @@ class FMvTConfig:
         spacing_input: Distances between slices and pixels are inputs, and the block's place in millimetres.
         local_channels: Width of three 3×3×3 convolutions that correct the output at the latents' own
             resolution, across the edges of patches; 0: none.
+        local_blocks: Residual blocks of two more convolutions among them, each of ``local_channels``.
         activation_checkpointing: Recompute each block in the backward pass instead of storing it.
     """
 
@@ -91,6 +92,7 @@ class FMvTConfig:
     previous_noise_input: bool = True
     spacing_input: bool = True
     local_channels: int = 0
+    local_blocks: int = 0
     activation_checkpointing: bool = False
 
     @property
@@ -117,8 +119,13 @@ class FMvTConfig:
         }  # fmt: skip
         if bad := {name: value for name, value in numbers.items() if value <= 0}:
             raise ValueError(f"these must be positive: {bad}")
-        if self.local_channels < 0:
-            raise ValueError(f"local_channels is 0 or positive, found {self.local_channels}")
+        if self.local_channels < 0 or self.local_blocks < 0:
+            raise ValueError(
+                f"local_channels and local_blocks are 0 or positive, found {self.local_channels} and "
+                f"{self.local_blocks}"
+            )
+        if self.local_blocks and not self.local_channels:
+            raise ValueError(f"local_blocks={self.local_blocks} need local_channels above 0, found 0")
 
 
 @dataclass

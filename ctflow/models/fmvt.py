@@ -75,7 +75,7 @@ class FMvT(nn.Module):
         )
         self.text_at_places = TextAtPlaces(hidden) if config.text_at_places else None
         self.local_head = (
-            LocalHead(config.latent_channels, config.local_channels, hidden)
+            LocalHead(config.latent_channels, config.local_channels, hidden, config.local_blocks)
             if config.local_channels
             else None
         )
@@ -105,7 +105,8 @@ class FMvT(nn.Module):
         if self.text_at_places is not None:
             outputs.append(self.text_at_places.proj)
         if self.local_head is not None:
-            outputs += [self.local_head.modulation, self.local_head.proj]
+            for part in (self.local_head, *self.local_head.blocks):
+                outputs += [part.modulation, part.proj]
         for layer in outputs:
             nn.init.zeros_(layer.weight)
             if isinstance(layer, nn.Conv3d) and layer.bias is not None:

@@ -309,20 +309,23 @@ class LocalHead(nn.Module):
 
     A token writes its patch alone, so that neighbouring patches and slices agree no better than their tokens
     do, and a token narrower than its patch cannot hold all of it. Here each latent sees its neighbours and
-    its own noisy value. The output starts at zero: a trained network can be given this head.
+    its own noisy value. The output starts at zero, and blocks start as the identity: a trained network can be
+    given this head, and a head can be given blocks.
 
     Args:
         channels: Channels of a latent.
         width: Channels between the convolutions.
         hidden_size: Width of the time embedding.
+        blocks: Residual blocks before the last two convolutions.
     """
 
-    def __init__(self, channels: int, width: int, hidden_size: int) -> None:
+    def __init__(self, channels: int, width: int, hidden_size: int, blocks: int = 0) -> None:
         super().__init__()
         self.enter = nn.Conv3d(2 * channels, width, kernel_size=3, padding=1)
         self.modulation = nn.Linear(hidden_size, 2 * width)
         self.middle = nn.Conv3d(width, width, kernel_size=3, padding=1)
         self.proj = nn.Conv3d(width, channels, kernel_size=3, padding=1)
+        self.blocks = nn.ModuleList(LocalBlock(width, hidden_size, 1 + index % 2) for index in range(blocks))
 
     def forward(self, z: Tensor, out: Tensor, time: Tensor) -> Tensor:
         """The correction.
@@ -335,10 +338,38 @@ class LocalHead(nn.Module):
         Returns:
             ``[B, C, T, h, w]``, to be added to ``out``.
         """
-        rows = self.modulation(F.silu(time)).transpose(1, 2)  # [B, 2 width, t or 1]
-        if rows.shape[2] > 1:
-            rows = rows.repeat_interleave(z.shape[2] // rows.shape[2], dim=2)  # [B, 2 width, T]
-        shift, scale = rows[..., None, None].chunk(2, dim=1)  # [B, width, T or 1, 1, 1]
+        time = F.silu(time)
         x = self.enter(torch.cat([z, out.to(z.dtype)], dim=1))  # [B, width, T, h, w]
-        x = F.silu(torch.addcmul(shift, x, 1 + scale))
+        x = F.silu(_modulated_volume(x, self.modulation(time)))
+        for block in self.blocks:
+            x = block(x, time)
         return self.proj(F.silu(self.middle(x)))
+
+
+class LocalBlock(nn.Module):
+    """A residual block of two 3×3×3 convolutions, modulated by the time; it starts as the identity.
+
+    Args:
+        width: Channels.
+        hidden_size: Width of the time embedding.
+        dilation: Of the first convolution.
+    """
+
+    def __init__(self, width: int, hidden_size: int, dilation: int) -> None:
+        super().__init__()
+        self.enter = nn.Conv3d(width, width, kernel_size=3, padding=dilation, dilation=dilation)
+        self.modulation = nn.Linear(hidden_size, 2 * width)
+        self.proj = nn.Conv3d(width, width, kernel_size=3, padding=1)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """``x [B, width, T, h, w]`` and the block's addition; ``time`` as of ``LocalHead``, after SiLU."""
+        return x + self.proj(F.silu(_modulated_volume(self.enter(x), self.modulation(time))))
+
+
+def _modulated_volume(x: Tensor, rows: Tensor) -> Tensor:
+    """``x [B, width, T, h, w]``, scaled and shifted by ``rows [B, t or 1, 2 width]``, t patches of slices."""
+    rows = rows.transpose(1, 2)  # [B, 2 width, t or 1]
+    if rows.shape[2] > 1:
+        rows = rows.repeat_interleave(x.shape[2] // rows.shape[2], dim=2)  # [B, 2 width, T]
+    shift, scale = rows[..., None, None].chunk(2, dim=1)  # [B, width, T or 1, 1, 1]
+    return torch.addcmul(shift, x, 1 + scale)

@@ -82,7 +82,7 @@ class FlowTraining:
         )
         if config.flow.init_from and run.checkpoint is None:
             loaded = _loaded(config.flow.init_from)
-            new = {} if loaded.config.local_channels else _local_head(module.network)
+            new = _grown(module.network, loaded)
             for network in (module.network, module.trained):
                 network.load_state_dict(loaded.state_dict() | new)
         return module
@@ -173,7 +173,7 @@ def _as_loaded(task: FlowTask) -> FlowNetworkConfig:
     """The network of ``init_from``, and what a fine-tuning may add to it.
 
     Raises:
-        ConfigError: Another local head than the loaded one's is asked for.
+        ConfigError: A narrower, wider or shallower local head than the loaded one's is asked for.
     """
     network = _loaded(task.init_from).config
     wanted = task.network.local_channels
@@ -183,19 +183,29 @@ def _as_loaded(task: FlowTask) -> FlowNetworkConfig:
             f"{network.local_channels}, as the network of {task.init_from} has, or none",
             "leave flow.network.local_channels out",
         )
+    blocks = task.network.local_blocks
+    if blocks and blocks < network.local_blocks:
+        raise ConfigError(
+            f"flow.network.local_blocks={blocks}",
+            f"{network.local_blocks}, as the network of {task.init_from} has, or more",
+            "leave flow.network.local_blocks out",
+        )
     network = replace(
         network,
-        # Checkpointing belongs to the training, not to the weights. A new local head starts at zero.
+        # Checkpointing belongs to the training, not to the weights. A new local head starts at zero, and new
+        # blocks of it as the identity.
         activation_checkpointing=task.network.activation_checkpointing,
         local_channels=network.local_channels or wanted,
+        local_blocks=max(network.local_blocks, blocks),
     )
     return FlowNetworkConfig.of(network)
 
 
-def _local_head(network: FMvT) -> dict[str, Tensor]:
-    """State of a new local head, by the names of the whole network."""
-    head = network.local_head
-    return {} if head is None else {f"local_head.{name}": value for name, value in head.state_dict().items()}
+def _grown(network: FMvT, loaded: FMvT) -> dict[str, Tensor]:
+    """State of the local head that the loaded network lacks, by the names of the whole network."""
+    old = loaded.state_dict().keys()
+    state = network.state_dict().items()
+    return {name: value for name, value in state if name.startswith("local_head.") and name not in old}
 
 
 def _fitted(
@@ -204,8 +214,15 @@ def _fitted(
     """The network with what it leaves open taken from the shards.
 
     Raises:
-        ConfigError: What it does say is not what the shards hold, or their latents give no whole patches.
+        ConfigError: What it does say is not what the shards hold, or their latents give no whole patches;
+            local blocks without a local head.
     """
+    if network.local_blocks and not network.local_channels:
+        raise ConfigError(
+            f"flow.network.local_blocks={network.local_blocks} without a local head",
+            "blocks of a head, whose width is flow.network.local_channels",
+            "give flow.network.local_channels, e.g. 48",
+        )
     record = shards.record(0)
     found: dict[str, Any] = {
         "input_size": [BLOCK_LENGTH, *record.mean.shape[2:]],

@@ -51,9 +51,9 @@ def test_a_fresh_model_starts_at_zero(batch):
     assert torch.equal(FMvT(replace(TINY, preconditioned=False))(*ask(batch)), torch.zeros(3, 4, 16, 4, 4))
 
 
-@pytest.mark.parametrize("local_channels", [0, 6])
-def test_every_parameter_gets_a_gradient(batch, local_channels):
-    model = build(replace(TINY, local_channels=local_channels)).train()
+@pytest.mark.parametrize("local", [{}, {"local_channels": 6}, {"local_channels": 6, "local_blocks": 2}])
+def test_every_parameter_gets_a_gradient(batch, local):
+    model = build(replace(TINY, **local)).train()
     some = torch.tensor([True, False, False])
     numbers = {"position": torch.tensor([0.0, 16, math.nan]), "length": torch.tensor([40.0, 50, 60])}
     numbers |= {
@@ -233,6 +233,7 @@ def test_errors_echo_the_shapes(model, batch):
         ({"num_heads": 5}, "hidden_size=32, num_heads=5"),
         ({"depth": 0}, "'depth': 0"),
         ({"local_channels": -1}, "0 or positive, found -1"),
+        ({"local_blocks": 2}, "local_blocks=2 need local_channels"),
         ({"input_size": [16, 4]}, r"3 numbers, found \[16, 4\]"),
     ],
 )
@@ -299,17 +300,32 @@ def test_a_local_head_sees_across_patches_and_starts_at_zero(batch):
 
     # Without attention a token hears nothing of its neighbours: what reaches them goes through the head.
     reached = {}
-    for width in (0, 6):
-        model = build(replace(TINY, depth=1, local_channels=width))
+    for width, blocks in ((0, 0), (6, 0), (6, 1)):
+        model = build(replace(TINY, depth=1, local_channels=width, local_blocks=blocks))
         for name, parameter in model.named_parameters():
             if "attn" in name:
                 parameter.zero_()
         other = x.clone()
         other[:, :, 7, 1, 1] += 1
-        reached[width] = (model(other, t, told) - model(x, t, told)).abs().sum(dim=(0, 1)) > 0  # [16, 4, 4]
+        reached[width + blocks] = (model(other, t, told) - model(x, t, told)).abs().sum(
+            dim=(0, 1)
+        ) > 0  # [16, 4, 4]
     own = torch.zeros(16, 4, 4, dtype=torch.bool)
     own[6:8, :2, :2] = True
     assert torch.equal(reached[0], own)
     near = torch.zeros(16, 4, 4, dtype=torch.bool)
     near[3:11] = True  # three convolutions, each one further than the patch
     assert torch.equal(reached[6], near)
+    near[1:13] = True  # two more
+    assert torch.equal(reached[7], near)
+
+
+@torch.no_grad()
+def test_new_local_blocks_are_the_identity(batch):
+    x, t, told = ask(batch)
+    headed = build(replace(TINY, local_channels=6))
+    grown = FMvT(replace(TINY, local_channels=6, local_blocks=3))
+    grown.load_state_dict(
+        {k: v for k, v in grown.state_dict().items() if ".blocks." in k} | headed.state_dict()
+    )
+    assert torch.equal(headed(x, t, told), grown(x, t, told))

@@ -341,6 +341,18 @@ def test_fine_tuning_starts_from_exported_weights(whole: Path, tiny: TinyData, t
     more = [f"flow.init_from={tmp_path}/flow/headed/export", "name=other", "flow.network.local_channels=4"]
     with pytest.raises(ConfigError, match="local_channels=4"):
         main(tiny.arguments("flow", tmp_path, *more))
+    start = tmp_path / "flow/headed/export"
+    more = [f"flow.init_from={start}", "loop.max_steps=1", "name=grown", "flow.network.local_blocks=2"]
+    main(tiny.arguments("flow", tmp_path, *more))
+    grown = load_fmvt(tmp_path / "flow" / "grown" / "export" / "fmvt")
+    assert grown.config == replace(headed.config, local_blocks=2)
+    for name, value in headed.state_dict().items():
+        assert torch.equal(grown.state_dict()[name], value), name
+    more = [f"flow.init_from={tmp_path}/flow/grown/export", "name=less", "flow.network.local_blocks=1"]
+    with pytest.raises(ConfigError, match="local_blocks=1"):
+        main(tiny.arguments("flow", tmp_path, *more))
+    with pytest.raises(ConfigError, match="without a local head"):
+        main(tiny.arguments("flow", tmp_path, "name=headless", "flow.network.local_blocks=1"))
 
     start = whole / "autoencoder" / "whole" / "export"
     main(
