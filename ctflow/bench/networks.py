@@ -149,12 +149,13 @@ def steps_row(config: BenchConfig, device: torch.device, model: CTFlow, student:
             lambda z, t: own(z, t, conditions), noise, grid.steps, grid.solver, None, grid.time_shift, churn
         )
 
-    what = "the student's own sampling" if student else "undistilled network"
+    what = "the student's own sampling" if student else "the undistilled network"
+    fresh = " and of the fresh noise of churn" if few.churn else ""
     row = Row(
         f"sampling a block, {evaluations(replace(few, text_guidance=1.0))} evaluations",
         "fp32",
         reference=f"{config.many_steps} Euler steps",
-        note=f"{what}: outputs differ by the error of the few steps, and by the noise of churn",
+        note=f"{what}: outputs differ because of the few steps{fresh}",
     )
     many = RolloutConfig(config.many_steps)
     return compare(row, lambda: sample(network, few), lambda: sample(teacher, many), 1, device)

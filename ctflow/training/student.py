@@ -204,7 +204,8 @@ class StudentModule(FlowModule):
             if self.churn:
                 noise = random.normal(*z.shape[1:])
                 z[rows] = self.brought_back(z[rows], index, noise[rows])
-        return with_known(z, batch.target, chance.known)
+                z = with_known(z, batch.target, chance.known)
+        return z
 
     @property
     def churn(self) -> float:

@@ -19,7 +19,7 @@ from ctflow.config.tasks import FlowTask, StudentConfig
 from ctflow.config.training import TrainConfig
 from ctflow.data import BlockBatch
 from ctflow.errors import ConfigError, CTFlowError
-from ctflow.flow import integrate, time_grid
+from ctflow.flow import Churn, KnownRegion, integrate, solve, time_grid
 from ctflow.models import AVAE, Conditions, FMvT
 from ctflow.pack import main as pack
 from ctflow.train import main
@@ -186,6 +186,50 @@ def test_a_share_starts_where_the_students_own_steps_lead(batch: BlockBatch) -> 
     assert not torch.allclose(z[1], noised[1], atol=1e-2)
 
 
+@torch.no_grad()
+def test_with_churn_the_students_own_starts_lie_on_its_sampled_solution(batch: BlockBatch) -> None:
+    grid = RolloutConfig(steps=3, time_shift=SHIFT, churn=0.5, churn_below=0.95)
+    module = student_module(grid, flow=FlowConfig(noise_offset=0.0, known_share=1.0))
+    assert module.ends.tolist() == pytest.approx([3 / 7, 0.3, 0.0])  # for the times 6/7 and 0.6
+    chance, _ = drawn(module, batch)
+    last = torch.full((6,), 2)
+    conditions = module.conditions(batch, replace(chance, t=module.times[last]))
+    assert chance.known is not None and chance.known.any() and not chance.known.all()
+    z = module.starts(batch, chance, conditions, last, ~NONE, module.random(batch.case_id))
+    encoded = encoded_for(module.trained, conditions)
+    end = integrate(student_field(module.trained, encoded), z, module.times[2:])
+
+    again = module.random(batch.case_id)
+    noise = torch.stack([again.normal(*z.shape[1:]) for _ in range(2)])
+    held = KnownRegion(chance.known[:, None, :, None, None], batch.target, clean=True)
+    solved = solve(
+        lambda z, t: module.trained(z, t, encoded), chance.noise, 3, "euler", held, SHIFT,
+        Churn(0.5, noise, 0.95),
+    )  # fmt: skip
+    torch.testing.assert_close(end, solved, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_with_churn_a_step_learns_the_way_to_its_end(batch: BlockBatch) -> None:
+    grid = RolloutConfig(steps=3, time_shift=SHIFT, churn=0.5, churn_below=0.8)
+    module = student_module(grid, substeps=4, solver="midpoint")
+    chance, _ = drawn(module, batch)
+    step = torch.ones(6, dtype=torch.long)
+    conditions = module.conditions(batch, chance)
+    z = module.path.sample(batch.target, chance.noise, module.times[1]).z_t
+    exercise = module.exercise(z, conditions, step)
+    landed = z + (module.ends[1] - module.times[1]) * exercise.target[0]
+    field = module.teacher_field(encoded_for(module.teacher, conditions))
+    even = torch.linspace(2 / 3, 1 / 8, 5)  # shifted by 3: from 6/7 to 0.3
+    expected = integrate(field, z, SHIFT * even / (1 + (SHIFT - 1) * even), "midpoint")
+    torch.testing.assert_close(landed, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_midpoint_student_takes_no_churn() -> None:
+    with pytest.raises(ValueError, match="student with churn takes Euler steps"):
+        student_module(RolloutConfig(steps=2, solver="midpoint", churn=0.5))
+
+
 @pytest.mark.parametrize("solver", ["euler", "midpoint"])
 def test_the_students_loss_falls(batch: BlockBatch, solver: str) -> None:
     rollout = RolloutConfig(steps=2, solver=solver, time_shift=SHIFT)
@@ -321,6 +365,24 @@ def test_stopping_and_going_on_equals_one_run(
     assert states[0].keys() == states[1].keys()
     for name, value in states[0].items():
         assert torch.equal(value, states[1][name]), name
+
+
+def test_a_run_with_churn_names_it_and_compares_equal_noise(
+    tiny: TinyData,
+    runs: Path,
+    tmp_path: Path,
+    curves_of: Callable[[Path], dict[str, list[tuple[int, float]]]],
+) -> None:
+    more = ["flow.rollout.churn=0.5", "flow.rollout.churn_below=0.8", "name=churned"]
+    more += ["loop.max_steps=2", "loop.val_every=2", "flow.optimizer.lr=1e-12", "flow.optimizer.name=adamw"]
+    more += ["flow.student.text_guidance=1.0"]
+    main(arguments(tiny, runs / "flow/teacher/export", tmp_path, *more))
+    grid = load_system(tmp_path / "flow/churned/export").config.rollout
+    assert (grid.churn, grid.churn_below, grid.solver) == (0.5, 0.8, "euler")
+    last = {name: points[-1][1] for name, points in curves_of(tmp_path / "flow/churned").items()}
+    # The student is its teacher: on equal noise both are equally far from the fine solution.
+    assert last["val/distance_student"] == pytest.approx(last["val/distance_teacher_euler"], rel=1e-4)
+    assert "val/distance_teacher_midpoint" not in last
 
 
 def test_validation_is_relative_to_the_teachers_single_steps(
