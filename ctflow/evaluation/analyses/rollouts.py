@@ -358,6 +358,9 @@ def _steps_plot(records: list[dict[str, Any]]) -> Figure:
     figure = line_plot(lines, "network evaluations per block", metric)
     axes = figure.axes[0]
     axes.set_xscale("log")
+    counts = sorted({x for xs, _ in lines.values() for x in xs})
+    axes.set_xticks(counts, [str(count) for count in counts])
+    axes.minorticks_off()
     for line in axes.lines:
         if line.get_label() in (STUDENT, RECOMMENDED):
             line.set(marker="*" if line.get_label() == STUDENT else "D", color="black")
