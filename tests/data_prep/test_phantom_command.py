@@ -223,6 +223,7 @@ def test_an_odd_number_of_volumes_makes_no_pairs():
         (signal.SIGTERM, False, 143, "SIGTERM: stopped"),
     ],
 )
+@pytest.mark.slow
 def test_a_signal_to_one_process_ends_all_in_words(tmp_path, number, to_worker, status, words) -> None:
     command = [sys.executable, "-m", "data_prep.phantom", "--output", str(tmp_path), "--volumes", "400"]
     process = subprocess.Popen(

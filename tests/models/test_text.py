@@ -62,6 +62,7 @@ def test_vocabulary_covers_its_reports(tokenizer):
     assert (tokenizer(["☃ nodule"]).ids == unknown).sum() == 1
 
 
+@pytest.mark.slow
 def test_the_vocabulary_is_the_same_in_every_process():
     """The library's trainer numbers pieces in the order of hash maps that are seeded anew in each process."""
     program = (

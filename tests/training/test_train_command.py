@@ -214,6 +214,7 @@ STOPS = {
 """More settings of a run of two processes, and where the second one gets a signal."""
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_stops_the_validation_of_all(tiny: TinyData, tmp_path: Path) -> None:
     """Their shares of it are unequal; the driver holds every status against 143."""
     more = ["loop.max_steps=7", "loop.checkpoint_every=100", "data.valid_batch_size=1"]
