@@ -122,6 +122,20 @@ def keep_freed_buffers() -> bool:
     return mallopt is not None and all(mallopt(*setting) == 1 for setting in MALLOC_SETTINGS)
 
 
+def return_freed_buffers() -> bool:
+    """Return freed buffers to the kernel, so that the process holds what it uses.
+
+    Returns:
+        Whether the C library could; false where it is not glibc.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+    return trim is not None
+
+
 def log_threads() -> None:
     """Say the number of threads, and warn where other processes keep the cores busy.
 

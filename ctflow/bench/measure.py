@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from ctflow.processes import return_freed_buffers
+
 MIB = 2**20
 
 
@@ -123,6 +125,7 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats()
             self._before = torch.cuda.memory_allocated() / MIB
         else:
+            return_freed_buffers()  # a buffer that an earlier row left would hide this one's
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the high-water mark starts anew
             self._before = _status("VmRSS")
 
