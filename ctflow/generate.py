@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ctflow.generation import SliceUpdate
-    from ctflow.nearest import RetrievedStart
+    from ctflow.nearest import RetrievedStart, StartShards
     from ctflow.pipeline import CTFlow, EmptyVolume, GeneratedVolume, GenerationRequest
 
 log = logging.getLogger("ctflow")
@@ -135,11 +135,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 2 if len(refused) == asked else 1  # as a single report that is refused
 
 
+@dataclass(frozen=True)
+class _Case:
+    """A volume to make.
+
+    Attributes:
+        request: As it was asked for.
+        start: With a retrieved start: the request that continues it, where it is from, and its latents.
+    """
+
+    request: GenerationRequest
+    start: tuple[GenerationRequest, RetrievedStart, Tensor] | None = None
+
+    @property
+    def asked(self) -> GenerationRequest:
+        """What the model is asked for."""
+        return self.start[0] if self.start else self.request
+
+
 def _generate(config: GenerateConfig, rows: list[dict[str, Any]], paths: dict[str, Path]) -> list[str]:
     """Make and write what is not there yet; returns what could not be made and why."""
     # These take seconds: after the arguments.
     from ctflow.nearest import StartShards
-    from ctflow.pipeline import CTFlow, EmptyVolume, GenerationRequest
+    from ctflow.pipeline import CTFlow, GenerationRequest
 
     requests, failed = [], []
     for row in rows:
@@ -151,36 +169,45 @@ def _generate(config: GenerateConfig, rows: list[dict[str, Any]], paths: dict[st
     model = CTFlow.from_pretrained(config.checkpoint or None, config.device)
     starts = StartShards(config.start.removeprefix(START_PREFIX), model) if config.start else None
     log_threads()
-    sampling = asdict(config.sampling.applied_to(model.system.config.rollout))
-    todo = []
-    found: dict[str, tuple[GenerationRequest, RetrievedStart, Tensor]] = {}
+    cases = []
     for request in requests:
         try:
             model.check_report(request, config.max_unknown)
             model.spacing(request)
+            if _is_made(paths[request.case_id], _wanted(config, model, request)):
+                log.info("%s is already there", paths[request.case_id])
+                continue
+            cases.append(_Case(request, starts.nearest(request) if starts else None))
         except CTFlowError as error:
             failed.append(str(error))
-            continue
-        made: dict[str, Any] = {
-            "request": asdict(request),
-            "sampling": sampling,
-            "checkpoint_sha256": model.fingerprint,
-            "written": _written(config),
-            "precision": config.precision,
-            "choice": _choice(config),
-        }
-        if _is_made(paths[request.case_id], made):
-            log.info("%s is already there", paths[request.case_id])
-            continue
-        try:
-            if starts is not None:
-                found[request.case_id] = starts.nearest(request)
-        except CTFlowError as error:
-            failed.append(str(error))
-            continue
-        todo.append(request)
-    given = {case_id: slices for case_id, (_, _, slices) in found.items()}
-    asked = [found[request.case_id][0] if found else request for request in todo]
+    return failed + _make(config, model, cases, paths, starts)
+
+
+def _wanted(config: GenerateConfig, model: CTFlow, request: GenerationRequest) -> dict[str, Any]:
+    """What the JSON beside a volume says if it was made as it is asked for now."""
+    return {
+        "request": asdict(request),
+        "sampling": asdict(config.sampling.applied_to(model.system.config.rollout)),
+        "checkpoint_sha256": model.fingerprint,
+        "written": _written(config),
+        "precision": config.precision,
+        "choice": _choice(config),
+    }
+
+
+def _make(
+    config: GenerateConfig,
+    model: CTFlow,
+    cases: list[_Case],
+    paths: dict[str, Path],
+    starts: StartShards | None,
+) -> list[str]:
+    """Make and write the cases; returns what could not be made and why."""
+    from ctflow.pipeline import EmptyVolume
+
+    failed = []
+    given = {case.request.case_id: case.start[2] for case in cases if case.start}
+    asked = [case.asked for case in cases]
     # Where no length is asked for, the typical one: the model decides.
     lengths = [request.slices or model.typical_slices(request) for request in asked]
     began = time.perf_counter()
@@ -190,18 +217,18 @@ def _generate(config: GenerateConfig, rows: list[dict[str, Any]], paths: dict[st
     ):
         show = partial(_show_progress, bar)
         for done, (index, result) in enumerate(_volumes(model, asked, config, show, given), start=1):
-            request = todo[index]
+            case = cases[index]
             if isinstance(result, EmptyVolume):
                 failed.append(str(result))
                 continue
             if config.candidates == 1 and bar.total is not None:
                 bar.total += len(result.volume.hu) - lengths[index]
-            if len(todo) > 1:
-                bar.set_postfix_str(f"{done} of {len(todo)} volumes", refresh=False)
-            if starts is not None:
-                result = starts.told(result, found[request.case_id][1])
-                result = replace(result, provenance=result.provenance | {"request": asdict(request)})
-            _write(paths[request.case_id], result, (time.perf_counter() - began) / done, config)
+            if len(cases) > 1:
+                bar.set_postfix_str(f"{done} of {len(cases)} volumes", refresh=False)
+            if starts is not None and case.start is not None:
+                result = starts.told(result, case.start[1])
+                result = replace(result, provenance=result.provenance | {"request": asdict(case.request)})
+            _write(paths[case.request.case_id], result, (time.perf_counter() - began) / done, config)
     return failed
 
 
