@@ -48,6 +48,7 @@ def main() -> int:
     chosen = {str(k): v for k, v in variants.items() if re.search(arguments.only, str(k))}
     if not chosen:
         parser.error(f"--only {arguments.only!r} names none of {', '.join(map(str, variants))}")
+    arguments.output.mkdir(parents=True, exist_ok=True)
     failed = [
         f"{name}, seed {seed}"
         for seed in range(arguments.seeds)

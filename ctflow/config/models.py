@@ -55,6 +55,9 @@ class FMvTConfig:
             = 0 (Chen et al. 2024, Diffusion Forcing); otherwise a block has one time.
         preconditioned: The network predicts what a line through z cannot (Karras et al. 2022, section 5, for
             the straight path); otherwise the whole velocity.
+        spectrum: The linear part of ``preconditioned`` knows the data's spectrum, which a training measures
+            (``FlowTask.spectrum_blocks``), and the network reads the linear estimate of the data in place of
+            the noisy block; otherwise it takes the data for white.
         text_at_places: The product of report and place is added to the tokens before the first block.
         previous_noise_input: The level of the noise in the previous block is an input.
         spacing_input: Distances between slices and pixels are inputs, and the block's place in millimetres.
@@ -88,6 +91,7 @@ class FMvTConfig:
     length_input: bool = True
     slice_times: bool = True
     preconditioned: bool = True
+    spectrum: bool = False
     text_at_places: bool = True
     previous_noise_input: bool = True
     spacing_input: bool = True
@@ -126,6 +130,8 @@ class FMvTConfig:
             )
         if self.local_blocks and not self.local_channels:
             raise ValueError(f"local_blocks={self.local_blocks} need local_channels above 0, found 0")
+        if self.spectrum and not self.preconditioned:
+            raise ValueError("spectrum=true is a kind of preconditioning: it needs preconditioned=true")
 
 
 @dataclass

@@ -260,6 +260,7 @@ class FlowTask:
         text: ``tokens`` (masked hidden states) or ``pooled`` (one token, as published).
         init_from: Sharing folder or published weights to fine-tune from (weights only, fresh optimizer).
         student: Distillation of a teacher into few steps without guidance.
+        spectrum_blocks: Training blocks whose spectrum is measured for ``network.spectrum``.
         avae: A-VAE of the latent shards, for decoding and export; empty: searched among runs by fingerprint.
         clip: Text encoder of the latent shards, for the export; empty: searched among runs by fingerprint.
         optimizer: Optimizer and its schedule.
@@ -274,6 +275,7 @@ class FlowTask:
     text: str = "tokens"
     init_from: str = ""
     student: StudentConfig = field(default_factory=StudentConfig)
+    spectrum_blocks: int = 2048
     avae: str = ""
     clip: str = ""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -285,6 +287,8 @@ class FlowTask:
     def __post_init__(self) -> None:
         if self.text not in ("tokens", "pooled"):
             raise ValueError(f"text must be 'tokens' or 'pooled', found {self.text!r}")
+        if self.spectrum_blocks < 1:
+            raise ValueError(f"spectrum_blocks must be at least 1, found {self.spectrum_blocks}")
         grid = self.rollout
         plain = (grid.text_guidance, grid.previous_guidance) == (1, 1)
         if self.student.teacher and not (plain and grid.solver in STUDENT_SOLVERS):

@@ -24,6 +24,7 @@ from ctflow.models.fmvt_layers import (
     spatial_embedding,
     temporal_embedding,
 )
+from ctflow.models.spectrum import LinearEstimate, Spectrum
 
 _SPACING_SCALE = 100.0
 """The logarithm of a spacing is embedded a hundredfold: 1 % of a millimetre is a step of one."""
@@ -79,6 +80,7 @@ class FMvT(nn.Module):
             if config.local_channels
             else None
         )
+        self.spectrum = Spectrum(config.latent_channels, config.input_size) if config.spectrum else None
         self.null_previous = (
             nn.Parameter(torch.zeros(config.latent_channels, 1, 1, 1)) if config.learned_nulls else None
         )
@@ -158,7 +160,8 @@ class FMvT(nn.Module):
             if not config.slice_times:
                 raise ValueError("this model (slice_times=False) knows no clean slices in a noisy block")
             times = times.masked_fill(conditions.known, 0.0)  # [B, T]
-        inputs = self._network_input(z, times, conditions)  # [B, 2C or 2C + 1, T, h, w]
+        estimate = self.spectrum(z, times) if self.spectrum is not None else None
+        inputs = self._network_input(z, times, conditions, estimate)  # [B, 2C or 2C + 1, T, h, w]
         tokens = self.x_embedder(inputs)  # [B, t, s, hidden]
         spatial, temporal = self._embeddings(grid, z.device)
         tokens = tokens + spatial  # [B, t, s, hidden]
@@ -182,7 +185,7 @@ class FMvT(nn.Module):
         out = self._unpatchify(patches, grid)  # [B, C, T, h, w]
         if self.local_head is not None:
             out = out + self.local_head(inputs[:, : config.latent_channels], out, time)  # [B, C, T, h, w]
-        return self._velocity(out, z, times) if config.preconditioned else out
+        return self._velocity(out, z, times, estimate) if config.preconditioned else out
 
     def _times(self, t: Tensor | float, z: Tensor) -> Tensor:
         """Flow times ``[B, T]``, or ``[B, 1]`` where a block has one time."""
@@ -198,9 +201,14 @@ class FMvT(nn.Module):
         moment = moment.expand(batch)[:, None]  # [B, 1]
         return moment.expand(batch, slices) if self.config.slice_times else moment
 
-    def _network_input(self, z: Tensor, times: Tensor, conditions: Conditions) -> Tensor:
-        """Noisy block, previous block and known slices on channels: ``[B, 2C or 2C + 1, T, h, w]``."""
-        parts = [z * _deviation(times).reciprocal() if self.config.preconditioned else z]
+    def _network_input(
+        self, z: Tensor, times: Tensor, conditions: Conditions, estimate: LinearEstimate | None
+    ) -> Tensor:
+        """Noisy block or its estimate, previous block, known slices: ``[B, 2C or 2C + 1, T, h, w]``."""
+        if estimate is not None:
+            parts = [estimate.data.to(z.dtype)]
+        else:
+            parts = [z * _deviation(times).reciprocal() if self.config.preconditioned else z]
         parts.append(self._previous_or_null(z, conditions.previous, conditions.without_previous))
         if self.config.slice_times:
             known = conditions.known
@@ -208,16 +216,16 @@ class FMvT(nn.Module):
             parts.append(flags[:, None, :, None, None].expand(-1, 1, -1, *z.shape[3:]))
         return torch.cat(parts, dim=1)
 
-    def _velocity(self, out: Tensor, z: Tensor, times: Tensor) -> Tensor:
-        """``(2t − 1)/(t² + (1 − t)²) z + F/√(t² + (1 − t)²)``: what a line through z says, and the network's
-        part.
+    def _velocity(self, out: Tensor, z: Tensor, times: Tensor, estimate: LinearEstimate | None) -> Tensor:
+        """``L(z) + F/√(t² + (1 − t)²)``: what a linear function of z says, and the network's part.
 
-        For data and noise of unit variance this is the least-squares line of the velocity in z, so that the
-        network need not carry the noise through its tokens (Karras et al. 2022, section 5, for the straight
-        path).
+        L(z) is the least-squares estimate of the velocity, for data of the measured spectrum, or else for
+        data of unit variance, ``(2t − 1)/(t² + (1 − t)²) z``. So the network need not carry the noise through
+        its tokens (Karras et al. 2022, section 5, for the straight path).
         """
         t, deviation = times[:, None, :, None, None], _deviation(times)
-        return (2 * t - 1) / deviation.square() * z.to(out.dtype) + out / deviation
+        linear = (2 * t - 1) / deviation.square() * z.to(out.dtype) if estimate is None else estimate.velocity
+        return linear + out / deviation
 
     def _text(
         self, conditions: Conditions, batch: int

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import logging
+import math
 import shutil
+from collections.abc import Iterable
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
 from torch import Tensor
+from tqdm import tqdm
 
 from ctflow.checkpoint import (
     AVAE_FOLDER,
@@ -30,6 +34,7 @@ from ctflow.config.system import SystemConfig
 from ctflow.config.tasks import FlowTask
 from ctflow.config.training import TrainConfig
 from ctflow.data import LatentDataModule, LatentShards
+from ctflow.data.batches import BlockBatch
 from ctflow.errors import ConfigError
 from ctflow.models import FMvT
 from ctflow.training.flow import FlowModule
@@ -85,7 +90,27 @@ class FlowTraining:
             new = _grown(module.network, loaded)
             for network in (module.network, module.trained):
                 network.load_state_dict(loaded.state_dict() | new)
+        if (
+            run.checkpoint is None
+            and module.network.spectrum is not None
+            and not _knows_spectrum(config.flow)
+        ):
+            self._measure_spectrum(config, module)
         return module
+
+    def _measure_spectrum(self, config: TrainConfig, module: FlowModule) -> None:
+        """The same on every process: their loaders do not know each other yet."""
+        data = self.data(replace(config, data=replace(config.data, num_workers=0)))
+        data.setup("fit")
+        wanted = math.ceil(config.flow.spectrum_blocks / config.data.batch_size)
+        batches = islice(cast(Iterable[BlockBatch], data.train_dataloader()), wanted)
+        shown = tqdm(
+            batches, "spectrum of the latents", wanted, leave=False, disable=not config.loop.progress
+        )
+        assert module.network.spectrum is not None and module.trained.spectrum is not None
+        count = module.network.spectrum.measure(batch.target for batch in shown)
+        module.trained.spectrum.load_state_dict(module.network.spectrum.state_dict())
+        log.info("spectrum of %d blocks", count)
 
     def callbacks(self, config: TrainConfig, run: Run) -> list[L.Callback]:
         """Rollouts with images and Fréchet distances, where asked for.
@@ -197,15 +222,24 @@ def _as_loaded(task: FlowTask) -> FlowNetworkConfig:
         activation_checkpointing=task.network.activation_checkpointing,
         local_channels=network.local_channels or wanted,
         local_blocks=max(network.local_blocks, blocks),
+        spectrum=network.spectrum or task.network.spectrum,
     )
     return FlowNetworkConfig.of(network)
 
 
 def _grown(network: FMvT, loaded: FMvT) -> dict[str, Tensor]:
-    """State of the local head that the loaded network lacks, by the names of the whole network."""
+    """State of local head and spectrum that the loaded network lacks, by the names of the whole network."""
     old = loaded.state_dict().keys()
-    state = network.state_dict().items()
-    return {name: value for name, value in state if name.startswith("local_head.") and name not in old}
+    parts = ("local_head.", "spectrum.")
+    return {
+        name: value
+        for name, value in network.state_dict().items()
+        if name.startswith(parts) and name not in old
+    }
+
+
+def _knows_spectrum(task: FlowTask) -> bool:
+    return bool(task.init_from) and _loaded(task.init_from).config.spectrum
 
 
 def _fitted(

@@ -12,17 +12,21 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import scipy.fft
 import torch
 
 from ctflow.checkpoint import load_avae, load_fmvt, load_system, load_text_encoder
 from ctflow.config import load_config
 from ctflow.config.training import TrainConfig
 from ctflow.data import LatentDataModule
+from ctflow.data.batches import BlockBatch
 from ctflow.errors import ConfigError
+from ctflow.models.spectrum import Spectrum
 from ctflow.processes import bf16_supported
 from ctflow.train import main
 from ctflow.training.tasks import TASKS
@@ -322,6 +326,38 @@ def test_export_only_rewrites_the_export(whole: Path, tiny: TinyData, tmp_path: 
         load_fmvt(folder / "export" / "fmvt") for folder in (tmp_path / "flow" / "again", last.parent)
     )
     assert torch.equal(ours.x_embedder.proj.weight, right.x_embedder.proj.weight)
+
+
+def test_the_spectrum_is_measured_once_and_stays(
+    whole: Path, tiny: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fine-tuning may add it; whoever starts from weights that have one keeps theirs."""
+    old = whole / "flow" / "whole" / "export"
+    measured = ["flow.network.spectrum=true", "flow.spectrum_blocks=6", "loop.max_steps=2"]
+    main(tiny.arguments("flow", tmp_path, f"flow.init_from={old}", "name=added", *measured))
+    start = tmp_path / "flow" / "added" / "export"
+    before, added = load_fmvt(old / "fmvt"), load_fmvt(start / "fmvt")
+    assert added.config == replace(before.config, spectrum=True)
+    assert added.spectrum is not None and added.spectrum.power.std() > 0.01
+    config = load_config(TrainConfig, tmp_path / "flow" / "added" / "config.yaml")
+    data = LatentDataModule(replace(config.data, view="blocks", seed=config.seed, num_workers=0))
+    data.setup("fit")
+    batches = islice(data.train_dataloader(), 2)  # of four blocks each
+    targets = torch.cat([batch.target for batch in batches if isinstance(batch, BlockBatch)])
+    transformed = torch.from_numpy(scipy.fft.dctn(targets.numpy(), axes=(2, 3, 4), norm="ortho"))
+    torch.testing.assert_close(added.spectrum.power, transformed.square().mean(dim=0), rtol=1e-3, atol=1e-4)
+
+    monkeypatch.setattr(Spectrum, "measure", None)  # nobody measures again
+    main(tiny.arguments("flow", tmp_path, f"flow.init_from={start}", "name=kept", *measured))
+    kept = load_fmvt(tmp_path / "flow" / "kept" / "export" / "fmvt")
+    assert kept.spectrum is not None and torch.equal(kept.spectrum.power, added.spectrum.power)
+    main(
+        tiny.arguments(
+            "flow", tmp_path, f"flow.init_from={start}", "name=kept", *measured, "loop.max_steps=3"
+        )
+    )
+    resumed = load_fmvt(tmp_path / "flow" / "kept" / "export" / "fmvt")
+    assert resumed.spectrum is not None and torch.equal(resumed.spectrum.power, added.spectrum.power)
 
 
 def test_fine_tuning_starts_from_exported_weights(whole: Path, tiny: TinyData, tmp_path: Path) -> None:
