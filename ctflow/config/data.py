@@ -172,3 +172,14 @@ class CheckConfig:
     def __post_init__(self) -> None:
         if self.columns < 1:
             raise ValueError(f"columns must be at least 1, found {self.columns}")
+
+
+@dataclass
+class MergeConfig:
+    """``python -m data_prep.merge NAME=DIR NAME=DIR …``: several encoded data sets in one.
+
+    Attributes:
+        output: New folder of latent shards.
+    """
+
+    output: str = "runs/merged/latents"
