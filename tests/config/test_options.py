@@ -19,7 +19,7 @@ from ctflow.config.app import AppConfig
 from ctflow.config.bench import BenchConfig
 from ctflow.config.challenge import ChallengeConfig
 from ctflow.config.commands import ConvertConfig, GenerateConfig
-from ctflow.config.data import CheckConfig, EncodeConfig
+from ctflow.config.data import CheckConfig, EncodeConfig, MergeConfig
 from ctflow.config.demo import DemoConfig
 from ctflow.config.evaluation import EvalConfig
 from ctflow.config.pack import PackConfig
@@ -29,7 +29,7 @@ from ctflow.config.system import SystemConfig
 from ctflow.config.training import TrainConfig
 
 SCHEMAS = [
-    TrainConfig, ChallengeConfig, ConvertConfig, GenerateConfig, IngestConfig, EncodeConfig, CheckConfig,
+    TrainConfig, ChallengeConfig, ConvertConfig, GenerateConfig, IngestConfig, EncodeConfig, CheckConfig, MergeConfig,
     PhantomConfig, PackConfig, BenchConfig, SystemConfig, DemoConfig, EvalConfig, AccuracyConfig,
     AppConfig,
 ]  # fmt: skip
