@@ -69,8 +69,12 @@ checkpoints: $(INSTALLED) ## Train the embedded checkpoint again (hours on a CPU
 	$(RUN) -m ctflow.train --config configs/embedded/flow_more.yaml runs_dir=$(EMBEDDED) \
 		flow.init_from=$(EMBEDDED)/flow/embedded/export \
 		data.train=$(EMBEDDED)/more/latents/train data.valid=$(EMBEDDED)/more/latents/valid $(ARGS)
-	$(RUN) -m ctflow.pack source=$(EMBEDDED)/flow/more/export mean_with=$(EMBEDDED)/flow/embedded/export output=checkpoints \
+	$(RUN) -m ctflow.pack source=$(EMBEDDED)/flow/more/export mean_with=$(EMBEDDED)/flow/embedded/export output=$(EMBEDDED)/mean \
 		--config configs/embedded/pack.yaml
+	$(RUN) -m data_prep.merge first=$(EMBEDDED)/latents second=$(EMBEDDED)/more/latents --output $(EMBEDDED)/both/latents
+	$(RUN) -m ctflow.train --config configs/embedded/flow_local.yaml runs_dir=$(EMBEDDED) flow.init_from=$(EMBEDDED)/mean \
+		data.train=$(EMBEDDED)/both/latents/train data.valid=$(EMBEDDED)/both/latents/valid $(ARGS)
+	$(RUN) -m ctflow.pack source=$(EMBEDDED)/flow/local/export output=checkpoints --config configs/embedded/pack.yaml
 
 .PHONY: test
 test: $(INSTALLED) ## Run the fast tests

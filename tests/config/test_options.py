@@ -29,9 +29,9 @@ from ctflow.config.system import SystemConfig
 from ctflow.config.training import TrainConfig
 
 SCHEMAS = [
-    TrainConfig, ChallengeConfig, ConvertConfig, GenerateConfig, IngestConfig, EncodeConfig, CheckConfig, MergeConfig,
+    TrainConfig, ChallengeConfig, ConvertConfig, GenerateConfig, IngestConfig, EncodeConfig, CheckConfig,
     PhantomConfig, PackConfig, BenchConfig, SystemConfig, DemoConfig, EvalConfig, AccuracyConfig,
-    AppConfig,
+    AppConfig, MergeConfig,
 ]  # fmt: skip
 
 
