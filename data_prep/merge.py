@@ -45,6 +45,7 @@ class _Job:
 
     @property
     def source(self) -> list[str]:
+        """What the merged shard says about where it is from."""
         return [self.name, self.entry.file, self.entry.sha256]
 
 
