@@ -153,18 +153,11 @@ def test_an_installed_package_generates_from_any_folder(prefix, tmp_path):
     )
     assert all(path.startswith(str(prefix)) for path in told.stdout.split())
     arguments = ["--report", "There is a large right pleural effusion.", "--output", "x.nii.gz"]
-    command = [
-        prefix / "bin" / "ctflow",
-        "generate",
-        *arguments,
-        "--steps",
-        "2",
-        "--slices",
-        "4",
-        "device=cpu",
-    ]
+    command = [prefix / "bin" / "ctflow", "generate", *arguments, "device=cpu"]
     subprocess.run(command, check=True, cwd=tmp_path, env=environment)
     volume = nib.load(tmp_path / "x.nii.gz")
-    assert volume.shape == (128, 128, 4)
+    assert volume.shape[:2] == (128, 128)
+    # A chest of about 30 cm at 4 mm. How many slices exactly, the model decides.
+    assert 50 <= volume.shape[2] <= 100
     record = json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))
     assert record["checkpoint"] == str(prefix / "ctflow" / "shipped" / "checkpoints")

@@ -310,7 +310,7 @@ class LocalHead(nn.Module):
     A token writes its patch alone, so that neighbouring patches and slices agree no better than their tokens
     do, and a token narrower than its patch cannot hold all of it. Here each latent sees its neighbours and
     its own noisy value. The output starts at zero, and blocks start as the identity: a trained network can be
-    given this head, and a head can be given blocks.
+    given this head, and a head can be given blocks or more channels (``widened``).
 
     Args:
         channels: Channels of a latent.
@@ -344,6 +344,42 @@ class LocalHead(nn.Module):
         for block in self.blocks:
             x = block(x, time)
         return self.proj(F.silu(self.middle(x)))
+
+    @torch.no_grad()
+    def widened(self, width: int) -> LocalHead:
+        """A wider head of the same function.
+
+        The old channels hear nothing of the new ones at first; these start as in any new head, and their way
+        to the output starts at zero (Net2Net's widening without its copies: Chen et al. 2016, section 2.2).
+
+        Args:
+            width: Channels between the convolutions, at least this head's.
+
+        Returns:
+            A new head on the same device.
+
+        Raises:
+            ValueError: ``width`` is smaller than this head's.
+        """
+        old = self.enter.out_channels
+        if width < old:
+            raise ValueError(f"a head of {old} channels cannot become one of {width}")
+        wide = LocalHead(
+            self.proj.out_channels, width, self.modulation.in_features, len(self.blocks)
+        ).to(self.enter.weight)  # fmt: skip
+        mine = self.state_dict()
+        for name, new in wide.state_dict().items():
+            value = mine[name]
+            if "modulation" in name:  # shifts, then scales: each half grows by itself
+                new, value = new.unflatten(0, (2, width)), value.unflatten(0, (2, old))
+                new[:, :old] = value
+                continue
+            if new.ndim > 1 and new.shape[1] > value.shape[1]:
+                new[: len(value), value.shape[1] :] = 0
+            new[(slice(len(value)), *[slice(0, n) for n in value.shape[1:]])] = value
+        for block in wide.blocks:  # what a block adds to the new channels
+            block.proj.weight[old:], block.proj.bias[old:] = 0, 0
+        return wide
 
 
 class LocalBlock(nn.Module):

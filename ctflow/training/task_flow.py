@@ -198,14 +198,14 @@ def _as_loaded(task: FlowTask) -> FlowNetworkConfig:
     """The network of ``init_from``, and what a fine-tuning may add to it.
 
     Raises:
-        ConfigError: A narrower, wider or shallower local head than the loaded one's is asked for.
+        ConfigError: A narrower or shallower local head than the loaded one's is asked for.
     """
     network = _loaded(task.init_from).config
     wanted = task.network.local_channels
-    if network.local_channels and wanted not in (0, network.local_channels):
+    if wanted and wanted < network.local_channels:
         raise ConfigError(
             f"flow.network.local_channels={wanted}",
-            f"{network.local_channels}, as the network of {task.init_from} has, or none",
+            f"{network.local_channels}, as the network of {task.init_from} has, or more",
             "leave flow.network.local_channels out",
         )
     blocks = task.network.local_blocks
@@ -217,10 +217,10 @@ def _as_loaded(task: FlowTask) -> FlowNetworkConfig:
         )
     network = replace(
         network,
-        # Checkpointing belongs to the training, not to the weights. A new local head starts at zero, and new
-        # blocks of it as the identity.
+        # Checkpointing belongs to the training, not to the weights. A new local head starts at zero, new
+        # blocks of it as the identity, and new channels unheard.
         activation_checkpointing=task.network.activation_checkpointing,
-        local_channels=network.local_channels or wanted,
+        local_channels=max(network.local_channels, wanted),
         local_blocks=max(network.local_blocks, blocks),
         spectrum=network.spectrum or task.network.spectrum,
     )
@@ -229,12 +229,17 @@ def _as_loaded(task: FlowTask) -> FlowNetworkConfig:
 
 def _grown(network: FMvT, loaded: FMvT) -> dict[str, Tensor]:
     """State of local head and spectrum that the loaded network lacks, by the names of the whole network."""
-    old = loaded.state_dict().keys()
+    old, new = loaded.state_dict(), network.state_dict()
+    if loaded.local_head is not None and network.local_head is not None:
+        width = network.config.local_channels
+        if width > loaded.config.local_channels:
+            wide = loaded.local_head.widened(width).state_dict()
+            new |= {f"local_head.{name}": value for name, value in wide.items()}
     parts = ("local_head.", "spectrum.")
     return {
         name: value
-        for name, value in network.state_dict().items()
-        if name.startswith(parts) and name not in old
+        for name, value in new.items()
+        if name.startswith(parts) and (name not in old or old[name].shape != value.shape)
     }
 
 

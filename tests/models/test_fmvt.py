@@ -320,6 +320,34 @@ def test_a_local_head_sees_across_patches_and_starts_at_zero(batch):
     assert torch.equal(reached[7], near)
 
 
+@pytest.mark.parametrize("blocks", [0, 2])
+def test_new_local_channels_change_nothing_and_learn(batch, blocks):
+    x, t, told = ask(batch)
+    narrow = build(replace(TINY, local_channels=6, local_blocks=blocks)).requires_grad_(True)
+    wide = FMvT(replace(TINY, local_channels=10, local_blocks=blocks))
+    assert narrow.local_head is not None and wide.local_head is not None
+    head = narrow.local_head.widened(10)
+    state = {f"local_head.{name}": value for name, value in head.state_dict().items()}
+    wide.load_state_dict(narrow.state_dict() | state)
+    with torch.no_grad():
+        torch.testing.assert_close(wide(x, t, told), narrow(x, t, told), rtol=1e-5, atol=1e-6)
+    optimizer = torch.optim.SGD(wide.parameters(), lr=1e-2)
+    for _ in range(
+        2
+    ):  # the way to the output opens in the first step, what lies before it learns in the second
+        optimizer.zero_grad()
+        wide(x, t, told).square().mean().backward()
+        optimizer.step()
+    learned = wide.local_head
+    for layer in (learned.enter, learned.middle):
+        assert not torch.equal(
+            layer.weight[6:], head.get_submodule("enter" if layer is learned.enter else "middle").weight[6:]
+        )
+    assert learned.proj.weight[:, 6:].any() and learned.middle.weight[:6, 6:].any()
+    with pytest.raises(ValueError, match="6 channels cannot become one of 4"):
+        narrow.local_head.widened(4)
+
+
 @torch.no_grad()
 def test_new_local_blocks_are_the_identity(batch):
     x, t, told = ask(batch)

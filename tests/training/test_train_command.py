@@ -385,6 +385,12 @@ def test_fine_tuning_starts_from_exported_weights(whole: Path, tiny: TinyData, t
     assert grown.config == replace(headed.config, local_blocks=2)
     for name, value in headed.state_dict().items():
         assert torch.equal(grown.state_dict()[name], value), name
+    more = [f"flow.init_from={start}", "loop.max_steps=1", "name=wide", "flow.network.local_channels=12"]
+    main(tiny.arguments("flow", tmp_path, *more))
+    wide = load_fmvt(tmp_path / "flow" / "wide" / "export" / "fmvt")
+    assert wide.config == replace(headed.config, local_channels=12)
+    assert wide.local_head is not None and wide.local_head.middle.weight[8:, :8].any()
+    assert torch.equal(wide.local_head.middle.weight[:8, :8], headed.local_head.middle.weight)
     more = [f"flow.init_from={tmp_path}/flow/grown/export", "name=less", "flow.network.local_blocks=1"]
     with pytest.raises(ConfigError, match="local_blocks=1"):
         main(tiny.arguments("flow", tmp_path, *more))
