@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -244,10 +245,14 @@ def neighbour_rows(compared: Compared, backbones: Backbones) -> list[Row]:
         return [row.without(reason) for row in rows]
     x, y = torch.cat(fake), torch.cat(real)
     counts: dict[str, Any] = {"samples": len(x), "reference": len(y), "cases": len(x)}
-    return [
-        replace(row, **counts).with_value(bias.jackknife(NeighbourStatistic(metric, x, y), compared.seed))
-        for metric, row in zip(NAMES, rows, strict=True)
+    found = [
+        # Of the four only density may pass 1 (Naeem et al. 2020).
+        bias.jackknife(
+            NeighbourStatistic(metric, x, y), compared.seed, (0, math.inf if metric == "density" else 1)
+        )
+        for metric in NAMES
     ]
+    return [replace(row, **counts).with_value(value) for row, value in zip(rows, found, strict=True)]
 
 
 def _in_spreads(fake: Sequence[Tensor], real: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,10 +44,23 @@ def share_interval(hits: int, number: int) -> Interval:
     return Interval(hits / number, float(found.low), float(found.high))
 
 
-def jackknife(statistic: CaseStatistic, seed: int = 0) -> Interval:
-    """The statistic over all cases and its delete-a-group jackknife interval (none below ``MIN_CASES``)."""
+def jackknife(
+    statistic: CaseStatistic, seed: int = 0, bounds: tuple[float, float] = (-math.inf, math.inf)
+) -> Interval:
+    """The statistic over all cases and its delete-a-group jackknife interval (none below ``MIN_CASES``).
+
+    Args:
+        statistic: A statistic over cases.
+        seed: Of the groups.
+        bounds: What the statistic cannot pass; the interval, symmetric by itself, is cut there.
+    """
     fake, real = list(range(statistic.fake_cases)), list(range(statistic.real_cases))
-    return _jackknifed(lambda f, r: statistic(f, r), fake, real, statistic(fake, real), seed)
+    found = _jackknifed(lambda f, r: statistic(f, r), fake, real, statistic(fake, real), seed)
+    return replace(found, low=_cut(found.low, *bounds), high=_cut(found.high, *bounds))
+
+
+def _cut(value: float, low: float, high: float) -> float:
+    return value if math.isnan(value) else min(max(value, low), high)
 
 
 def extrapolate(statistic: CaseStatistic, width: int, repeats: int = 4, seed: int = 0) -> Interval | None:

@@ -31,3 +31,14 @@ def test_auroc_by_hand():
     statistic.column = None
     assert statistic(range(4), range(4)) == pytest.approx(3 / 4)
     assert math.isnan(bias.jackknife(statistic).low)  # four cases give no interval
+
+
+def test_an_interval_of_auroc_ends_at_one():
+    generator = torch.Generator().manual_seed(0)
+    targets = (torch.arange(40) % 2).float()[:, None]
+    scores = targets + 0.4 * torch.randn(40, 1, generator=generator)
+    statistic = AurocStatistic(scores, targets)
+    statistic.column = 0
+    open_ended, cut = bias.jackknife(statistic), bias.jackknife(statistic, bounds=(0, 1))
+    assert open_ended.high > 1 and cut.high == 1
+    assert (cut.value, cut.low) == (open_ended.value, open_ended.low)

@@ -202,7 +202,8 @@ def utility(context: Context) -> AnalysisResult:
         statistic = AurocStatistic(predict(network, x_test), y_test)
         for column, name in enumerate([*names, MEAN]):
             statistic.column = None if name == MEAN else column
-            row = Row(source, MODEL, "auroc").with_value(bias.jackknife(statistic, config.seed))
+            found = bias.jackknife(statistic, config.seed, bounds=(0, 1))
+            row = Row(source, MODEL, "auroc").with_value(found)
             line = {"trained on": source, "real share": share, "volumes": len(x), "finding": name}
             records.append(line | {"AUROC [95 %]": row.text(), "held out": len(test)})
     text = (
