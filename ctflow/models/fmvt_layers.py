@@ -377,8 +377,8 @@ class LocalHead(nn.Module):
             if new.ndim > 1 and new.shape[1] > value.shape[1]:
                 new[: len(value), value.shape[1] :] = 0
             new[(slice(len(value)), *[slice(0, n) for n in value.shape[1:]])] = value
-        for block in wide.blocks:  # what a block adds to the new channels
-            block.proj.weight[old:], block.proj.bias[old:] = 0, 0
+            if name.startswith("blocks.") and ".proj." in name:
+                new[old:] = 0  # blocks start as the identity for the new channels
         return wide
 
 
