@@ -364,9 +364,8 @@ class LocalHead(nn.Module):
         old = self.enter.out_channels
         if width < old:
             raise ValueError(f"a head of {old} channels cannot become one of {width}")
-        wide = LocalHead(
-            self.proj.out_channels, width, self.modulation.in_features, len(self.blocks)
-        ).to(self.enter.weight)  # fmt: skip
+        channels, hidden_size = self.proj.out_channels, self.modulation.in_features
+        wide = LocalHead(channels, width, hidden_size, len(self.blocks)).to(self.enter.weight)
         mine = self.state_dict()
         for name, new in wide.state_dict().items():
             value = mine[name]

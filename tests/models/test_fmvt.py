@@ -332,17 +332,14 @@ def test_new_local_channels_change_nothing_and_learn(batch, blocks):
     with torch.no_grad():
         torch.testing.assert_close(wide(x, t, told), narrow(x, t, told), rtol=1e-5, atol=1e-6)
     optimizer = torch.optim.SGD(wide.parameters(), lr=1e-2)
-    for _ in range(
-        2
-    ):  # the way to the output opens in the first step, what lies before it learns in the second
+    # The way to the output opens in the first step; the layers before it learn in the second.
+    for _ in range(2):
         optimizer.zero_grad()
         wide(x, t, told).square().mean().backward()
         optimizer.step()
     learned = wide.local_head
-    for layer in (learned.enter, learned.middle):
-        assert not torch.equal(
-            layer.weight[6:], head.get_submodule("enter" if layer is learned.enter else "middle").weight[6:]
-        )
+    for layer, before in ((learned.enter, head.enter), (learned.middle, head.middle)):
+        assert not torch.equal(layer.weight[6:], before.weight[6:])
     assert learned.proj.weight[:, 6:].any() and learned.middle.weight[:6, 6:].any()
     with pytest.raises(ValueError, match="6 channels cannot become one of 4"):
         narrow.local_head.widened(4)
