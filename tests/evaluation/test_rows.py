@@ -47,6 +47,7 @@ def case(name: str, slices: int, seed: int, mean: float = 0.0, logits: bool = Fa
         statistics=torch.from_numpy(rng.normal(size=(slices, 3))),
         checkerboard=torch.tensor([0.1, 0.2, 0.3, 0.4]).double(),
         white=torch.zeros(slices, dtype=torch.bool),
+        sharpest=torch.tensor(1.1).double(),
     )
     return CaseFeatures(
         case_id=name,

@@ -13,10 +13,12 @@ from ctflow.metrics.monitors import (
     EndMonitor,
     MonitorRecord,
     SeamMonitor,
+    SharpestMonitor,
     VolumeMonitors,
     block_boundaries,
     boundary_ratios,
     checkerboard,
+    sharpest_steps,
     slice_statistics,
     theil_sen,
     volume_end,
@@ -99,6 +101,27 @@ def test_patch_seams_are_told_from_block_seams():
     monitor = SeamMonitor()
     monitor.update(hu)
     assert monitor.compute()["seam_ratio_patch"] > 1.3
+
+
+@pytest.mark.parametrize("factor", [1.5, 3.0])
+def test_sharpest_steps_are_the_jumps_between_slices(factor):
+    """Slices one unit apart but for jumps: a jump of f units over neighbours of one unit gives f."""
+    heights = torch.ones(49)
+    heights[12::12] = factor
+    hu = (20.0 * heights.cumsum(0))[:, None, None].expand(-1, 8, 8)
+    # Four of 46 steps jump, and a twelfth of 46 are three.
+    assert sharpest_steps(hu).item() == pytest.approx(factor)
+    monitor = SharpestMonitor()
+    monitor.update(sharpest_steps(hu))
+    monitor.update(sharpest_steps(hu[:3]))  # three neighbouring steps take four slices
+    assert monitor.compute()["sharpest_steps"] == pytest.approx(factor)
+
+
+def test_given_slices_have_no_sharp_steps():
+    hu = torch.arange(20.0)[:, None, None].mul(20).expand(-1, 8, 8).clone()
+    hu[:10] = torch.nan
+    assert sharpest_steps(hu).item() == pytest.approx(1.0)
+    assert sharpest_steps(hu[:11]).isnan()
 
 
 def test_no_boundary_gives_no_number():

@@ -84,6 +84,7 @@ _MEANINGS = (  # the longest fitting beginning counts
     ("clip_phantom_shuffled", Meaning("", f"the embedded pair: {_PAIR}, against the other cases' reports")),
     ("seam_ratio", Meaning("", "step between slices at block boundaries over those beside it; real: 1.0")),
     ("seam_ratio_patch", Meaning("", "the same at every second slice (patches of two); real: 1.0")),
+    ("sharpest_steps", Meaning("↓", "largest twelfth of the steps between slices over those beside it")),
     ("checkerboard_", Meaning("↓", "share of fine structure that repeats with this period in pixels")),
     ("drift_z", Meaning("↓", "distance of slice statistics from real slices there, in standard deviations")),
     ("drift_z_slope", Meaning("↓", "how much drift_z grows per block of 16 slices; no drift: 0")),

@@ -3,7 +3,13 @@
 from ctflow.metrics.monitors.bundle import MonitorRecord, VolumeMonitors
 from ctflow.metrics.monitors.checkerboard import CheckerboardMonitor, checkerboard
 from ctflow.metrics.monitors.drift import DriftMonitor, slice_statistics, theil_sen
-from ctflow.metrics.monitors.seam import SeamMonitor, block_boundaries, boundary_ratios
+from ctflow.metrics.monitors.seam import (
+    SeamMonitor,
+    SharpestMonitor,
+    block_boundaries,
+    boundary_ratios,
+    sharpest_steps,
+)
 from ctflow.metrics.monitors.thresholds import THRESHOLDS, alarms
 from ctflow.metrics.monitors.white import EndMonitor, volume_end, white_slices
 
@@ -14,11 +20,13 @@ __all__ = [
     "EndMonitor",
     "MonitorRecord",
     "SeamMonitor",
+    "SharpestMonitor",
     "VolumeMonitors",
     "alarms",
     "block_boundaries",
     "boundary_ratios",
     "checkerboard",
+    "sharpest_steps",
     "slice_statistics",
     "theil_sen",
     "volume_end",

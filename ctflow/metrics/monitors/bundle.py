@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchmetrics import Metric
 
 from ctflow.metrics.monitors.checkerboard import CheckerboardMonitor, checkerboard
 from ctflow.metrics.monitors.drift import STATISTICS, DriftMonitor, slice_statistics
-from ctflow.metrics.monitors.seam import SeamMonitor, boundary_ratios
+from ctflow.metrics.monitors.seam import SeamMonitor, SharpestMonitor, boundary_ratios, sharpest_steps
 from ctflow.metrics.monitors.white import EndMonitor, volume_end, white_slices
 
 
@@ -23,12 +24,14 @@ class MonitorRecord:
         statistics: ``[S, 3]``, see ``slice_statistics``.
         checkerboard: A ratio for each of ``PERIODS``.
         white: ``[S]``, which slices are white.
+        sharpest: See ``sharpest_steps``.
     """
 
     ratios: Tensor
     statistics: Tensor
     checkerboard: Tensor
     white: Tensor
+    sharpest: Tensor
 
     @classmethod
     def of(cls, hu: Tensor) -> MonitorRecord:
@@ -37,7 +40,7 @@ class MonitorRecord:
         body = hu[: volume_end(white)]
         statistics = slice_statistics(body) if len(body) else hu.new_zeros(0, len(STATISTICS)).double()
         grid = torch.tensor(list(checkerboard(body).values()), dtype=torch.float64)
-        return cls(boundary_ratios(body), statistics, grid, white)
+        return cls(boundary_ratios(body), statistics, grid, white, sharpest_steps(body))
 
 
 class VolumeMonitors(nn.Module):
@@ -53,6 +56,7 @@ class VolumeMonitors(nn.Module):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__()
         self.seam, self.checkerboard = SeamMonitor(**kwargs), CheckerboardMonitor(**kwargs)
+        self.sharpest = SharpestMonitor(**kwargs)
         self.end, self.drift = EndMonitor(**kwargs), DriftMonitor(**kwargs)
 
     def update(self, volume: Tensor | MonitorRecord, requested: int, overlap: int = 0) -> None:
@@ -66,6 +70,7 @@ class VolumeMonitors(nn.Module):
         record = volume if isinstance(volume, MonitorRecord) else MonitorRecord.of(volume)
         self.end.update(record.white, requested)
         self.seam.update(record.ratios, overlap)
+        self.sharpest.update(record.sharpest)
         self.checkerboard.update(record.checkerboard)
         self.drift.update(record.statistics, real=False)
 
@@ -75,13 +80,16 @@ class VolumeMonitors(nn.Module):
 
     def reset(self) -> None:
         """Start over."""
-        for monitor in (self.seam, self.checkerboard, self.end, self.drift):
+        for monitor in self._all():
             monitor.reset()
 
     @torch.no_grad()
     def compute(self) -> dict[str, float]:
         """Every monitor's numbers by name; NaN where nothing was seen."""
         found: dict[str, float] = {}
-        for monitor in (self.seam, self.checkerboard, self.end, self.drift):
+        for monitor in self._all():
             found |= monitor.compute()
         return found
+
+    def _all(self) -> tuple[Metric, ...]:
+        return self.seam, self.sharpest, self.checkerboard, self.end, self.drift

@@ -9,6 +9,7 @@ from ctflow.metrics.monitors.checkerboard import PERIODS
 THRESHOLDS: dict[str, float] = {
     "seam_ratio": 1.15,
     "seam_ratio_patch": 1.10,
+    "sharpest_steps": 1.25,
     **{f"checkerboard_{p}": 0.83 for p in PERIODS},
     "drift_last_over_first": 2.0,
     "drift_slope": 0.5,

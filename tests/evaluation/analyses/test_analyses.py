@@ -66,7 +66,7 @@ def features_of(name, values=None, findings=None) -> CaseFeatures:
     found = findings and {
         label: [Found(side, size, "") for side, size in items] for label, items in findings.items()
     }
-    record = MonitorRecord(*(torch.zeros(0) for _ in range(4)))
+    record = MonitorRecord(*(torch.zeros(0) for _ in range(4)), torch.tensor(math.nan))
     slices = Samples(np.arange(len(values), dtype=np.int32), {KEY: values})
     return CaseFeatures(name, VolumeFacts(len(values), 8, 0), slices, {}, record, findings=found)
 

@@ -125,7 +125,7 @@ def test_the_texts_effect_is_that_of_the_text(context):
 
 def volume(found: list[str] | None) -> CaseFeatures:
     read = None if found is None else {label: [Found("left", 1.0, "")] for label in found}
-    record = MonitorRecord(*(torch.zeros(0) for _ in range(4)))
+    record = MonitorRecord(*(torch.zeros(0) for _ in range(4)), torch.tensor(math.nan))
     return CaseFeatures(
         "x", VolumeFacts(0, 8, 0), Samples(np.zeros(0, np.int32), {}), {}, record, findings=read
     )
