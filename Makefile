@@ -74,14 +74,12 @@ checkpoints: $(INSTALLED) ## Train the embedded checkpoint again (hours on a CPU
 	$(RUN) -m data_prep.merge first=$(EMBEDDED)/latents second=$(EMBEDDED)/more/latents --output $(EMBEDDED)/both/latents
 	$(RUN) -m ctflow.train --config configs/embedded/flow_local.yaml runs_dir=$(EMBEDDED) flow.init_from=$(EMBEDDED)/mean \
 		data.train=$(EMBEDDED)/both/latents/train data.valid=$(EMBEDDED)/both/latents/valid $(ARGS)
-	$(RUN) -m ctflow.train --config configs/embedded/flow_longer.yaml runs_dir=$(EMBEDDED) flow.init_from=$(EMBEDDED)/flow/local/export \
-		data.train=$(EMBEDDED)/both/latents/train data.valid=$(EMBEDDED)/both/latents/valid $(ARGS)
 	$(RUN) -m ctflow.train --config configs/embedded/vae_decoder.yaml runs_dir=$(EMBEDDED) $(EMBEDDED_DATA) \
 		autoencoder.init_from=$(EMBEDDED)/autoencoder/embedded/export $(ARGS)
-	$(RUN) -m ctflow.train --config configs/embedded/flow_slower.yaml runs_dir=$(EMBEDDED) flow.init_from=$(EMBEDDED)/flow/longer/export \
+	$(RUN) -m ctflow.train --config configs/embedded/flow_longer.yaml runs_dir=$(EMBEDDED) flow.init_from=$(EMBEDDED)/flow/local/export \
 		data.train=$(EMBEDDED)/both/latents/train data.valid=$(EMBEDDED)/both/latents/valid \
 		flow.avae=$(EMBEDDED)/autoencoder/decoder/export flow.clip=$(EMBEDDED)/clip/embedded/export $(ARGS)
-	$(RUN) -m ctflow.pack source=$(EMBEDDED)/flow/slower/export output=checkpoints --config configs/embedded/pack.yaml
+	$(RUN) -m ctflow.pack source=$(EMBEDDED)/flow/longer/export output=checkpoints --config configs/embedded/pack.yaml
 
 .PHONY: test
 test: $(INSTALLED) ## Run the fast tests
