@@ -150,10 +150,13 @@ def test_monitor_readings_and_alarms():
     values = {r.monitor: r for r in found}
     assert values["seam_ratio"].value == pytest.approx(40 ** (1 / 12))  # boundaries 15 and 31 of six volumes
     assert values["seam_ratio"].alarm
+    assert values["sharpest_steps"].value == pytest.approx(1.1) and not values["sharpest_steps"].alarm
     assert values["length_error"].value == pytest.approx(1 / 6)
     assert not values["checkerboard_4"].alarm and values["checkerboard_4"].value == pytest.approx(0.2)
     spliced = readings(SETTINGS["next-block"], MODEL, cases, cases, cases, STAND_IN.slices[0], 32)
-    assert not {"seam_ratio", "drift_slope", "premature", "end_slices"} & {r.monitor for r in spliced}
+    assert not {"seam_ratio", "sharpest_steps", "drift_slope", "premature", "end_slices"} & {
+        r.monitor for r in spliced
+    }
     rolled = [
         replace(case, facts=replace(case.facts, end_slices=ends))
         for case, ends in zip(cases, (3, 0, 0, 0, 0, 0), strict=True)
