@@ -218,7 +218,8 @@ def readings(
         monitors.update_real(case.monitors)
     values = monitors.checkerboard.compute()
     if not setting.spliced:
-        values |= monitors.seam.compute() | monitors.sharpest.compute() | monitors.drift.compute()
+        values |= monitors.seam.compute() | monitors.drift.compute()
+        values["sharpest_steps"] = float(monitors.sharpest.compute())
         values |= _windows(cases, real, others, Key(backbone.name, side), backbone)
     if setting.stops and source == MODEL:
         values |= monitors.end.compute()

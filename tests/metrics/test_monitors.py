@@ -13,7 +13,6 @@ from ctflow.metrics.monitors import (
     EndMonitor,
     MonitorRecord,
     SeamMonitor,
-    SharpestMonitor,
     VolumeMonitors,
     block_boundaries,
     boundary_ratios,
@@ -111,9 +110,9 @@ def test_sharpest_steps_are_the_jumps_between_slices(factor):
     hu = (20.0 * heights.cumsum(0))[:, None, None].expand(-1, 8, 8)
     # Four of 46 steps jump, and a twelfth of 46 are three.
     assert sharpest_steps(hu).item() == pytest.approx(factor)
-    monitor = SharpestMonitor()
-    monitor.update(sharpest_steps(hu))
-    monitor.update(sharpest_steps(hu[:3]))  # three neighbouring steps take four slices
+    monitor = VolumeMonitors()
+    monitor.update(hu, requested=49)
+    monitor.update(hu[:3], requested=3)  # three neighbouring steps take four slices
     assert monitor.compute()["sharpest_steps"] == pytest.approx(factor)
 
 

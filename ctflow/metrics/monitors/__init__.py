@@ -5,7 +5,6 @@ from ctflow.metrics.monitors.checkerboard import CheckerboardMonitor, checkerboa
 from ctflow.metrics.monitors.drift import DriftMonitor, slice_statistics, theil_sen
 from ctflow.metrics.monitors.seam import (
     SeamMonitor,
-    SharpestMonitor,
     block_boundaries,
     boundary_ratios,
     sharpest_steps,
@@ -20,7 +19,6 @@ __all__ = [
     "EndMonitor",
     "MonitorRecord",
     "SeamMonitor",
-    "SharpestMonitor",
     "VolumeMonitors",
     "alarms",
     "block_boundaries",

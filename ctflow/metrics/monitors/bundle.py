@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
+from torchmetrics import MeanMetric, Metric
 
 from ctflow.metrics.monitors.checkerboard import CheckerboardMonitor, checkerboard
 from ctflow.metrics.monitors.drift import STATISTICS, DriftMonitor, slice_statistics
-from ctflow.metrics.monitors.seam import SeamMonitor, SharpestMonitor, boundary_ratios, sharpest_steps
+from ctflow.metrics.monitors.seam import SeamMonitor, boundary_ratios, sharpest_steps
 from ctflow.metrics.monitors.white import EndMonitor, volume_end, white_slices
 
 
@@ -56,7 +56,7 @@ class VolumeMonitors(nn.Module):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__()
         self.seam, self.checkerboard = SeamMonitor(**kwargs), CheckerboardMonitor(**kwargs)
-        self.sharpest = SharpestMonitor(**kwargs)
+        self.sharpest = MeanMetric(nan_strategy="ignore", **kwargs).set_dtype(torch.float64)
         self.end, self.drift = EndMonitor(**kwargs), DriftMonitor(**kwargs)
 
     def update(self, volume: Tensor | MonitorRecord, requested: int, overlap: int = 0) -> None:
@@ -88,7 +88,8 @@ class VolumeMonitors(nn.Module):
         """Every monitor's numbers by name; NaN where nothing was seen."""
         found: dict[str, float] = {}
         for monitor in self._all():
-            found |= monitor.compute()
+            value = monitor.compute()
+            found |= value if isinstance(value, dict) else {"sharpest_steps": float(value)}
         return found
 
     def _all(self) -> tuple[Metric, ...]:

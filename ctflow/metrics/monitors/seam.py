@@ -88,29 +88,6 @@ def sharpest_steps(hu: Tensor) -> Tensor:
     return ratios[: max(1, len(ratios) // SHARPEST)].mean()
 
 
-class SharpestMonitor(Metric):
-    """Mean over volumes of their ``sharpest_steps``."""
-
-    full_state_update = False
-    total: Tensor
-    count: Tensor
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        for name in ("total", "count"):
-            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-
-    def update(self, sharpest: Tensor) -> None:
-        """Add one volume's value; NaN counts for nothing."""
-        if torch.isfinite(sharpest):
-            self.total += sharpest.to(self.device)
-            self.count += 1
-
-    def compute(self) -> dict[str, float]:
-        """``sharpest_steps``; NaN where no volume had one."""
-        return {"sharpest_steps": float(self.total / self.count)}
-
-
 class SeamMonitor(Metric):
     """Geometric mean of ``r_k`` over the ends of blocks, and over the ends of depth patches (k ≡ 1 mod 2).
 
