@@ -64,6 +64,9 @@ class FMvTConfig:
         local_channels: Width of three 3×3×3 convolutions that correct the output at the latents' own
             resolution, across the edges of patches; 0: none.
         local_blocks: Residual blocks of two more convolutions among them, each of ``local_channels``.
+        fine_size: Width of a token of the fine stage: transformer blocks over patches of half the rows and
+            columns, which correct the output before the local head; a multiple of the width of a head.
+        fine_depth: Number of its blocks; 0: no fine stage.
         activation_checkpointing: Recompute each block in the backward pass instead of storing it.
     """
 
@@ -97,6 +100,8 @@ class FMvTConfig:
     spacing_input: bool = True
     local_channels: int = 0
     local_blocks: int = 0
+    fine_size: int = 0
+    fine_depth: int = 0
     activation_checkpointing: bool = False
 
     @property
@@ -130,6 +135,20 @@ class FMvTConfig:
             )
         if self.local_blocks and not self.local_channels:
             raise ValueError(f"local_blocks={self.local_blocks} need local_channels above 0, found 0")
+        if self.fine_size < 0 or self.fine_depth < 0 or bool(self.fine_size) != bool(self.fine_depth):
+            raise ValueError(
+                "fine_size and fine_depth are both 0 or both positive, found "
+                f"{self.fine_size} and {self.fine_depth}"
+            )
+        if self.fine_depth and (self.patch_size[1] % 2 or self.patch_size[2] % 2):
+            raise ValueError(
+                f"a fine stage halves the rows and columns of a patch: they are even, found {self.patch_size}"
+            )
+        if self.fine_size % (self.hidden_size // self.num_heads):
+            raise ValueError(
+                f"fine_size is a multiple of a head's width, {self.hidden_size // self.num_heads}, found "
+                f"{self.fine_size}"
+            )
         if self.spectrum and not self.preconditioned:
             raise ValueError("spectrum=true is a kind of preconditioning: it needs preconditioned=true")
 

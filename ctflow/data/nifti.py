@@ -8,6 +8,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from nibabel.filebasedimages import ImageFileError
 from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 
 from ctflow.data.placement import Affine, laid_out, voxels
@@ -111,7 +112,7 @@ def _open(path: Path) -> Any:
     """
     try:
         image: Any = nib.load(path)
-    except (OSError, ValueError, EOFError, nib.filebasedimages.ImageFileError) as error:
+    except (OSError, ValueError, EOFError, ImageFileError) as error:
         stranger = describe_stranger(path) if path.is_file() else ""
         told = f"{path} {stranger}" if stranger else f"{path} cannot be read: {error}"
         raise ScanError(told, "a NIfTI file in HU") from error

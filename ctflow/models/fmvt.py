@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ctflow.config.models import FMvTConfig
 from ctflow.models.conditions import CaptionEmbedder, Conditions, NumberEmbedder, TextCondition, TimeEmbedder
+from ctflow.models.fmvt_fine import FineStage
 from ctflow.models.fmvt_layers import (
     CrossAttention,
     FinalLayer,
@@ -20,9 +19,11 @@ from ctflow.models.fmvt_layers import (
     PreparedText,
     TextAtPlaces,
     TextTokens,
+    applied,
     modulation_rows,
     spatial_embedding,
     temporal_embedding,
+    unpatchify,
 )
 from ctflow.models.spectrum import LinearEstimate, Spectrum
 
@@ -75,6 +76,7 @@ class FMvT(nn.Module):
             nn.ModuleList(NumberEmbedder(hidden) for _ in range(4)) if config.spacing_input else None
         )
         self.text_at_places = TextAtPlaces(hidden) if config.text_at_places else None
+        self.fine = FineStage(config, channels) if config.fine_depth else None
         self.local_head = (
             LocalHead(config.latent_channels, config.local_channels, hidden, config.local_blocks)
             if config.local_channels
@@ -92,17 +94,21 @@ class FMvT(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-        nn.init.xavier_uniform_(self.x_embedder.proj.weight.view(self.config.hidden_size, -1))
-        assert self.x_embedder.proj.bias is not None
-        nn.init.zeros_(self.x_embedder.proj.bias)
         for module in self.modules():
+            if isinstance(module, PatchEmbedder):
+                nn.init.xavier_uniform_(module.proj.weight.flatten(1))
+                assert module.proj.bias is not None
+                nn.init.zeros_(module.proj.bias)
             if isinstance(module, (TimeEmbedder, NumberEmbedder)):
                 for layer in (module.mlp[0], module.mlp[2]):
                     assert isinstance(layer, nn.Linear)
                     nn.init.normal_(layer.weight, std=0.02)
-        to_modulation = self.t_block[1]
-        assert isinstance(to_modulation, nn.Linear)
-        outputs: list[nn.Linear | nn.Conv3d] = [to_modulation, self.final_layer.linear]
+        outputs: list[nn.Linear | nn.Conv3d] = []
+        for stage in (self, self.fine):
+            if stage is not None:
+                to_modulation = stage.t_block[1]
+                assert isinstance(to_modulation, nn.Linear)
+                outputs += [to_modulation, stage.final_layer.linear]
         outputs += [cross.proj for cross in self._cross_attentions()]
         if self.text_at_places is not None:
             outputs.append(self.text_at_places.proj)
@@ -115,8 +121,13 @@ class FMvT(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def _cross_attentions(self) -> list[CrossAttention]:
-        """Those of the blocks, in order."""
+        """Those of the blocks, the fine stage's last."""
         return [module for module in self.modules() if isinstance(module, CrossAttention)]
+
+    def _read(self, read: TextTokens) -> tuple[TextTokens, ...]:
+        """A batch of reports as each block reads it."""
+        texts = (read,) * len(self.blocks)
+        return texts if self.fine is None else texts + (self.fine.read(read),) * len(self.fine.blocks)
 
     def encode_text(self, text: Tensor | None, mask: Tensor | None = None, batch: int = 1) -> TextCondition:
         """Project a batch of reports for all blocks, once for all steps of the flow.
@@ -135,7 +146,9 @@ class FMvT(nn.Module):
             ValueError: A shape that does not fit.
         """
         read = self.y_embedder(text, mask, batch)
-        prepared = tuple(cross.prepare(read) for cross in self._cross_attentions())
+        prepared = tuple(
+            cross.prepare(own) for cross, own in zip(self._cross_attentions(), self._read(read), strict=True)
+        )
         return TextCondition(read.summary(), prepared)
 
     def forward(self, z: Tensor, t: Tensor | float, conditions: Conditions) -> Tensor:
@@ -176,13 +189,13 @@ class FMvT(nn.Module):
         time = self._modulators(times, summary, conditions)  # [B, t or 1, hidden]
         modulation = self.t_block(time).unflatten(2, (-1, config.hidden_size))  # [B, t or 1, rows, hidden]
         for index, block in enumerate(self.blocks):
-            arguments = (tokens, modulation, texts[index], late if index == 0 else None)
-            if config.activation_checkpointing and self.training:
-                tokens = checkpoint(block, *arguments, use_reentrant=False)  # [B, t, s, hidden]
-            else:
-                tokens = block(*arguments)  # [B, t, s, hidden]
+            own = late if index == 0 else None
+            tokens = applied(block, tokens, modulation, texts[index], own)  # [B, t, s, hidden]
         patches = self.final_layer(tokens, time)  # [B, t, s, p*q*r*C]
-        out = self._unpatchify(patches, grid)  # [B, C, T, h, w]
+        out = unpatchify(patches, grid[1], config.patch_size)  # [B, C, T, h, w]
+        if self.fine is not None:
+            out = out + self.fine(inputs, tokens, time, texts[config.depth :], grid)  # [B, C, T, h, w]
+        out = out.to(self.final_layer.linear.weight.dtype)
         if self.local_head is not None:
             out = out + self.local_head(inputs[:, : config.latent_channels], out, time)  # [B, C, T, h, w]
         return self._velocity(out, z, times, estimate) if config.preconditioned else out
@@ -236,13 +249,14 @@ class FMvT(nn.Module):
         used inside it (sharded training gathers them there).
         """
         text, mask = conditions.text, conditions.text_mask
+        texts: tuple[TextTokens | PreparedText, ...]
         if isinstance(text, TextCondition):
             if mask is not None:
                 raise ValueError("text_mask belongs to encode_text where the text is encoded already")
             summary, texts = text.summary, text.blocks
         else:
             read = self.y_embedder(text, mask, batch)
-            summary, texts = read.summary(), (read,) * len(self.blocks)
+            summary, texts = read.summary(), self._read(read)
         if summary.shape[0] != batch:
             raise ValueError(f"text has {summary.shape[0]} rows for a batch of {batch}")
         return summary, texts
@@ -320,11 +334,6 @@ class FMvT(nn.Module):
         if slices != temporal.shape[1]:
             temporal = temporal_embedding(config.hidden_size, slices, config.time_scale).to(temporal)
         return spatial, temporal if config.temporal_embedding else None
-
-    def _unpatchify(self, patches: Tensor, grid: tuple[int, int, int]) -> Tensor:
-        p, q, r = self.config.patch_size
-        pattern = "b t (h w) (p q r c) -> b c (t p) (h q) (w r)"
-        return rearrange(patches, pattern, h=grid[1], p=p, q=q, r=r).to(self.final_layer.linear.weight.dtype)
 
 
 def _deviation(times: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from timm.layers import Mlp
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ctflow.config.models import FMvTConfig
 
@@ -59,6 +60,13 @@ class PatchEmbedder(nn.Module):
         p, q, r = self.patch_size
         patches = rearrange(x, "b c (t p) (h q) (w r) -> b t (h w) (c p q r)", p=p, q=q, r=r)
         return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
+
+
+def unpatchify(patches: Tensor, rows: int, patch_size: list[int]) -> Tensor:
+    """Patches ``[B, t, s, p*q*r*C]`` in ``rows`` rows to latents ``[B, C, t*p, h, w]``."""
+    p, q, r = patch_size
+    pattern = "b t (h w) (p q r c) -> b c (t p) (h q) (w r)"
+    return rearrange(patches, pattern, h=rows, p=p, q=q, r=r)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -246,6 +254,7 @@ class FMvTBlock(nn.Module):
         hidden = config.hidden_size
         self.raw_temporal_branch = config.raw_temporal_branch
         self.raw_cross_queries = config.raw_cross_queries
+        self.recompute = config.activation_checkpointing
         self.attn = SelfAttention(hidden, config.num_heads, "space", config.scrambled_heads)
         self.cross_attn = CrossAttention(hidden, config.num_heads)
         self.mlp = Mlp(hidden, int(hidden * config.mlp_ratio), act_layer=TanhGELU)
@@ -287,6 +296,20 @@ class FMvTBlock(nn.Module):
         x = x + (answer[:, None] if text.answer is not None else answer.unflatten(1, x.shape[1:3]))
 
         return torch.addcmul(x, gate_mlp, self.mlp(modulate(x, shift_mlp, scale_mlp)))  # [B, T, S, hidden]
+
+
+def applied(
+    block: nn.Module,
+    x: Tensor,
+    modulation: Tensor,
+    text: TextTokens | PreparedText,
+    late_embedding: Tensor | None = None,
+) -> Tensor:
+    """A block's tokens; with ``activation_checkpointing`` a training's backward computes them again."""
+    arguments = (x, modulation, text, late_embedding)
+    if block.recompute and block.training:
+        return checkpoint(block, *arguments, use_reentrant=False)
+    return block(*arguments)
 
 
 class FinalLayer(nn.Module):

@@ -13,6 +13,7 @@ from ctflow.config.tasks import FlowTask
 from ctflow.data import BlockBatch
 from ctflow.flow import FlowDraw, draw, flow_matching_loss, pair_difference_loss, training_path
 from ctflow.models import Conditions, FMvT
+from ctflow.models.fmvt_layers import FMvTBlock
 from ctflow.training.base import CountingModule, unique_keys
 from ctflow.training.cost import forward_gflop
 from ctflow.training.ema import averaged_copy
@@ -21,6 +22,8 @@ from ctflow.training.plain import from_plain, to_plain
 from ctflow.training.randomness import SampleRandom
 
 DECILES = 10
+CORRECTING_PARTS = ("fine.", "local_head.")
+"""Parts of an FMvT that correct its transformer's output."""
 
 
 class DecileLoss(Metric):
@@ -60,6 +63,10 @@ class FlowModule(CountingModule):
         self.config = typed
         self.save_hyperparameters({"config": to_plain(typed), "seed": seed})
         self.network: FMvT = FMvT(typed.network)
+        if not typed.train_coarse:
+            for name, parameter in self.network.named_parameters():
+                if not name.startswith(CORRECTING_PARTS):
+                    parameter.requires_grad_(False)
         self.averaged = averaged_copy(self.network)
         self.path = training_path(typed.flow)
         self.val_losses = DecileLoss()
@@ -86,8 +93,9 @@ class FlowModule(CountingModule):
 
         mesh = self.device_mesh["data_parallel"]
         for network in (self.network, self.averaged):
-            for block in network.blocks:  # type: ignore[union-attr]
-                fully_shard(block, mesh=mesh)
+            for module in network.modules():
+                if isinstance(module, FMvTBlock):
+                    fully_shard(module, mesh=mesh)
             # The root too is sharded again after a forward: the average's update pairs shard with shard.
             fully_shard(network, mesh=mesh, reshard_after_forward=True)
         self._sharded = True

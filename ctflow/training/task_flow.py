@@ -37,7 +37,7 @@ from ctflow.data import LatentDataModule, LatentShards
 from ctflow.data.batches import BlockBatch
 from ctflow.errors import ConfigError
 from ctflow.models import FMvT
-from ctflow.training.flow import FlowModule
+from ctflow.training.flow import CORRECTING_PARTS, FlowModule
 from ctflow.training.monitor import RolloutMonitor
 from ctflow.training.parts import matching_avae, matching_clip
 from ctflow.training.runs import Run
@@ -198,44 +198,41 @@ def _as_loaded(task: FlowTask) -> FlowNetworkConfig:
     """The network of ``init_from``, and what a fine-tuning may add to it.
 
     Raises:
-        ConfigError: A narrower or shallower local head than the loaded one's is asked for.
+        ConfigError: A narrower or shallower local head or another fine stage than the loaded one's is asked
+            for.
     """
     network = _loaded(task.init_from).config
-    wanted = task.network.local_channels
-    if wanted and wanted < network.local_channels:
-        raise ConfigError(
-            f"flow.network.local_channels={wanted}",
-            f"{network.local_channels}, as the network of {task.init_from} has, or more",
-            "leave flow.network.local_channels out",
-        )
-    blocks = task.network.local_blocks
-    if blocks and blocks < network.local_blocks:
-        raise ConfigError(
-            f"flow.network.local_blocks={blocks}",
-            f"{network.local_blocks}, as the network of {task.init_from} has, or more",
-            "leave flow.network.local_blocks out",
-        )
+    for name in ("local_channels", "local_blocks", "fine_size", "fine_depth"):
+        wanted, own = getattr(task.network, name), getattr(network, name)
+        if wanted and (wanted < own or (wanted != own and own and name.startswith("fine"))):
+            raise ConfigError(
+                f"flow.network.{name}={wanted}",
+                f"{own}, as the network of {task.init_from} has" + ", or more" * name.startswith("local"),
+                f"leave flow.network.{name} out",
+            )
     network = replace(
         network,
-        # Checkpointing belongs to the training, not to the weights. A new local head starts at zero, new
-        # blocks of it as the identity, and new channels unheard.
+        # Checkpointing belongs to the training, not to the weights. A new fine stage and a new local head
+        # start at zero, new blocks of the head as the identity, and new channels unheard.
         activation_checkpointing=task.network.activation_checkpointing,
-        local_channels=max(network.local_channels, wanted),
-        local_blocks=max(network.local_blocks, blocks),
+        local_channels=max(network.local_channels, task.network.local_channels),
+        local_blocks=max(network.local_blocks, task.network.local_blocks),
+        fine_size=network.fine_size or task.network.fine_size,
+        fine_depth=network.fine_depth or task.network.fine_depth,
         spectrum=network.spectrum or task.network.spectrum,
     )
     return FlowNetworkConfig.of(network)
 
 
 def _grown(network: FMvT, loaded: FMvT) -> dict[str, Tensor]:
-    """State of local head and spectrum that the loaded network lacks, by the names of the whole network."""
+    """State of fine stage, local head and spectrum that the loaded network lacks, by the network's names."""
     old, new = loaded.state_dict(), network.state_dict()
     if loaded.local_head is not None and network.local_head is not None:
         width = network.config.local_channels
         if width > loaded.config.local_channels:
             wide = loaded.local_head.widened(width).state_dict()
             new |= {f"local_head.{name}": value for name, value in wide.items()}
-    parts = ("local_head.", "spectrum.")
+    parts = (*CORRECTING_PARTS, "spectrum.")
     return {
         name: value
         for name, value in new.items()

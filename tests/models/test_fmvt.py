@@ -51,9 +51,12 @@ def test_a_fresh_model_starts_at_zero(batch):
     assert torch.equal(FMvT(replace(TINY, preconditioned=False))(*ask(batch)), torch.zeros(3, 4, 16, 4, 4))
 
 
-@pytest.mark.parametrize("local", [{}, {"local_channels": 6}, {"local_channels": 6, "local_blocks": 2}])
-def test_every_parameter_gets_a_gradient(batch, local):
-    model = build(replace(TINY, **local)).train()
+@pytest.mark.parametrize(
+    "parts",
+    [{}, {"local_channels": 6}, {"local_channels": 6, "local_blocks": 2}, {"fine_size": 16, "fine_depth": 2}],
+)
+def test_every_parameter_gets_a_gradient(batch, parts):
+    model = build(replace(TINY, **parts)).train()
     some = torch.tensor([True, False, False])
     numbers = {"position": torch.tensor([0.0, 16, math.nan]), "length": torch.tensor([40.0, 50, 60])}
     numbers |= {
@@ -115,7 +118,9 @@ def test_single_token_queries_are_frozen():
 
 
 @torch.no_grad()
-def test_text_encoded_once_is_the_same_text(model, batch):
+@pytest.mark.parametrize("parts", [{}, {"fine_size": 16, "fine_depth": 1}])
+def test_text_encoded_once_is_the_same_text(batch, parts):
+    model = build(replace(TINY, **parts))
     x, t, text, previous = batch
     mask = torch.tensor([[1, 1, 0, 0, 0], [1, 1, 1, 1, 1], [1, 0, 0, 0, 0]]).bool()
     direct = model(x, t, Conditions(text, previous, text_mask=mask))
@@ -234,6 +239,9 @@ def test_errors_echo_the_shapes(model, batch):
         ({"depth": 0}, "'depth': 0"),
         ({"local_channels": -1}, "0 or positive, found -1"),
         ({"local_blocks": 2}, "local_blocks=2 need local_channels"),
+        ({"fine_size": 16}, "both 0 or both positive, found 16 and 0"),
+        ({"fine_size": 12, "fine_depth": 1}, "a multiple of a head's width, 8, found 12"),
+        ({"fine_size": 16, "fine_depth": 1, "patch_size": [1, 1, 2]}, r"even, found \[1, 1, 2\]"),
         ({"input_size": [16, 4]}, r"3 numbers, found \[16, 4\]"),
     ],
 )
@@ -343,6 +351,56 @@ def test_new_local_channels_change_nothing_and_learn(batch, blocks):
     assert learned.proj.weight[:, 6:].any() and learned.middle.weight[:6, 6:].any()
     with pytest.raises(ValueError, match="6 channels cannot become one of 4"):
         narrow.local_head.widened(4)
+
+
+@torch.no_grad()
+def test_a_fine_stage_sees_what_a_token_does_not_and_starts_at_zero(batch):
+    x, t, told = ask(batch)
+    fine = {"fine_size": 16, "fine_depth": 1}
+    fresh, without = FMvT(replace(TINY, **fine)), FMvT(TINY)
+    without.load_state_dict({k: v for k, v in fresh.state_dict().items() if not k.startswith("fine.")})
+    assert torch.equal(fresh(x, t, told), without(x, t, told))
+
+    # Without attention a change stays in its patch: of 2×2×2 latents, and in the fine stage of 2×1×1.
+    model = build(replace(TINY, depth=1, **fine))
+    assert model.fine is not None and model.fine.patch_size == [2, 1, 1]
+    for name, parameter in model.named_parameters():
+        if "attn" in name or "from_coarse" in name or name == "final_layer.linear.weight":
+            parameter.zero_()
+    other = x.clone()
+    other[:, :, 7, 1, 2] += 1
+    reached = (model(other, t, told) - model(x, t, told)).abs().sum(dim=(0, 1)) > 0  # [16, 4, 4]
+    own = torch.zeros(16, 4, 4, dtype=torch.bool)
+    own[6:8, 1, 2] = True
+    assert torch.equal(reached, own)
+
+
+@torch.no_grad()
+def test_a_fine_stage_hears_each_token_at_its_own_place():
+    model = build(replace(TINY, fine_size=16, fine_depth=1))
+    assert model.fine is not None
+    coarse = torch.zeros(3, 8, 4, 32)
+    coarse[:, 3, 2] = 1  # slices 6 and 7, second row, first column of 2×2 patches
+    time, texts = torch.zeros(3, 8, 32), (model.fine.read(model.y_embedder(None, batch=3)),)
+    for name, parameter in model.fine.named_parameters():
+        if "attn" in name:
+            parameter.zero_()
+    inputs = torch.zeros(3, 9, 16, 4, 4)
+    silent = model.fine(inputs, torch.zeros_like(coarse), time, texts, (8, 2, 2))
+    reached = (model.fine(inputs, coarse, time, texts, (8, 2, 2)) - silent).abs().sum(dim=(0, 1)) > 0
+    own = torch.zeros(16, 4, 4, dtype=torch.bool)
+    own[6:8, 2:, :2] = True
+    assert torch.equal(reached, own)
+
+
+def test_a_fine_stage_recomputed_in_the_backward_has_the_same_gradients(batch):
+    fine = {"fine_size": 16, "fine_depth": 2}
+    plain = build(replace(TINY, **fine)).train()
+    saving = build(replace(TINY, activation_checkpointing=True, **fine)).train()
+    for model in (plain, saving):
+        model(*ask(batch)).square().mean().backward()
+    for one, other in zip(plain.parameters(), saving.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
 
 
 @torch.no_grad()

@@ -397,6 +397,20 @@ def test_fine_tuning_starts_from_exported_weights(whole: Path, tiny: TinyData, t
     with pytest.raises(ConfigError, match="without a local head"):
         main(tiny.arguments("flow", tmp_path, "name=headless", "flow.network.local_blocks=1"))
 
+    fine = ["flow.network.fine_size=8", "flow.network.fine_depth=1", "flow.train_coarse=false", "name=fine"]
+    only = [*fine, "loop.max_steps=3", "flow.optimizer.warmup_steps=0"]
+    main(tiny.arguments("flow", tmp_path, f"flow.init_from={start}", *only))
+    corrected = load_fmvt(tmp_path / "flow" / "fine" / "export" / "fmvt")
+    assert corrected.config == replace(headed.config, fine_size=8, fine_depth=1)
+    assert corrected.fine is not None and corrected.fine.final_layer.linear.weight.any()
+    for name, value in headed.state_dict().items():
+        assert torch.equal(corrected.state_dict()[name], value) != name.startswith("local_head."), name
+    more = [f"flow.init_from={tmp_path}/flow/fine/export", "name=finer", "flow.network.fine_size=16"]
+    with pytest.raises(ConfigError, match=r"fine_size=16.*\n.*8, as the network of"):
+        main(tiny.arguments("flow", tmp_path, *more, "flow.network.fine_depth=1"))
+    with pytest.raises(ConfigError, match="train_coarse=false needs init_from"):
+        main(tiny.arguments("flow", tmp_path, "name=frozen", "flow.train_coarse=false"))
+
     start = whole / "autoencoder" / "whole" / "export"
     main(
         tiny.arguments(
