@@ -65,7 +65,7 @@ class FMvTConfig:
             resolution, across the edges of patches; 0: none.
         local_blocks: Residual blocks of two more convolutions among them, each of ``local_channels``.
         fine_size: Width of a token of the fine stage: transformer blocks over patches of half the rows and
-            columns, which correct the output before the local head; a multiple of the width of a head.
+            columns, which correct the output after the local head; a multiple of the width of a head.
         fine_depth: Number of its blocks; 0: no fine stage.
         activation_checkpointing: Recompute each block in the backward pass instead of storing it.
     """

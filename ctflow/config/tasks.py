@@ -259,8 +259,8 @@ class FlowTask:
         flow: Path, times and the noises and dropouts of training.
         text: ``tokens`` (masked hidden states) or ``pooled`` (one token, as published).
         init_from: Sharing folder or published weights to fine-tune from (weights only, fresh optimizer).
-        train_coarse: False trains fine stage and local head alone, at half the time of a step or less; the
-            transformer that both correct stays as ``init_from`` has it.
+        train_coarse: False trains the fine stage alone, in a third of the time; what it corrects stays as
+            ``init_from`` has it.
         student: Distillation of a teacher into few steps without guidance.
         spectrum_blocks: Training blocks whose spectrum is measured for ``network.spectrum``.
         avae: A-VAE of the latent shards, for decoding and export; empty: searched among runs by fingerprint.
@@ -292,8 +292,11 @@ class FlowTask:
             raise ValueError(f"text must be 'tokens' or 'pooled', found {self.text!r}")
         if self.spectrum_blocks < 1:
             raise ValueError(f"spectrum_blocks must be at least 1, found {self.spectrum_blocks}")
-        if not self.train_coarse and not self.init_from:
-            raise ValueError("train_coarse=false needs init_from=FOLDER, whose transformer stays")
+        if not self.train_coarse and not (self.init_from and self.network.fine_depth):
+            raise ValueError(
+                "train_coarse=false needs init_from=FOLDER, whose network stays, and network.fine_depth of 1 "
+                f"or more, found init_from={self.init_from!r} and fine_depth={self.network.fine_depth}"
+            )
         grid = self.rollout
         plain = (grid.text_guidance, grid.previous_guidance) == (1, 1)
         if self.student.teacher and not (plain and grid.solver in STUDENT_SOLVERS):

@@ -76,12 +76,12 @@ class FMvT(nn.Module):
             nn.ModuleList(NumberEmbedder(hidden) for _ in range(4)) if config.spacing_input else None
         )
         self.text_at_places = TextAtPlaces(hidden) if config.text_at_places else None
-        self.fine = FineStage(config, channels) if config.fine_depth else None
         self.local_head = (
             LocalHead(config.latent_channels, config.local_channels, hidden, config.local_blocks)
             if config.local_channels
             else None
         )
+        self.fine = FineStage(config, channels + config.latent_channels) if config.fine_depth else None
         self.spectrum = Spectrum(config.latent_channels, config.input_size) if config.spectrum else None
         self.null_previous = (
             nn.Parameter(torch.zeros(config.latent_channels, 1, 1, 1)) if config.learned_nulls else None
@@ -193,11 +193,12 @@ class FMvT(nn.Module):
             tokens = applied(block, tokens, modulation, texts[index], own)  # [B, t, s, hidden]
         patches = self.final_layer(tokens, time)  # [B, t, s, p*q*r*C]
         out = unpatchify(patches, grid[1], config.patch_size)  # [B, C, T, h, w]
-        if self.fine is not None:
-            out = out + self.fine(inputs, tokens, time, texts[config.depth :], grid)  # [B, C, T, h, w]
         out = out.to(self.final_layer.linear.weight.dtype)
         if self.local_head is not None:
             out = out + self.local_head(inputs[:, : config.latent_channels], out, time)  # [B, C, T, h, w]
+        if self.fine is not None:
+            seen = torch.cat([inputs, out.to(inputs.dtype)], dim=1)  # [B, 3C or 3C + 1, T, h, w]
+            out = out + self.fine(seen, tokens, time, texts[config.depth :], grid)  # [B, C, T, h, w]
         return self._velocity(out, z, times, estimate) if config.preconditioned else out
 
     def _times(self, t: Tensor | float, z: Tensor) -> Tensor:

@@ -39,15 +39,16 @@ class FineStage(nn.Module):
     """Transformer blocks over a quarter of each patch (Crowson et al. 2024, Hourglass Diffusion Transformer).
 
     What is smaller than a patch of the first transformer does not fit through its tokens. Here each of them
-    becomes four, which read their own part of the noisy block beside it. Positions come with the first
-    transformer's tokens. The output starts at zero: a trained network can be given this stage.
+    becomes four, which read their own part of the noisy block and of the output so far beside it. Positions
+    come with the first transformer's tokens. The output starts at zero: a trained network can be given this
+    stage.
 
     Shapes: B samples, T slice patches, S places of the first transformer, 4 S places here; h rows and w
     columns of latents.
 
     Args:
         config: Architecture of the whole network.
-        channels: Channels of what the first transformer reads.
+        channels: Channels of what it reads: the first transformer's input and the output so far.
     """
 
     def __init__(self, config: FMvTConfig, channels: int) -> None:
@@ -78,14 +79,14 @@ class FineStage(nn.Module):
         """The correction.
 
         Args:
-            inputs: What the first transformer reads ``[B, channels, T·p, h, w]``.
-            coarse: Its tokens after the last block ``[B, T, S, hidden]``.
+            inputs: What the first transformer reads, and the output so far ``[B, channels, T·p, h, w]``.
+            coarse: The first transformer's tokens after the last block ``[B, T, S, hidden]``.
             time: Its modulators ``[B, T or 1, hidden]``.
             texts: The text, or each block's projection of it.
             grid: Slices, rows and columns of its patches; S = rows · columns.
 
         Returns:
-            ``[B, C, T·p, h, w]``, to be added to its output.
+            ``[B, C, T·p, h, w]``, to be added to the output so far.
         """
         rows = grid[1]
         finer = rearrange(

@@ -22,8 +22,6 @@ from ctflow.training.plain import from_plain, to_plain
 from ctflow.training.randomness import SampleRandom
 
 DECILES = 10
-CORRECTING_PARTS = ("fine.", "local_head.")
-"""Parts of an FMvT that correct its transformer's output."""
 
 
 class DecileLoss(Metric):
@@ -65,7 +63,7 @@ class FlowModule(CountingModule):
         self.network: FMvT = FMvT(typed.network)
         if not typed.train_coarse:
             for name, parameter in self.network.named_parameters():
-                if not name.startswith(CORRECTING_PARTS):
+                if not name.startswith("fine."):
                     parameter.requires_grad_(False)
         self.averaged = averaged_copy(self.network)
         self.path = training_path(typed.flow)

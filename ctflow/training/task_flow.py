@@ -37,7 +37,7 @@ from ctflow.data import LatentDataModule, LatentShards
 from ctflow.data.batches import BlockBatch
 from ctflow.errors import ConfigError
 from ctflow.models import FMvT
-from ctflow.training.flow import CORRECTING_PARTS, FlowModule
+from ctflow.training.flow import FlowModule
 from ctflow.training.monitor import RolloutMonitor
 from ctflow.training.parts import matching_avae, matching_clip
 from ctflow.training.runs import Run
@@ -232,7 +232,7 @@ def _grown(network: FMvT, loaded: FMvT) -> dict[str, Tensor]:
         if width > loaded.config.local_channels:
             wide = loaded.local_head.widened(width).state_dict()
             new |= {f"local_head.{name}": value for name, value in wide.items()}
-    parts = (*CORRECTING_PARTS, "spectrum.")
+    parts = ("fine.", "local_head.", "spectrum.")
     return {
         name: value
         for name, value in new.items()

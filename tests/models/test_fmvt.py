@@ -385,7 +385,7 @@ def test_a_fine_stage_hears_each_token_at_its_own_place():
     for name, parameter in model.fine.named_parameters():
         if "attn" in name:
             parameter.zero_()
-    inputs = torch.zeros(3, 9, 16, 4, 4)
+    inputs = torch.zeros(3, 13, 16, 4, 4)
     silent = model.fine(inputs, torch.zeros_like(coarse), time, texts, (8, 2, 2))
     reached = (model.fine(inputs, coarse, time, texts, (8, 2, 2)) - silent).abs().sum(dim=(0, 1)) > 0
     own = torch.zeros(16, 4, 4, dtype=torch.bool)
