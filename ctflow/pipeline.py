@@ -412,6 +412,8 @@ class CTFlow:
             "spacing_mm": list(volume.spacing),
             "stop": str(result.stop),
         }
+        if result.redrawn:
+            provenance["redrawn_blocks"] = result.redrawn
         if result.given_slices:
             provenance["given_slices"] = result.given_slices
         return GeneratedVolume(request, volume, str(result.stop), provenance)

@@ -29,6 +29,8 @@ class StopConfig:
         most_threshold: Greatest threshold taken from the spread: an A-VAE may leave most of a white latent
             undecided, and bodies must stay away all the same.
         fraction: Part of a slice's values that must be within the threshold.
+        redraws: Most times that ``every_slice`` draws a block again, with other noise, because a slice of the
+            body follows a white one in it.
     """
 
     rule: str = "every_slice"
@@ -37,6 +39,7 @@ class StopConfig:
     least_threshold: float = 0.5
     most_threshold: float = 0.8
     fraction: float = 0.9
+    redraws: int = 3
 
     def __post_init__(self) -> None:
         if self.rule not in STOP_RULES:
@@ -44,6 +47,8 @@ class StopConfig:
         thresholds = (self.threshold, self.spread_multiple, self.least_threshold, self.most_threshold)
         if any(value is not None and value <= 0 for value in thresholds) or not 0 < self.fraction < 1:
             raise ValueError(f"thresholds are positive and fraction lies in (0, 1), found {self}")
+        if self.redraws < 0:
+            raise ValueError(f"redraws is 0 or more, found {self.redraws}")
 
     def distance(self, white_spread: float) -> float:
         """The threshold for an A-VAE whose sampled white latents have this RMS spread."""

@@ -65,7 +65,8 @@ def rollout_stream(
 ) -> Iterator[RolloutRound]:
     """Generate volumes block by block; the next case takes the place of one that has ended.
 
-    A case's noise is a function of (case id, block index), so that its volume depends on no other case.
+    A case's noise is a function of (case id, block index, times that the block was drawn before), so that its
+    volume depends on no other case.
 
     Args:
         model: The FMvT, in evaluation mode.
@@ -112,8 +113,21 @@ def rollout_stream(
         noises = {case.row: case.noise(source, draws) for case in active}  # [draws, C, T, h, w] each
         fresh = _recall(active, noises, memo, config, rule)
         for group in [[case] for case in fresh] if config.solver == ADAPTIVE_SOLVER else [fresh]:
-            drawn = torch.stack([noises[case.row] for case in group], dim=1) if group else None
-            blocks = () if drawn is None else _generate(model, group, text, no_text, drawn, config, cancelled)
+            generate = partial(
+                _generate, model, text=text, no_text=no_text, config=config, cancelled=cancelled
+            )
+            blocks = list(generate(group, noise=_joined(group, noises))) if group else []
+            for attempt in range(1, rule.config.redraws + 1):
+                again = [i for i, case in enumerate(group) if case.contradicts(blocks[i], rule)]
+                if not again:
+                    break
+                cases_again = [group[i] for i in again]
+                others = {case.row: case.noise(source, draws, attempt) for case in cases_again}
+                for i, block in zip(
+                    again, generate(cases_again, noise=_joined(cases_again, others)), strict=True
+                ):
+                    blocks[i] = block
+                    group[i].redrawn += 1
             for case, block in zip(group, blocks, strict=True):
                 if memo is not None and memo.keeps(case):
                     memo.put(_block_key(case, noises[case.row], config), block)
@@ -129,6 +143,11 @@ def rollout_stream(
         active = [case for case in active if case.stop is None]
         yield RolloutRound(index, slices, finished)
         index += 1
+
+
+def _joined(group: list[GrowingVolume], noises: dict[int, Tensor]) -> Tensor:
+    """The noise of some cases' blocks ``[draws, B, C, T, h, w]``."""
+    return torch.stack([noises[case.row] for case in group], dim=1)
 
 
 def seeded_noise(seed: int) -> NoiseSource:

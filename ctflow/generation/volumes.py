@@ -78,6 +78,7 @@ class CaseRollout:
         positions: Index of each block's first slice ``[K]``.
         white: For each slice before trimming ``[S']``, whether it is white.
         stop: Why the rollout ended.
+        redrawn: Times that a block was drawn again (``StopConfig.redraws``).
     """
 
     case_id: str
@@ -88,6 +89,7 @@ class CaseRollout:
     positions: list[int]
     white: Tensor
     stop: StopReason
+    redrawn: int = 0
 
 
 class Cancelled(Exception):
@@ -215,6 +217,7 @@ class GrowingVolume:
         self.blocks: list[Tensor] = []
         self.positions: list[int] = []
         self.stop: StopReason | None = None
+        self.redrawn = 0
         self.end = 0  # slices at the end of the volume that are its end
         # A block after real slices repeats no generated slice.
         self.overlap = config.overlap if case.real is None else 0
@@ -266,11 +269,24 @@ class GrowingVolume:
         value[:, : self.held] = self.volume[:, self.volume.shape[1] - self.held :]
         return mask, value
 
-    def noise(self, source: NoiseSource, draws: int = 1) -> Tensor:
-        """Of the next block, ``[draws, C, T, h, w]``: its start, and what churn adds."""
+    def noise(self, source: NoiseSource, draws: int = 1, attempt: int = 0) -> Tensor:
+        """Of the next block, ``[draws, C, T, h, w]``: its start and what churn adds, new for each attempt."""
         before = self.before()
-        shape = before.shape if draws == 1 else (draws, *before.shape)
-        return source(self.case.case_id, self.block_index, shape).to(before).view(draws, *before.shape)
+        count = (attempt + 1) * draws  # another attempt takes what the source gives behind the earlier ones'
+        shape = before.shape if count == 1 else (count, *before.shape)
+        noise = source(self.case.case_id, self.block_index, shape).to(before)
+        return noise.view(count, *before.shape)[-draws:]
+
+    def contradicts(self, block: Tensor, rule: StopRule) -> bool:
+        """Whether a solved block ``[C, T, h, w]`` would leave a white slice before one of the body.
+
+        At a volume's end a model may hesitate from slice to slice between end and body.
+        """
+        flags = rule.white_slices(block[:, self.held :]).cpu()
+        if rule.config.rule != "every_slice" or (self.real is None and rule.is_end(flags)):
+            return False
+        flags = flags[: self.limit - self.slices]
+        return bool((flags[:-1] & ~flags[1:]).any())
 
     def ready(self) -> int:
         """Slices that are final: white ones at the end may turn out to be the volume's end."""
@@ -319,4 +335,5 @@ class GrowingVolume:
             self.positions,
             white,
             self.stop,
+            self.redrawn,
         )

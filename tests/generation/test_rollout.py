@@ -143,6 +143,52 @@ def test_no_body_follows_an_end_slice():
     assert limited.stop is StopReason.LENGTH_REACHED and limited.slices == 37
 
 
+class Hesitant(Scripted):
+    """From noise above zero it draws an end slice in the middle of the block."""
+
+    def forward(self, z, t, conditions):
+        if float(t) == 1:
+            self.hesitates = z.mean(dim=(1, 2, 3, 4)) > 0
+        velocity = super().forward(z, t, conditions)
+        ends = (z[:, :, 5] - WHITE) / t
+        velocity[:, :, 5] = torch.where(self.hesitates[:, None, None, None], ends, velocity[:, :, 5])
+        return velocity
+
+
+@pytest.mark.parametrize("spliced", [False, True])
+def test_a_block_with_a_body_after_an_end_slice_is_drawn_again(spliced):
+    """Only the case in question, with other noise, and not without end."""
+    volumes = {1.0: scripted_volume(40), 2.0: scripted_volume(40, seed=1)}
+
+    def noise(name, index, shape):
+        values = torch.full(tuple(shape), -1.0)
+        if name == "a" and index == 1:
+            values.view(-1, C, 16, SIDE, SIDE)[0] = 1
+        return values
+
+    def drawn(redraws, source=noise, rule="every_slice"):
+        real = {key: {"real": volume[:, :40]} if spliced else {} for key, volume in volumes.items()}
+        cases = [
+            replace(case(1.0, **real[1.0]), case_id="a"),
+            replace(case(2.0, **real[2.0]), case_id="b"),
+        ]
+        stop = StopRule(StopConfig(rule=rule, threshold=0.1, redraws=redraws), WHITE, 0.0)
+        return rollout(Hesitant(volumes), cases, AIR, stop, EULER, source)
+
+    first, second = drawn(3)
+    assert (first.redrawn, second.redrawn) == (1, 0)
+    torch.testing.assert_close(first.latents, volumes[1.0][:, :40])
+    torch.testing.assert_close(second.latents, volumes[2.0][:, :40])
+    assert not first.white[:40].any()
+
+    before, _ = drawn(0)
+    assert before.redrawn == 0 and before.white.nonzero()[0].item() == 21
+    always, _ = drawn(3, lambda name, index, shape: torch.ones(tuple(shape)))
+    assert always.redrawn == 3 * len(always.blocks) - 3 * (not spliced)
+    published, _ = drawn(3, rule="first_slice")
+    assert published.redrawn == 0
+
+
 def test_cases_that_ended_leave_the_batch():
     model = Scripted({1.0: scripted_volume(10), 2.0: scripted_volume(40, seed=1)})
     results = rollout(model, [case(1.0), case(2.0)], AIR, stop_rule(), EULER)
