@@ -292,11 +292,8 @@ class FlowTask:
             raise ValueError(f"text must be 'tokens' or 'pooled', found {self.text!r}")
         if self.spectrum_blocks < 1:
             raise ValueError(f"spectrum_blocks must be at least 1, found {self.spectrum_blocks}")
-        if not self.train_coarse and not (self.init_from and self.network.fine_depth):
-            raise ValueError(
-                "train_coarse=false needs init_from=FOLDER, whose network stays, and network.fine_depth of 1 "
-                f"or more, found init_from={self.init_from!r} and fine_depth={self.network.fine_depth}"
-            )
+        if not self.train_coarse and not self.init_from:
+            raise ValueError("train_coarse=false needs init_from=FOLDER, whose network stays")
         grid = self.rollout
         plain = (grid.text_guidance, grid.previous_guidance) == (1, 1)
         if self.student.teacher and not (plain and grid.solver in STUDENT_SOLVERS):

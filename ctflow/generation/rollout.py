@@ -117,17 +117,7 @@ def rollout_stream(
                 _generate, model, text=text, no_text=no_text, config=config, cancelled=cancelled
             )
             blocks = list(generate(group, noise=_joined(group, noises))) if group else []
-            for attempt in range(1, rule.config.redraws + 1):
-                again = [i for i, case in enumerate(group) if case.contradicts(blocks[i], rule)]
-                if not again:
-                    break
-                cases_again = [group[i] for i in again]
-                others = {case.row: case.noise(source, draws, attempt) for case in cases_again}
-                for i, block in zip(
-                    again, generate(cases_again, noise=_joined(cases_again, others)), strict=True
-                ):
-                    blocks[i] = block
-                    group[i].redrawn += 1
+            _draw_again(group, blocks, rule, generate, source, draws)
             for case, block in zip(group, blocks, strict=True):
                 if memo is not None and memo.keeps(case):
                     memo.put(_block_key(case, noises[case.row], config), block)
@@ -143,6 +133,26 @@ def rollout_stream(
         active = [case for case in active if case.stop is None]
         yield RolloutRound(index, slices, finished)
         index += 1
+
+
+def _draw_again(
+    group: list[GrowingVolume],
+    blocks: list[Tensor],
+    rule: StopRule,
+    generate: Callable[..., Tensor],
+    source: NoiseSource,
+    draws: int,
+) -> None:
+    """Replace the blocks in which a slice of the body follows an end slice, at most ``redraws`` times."""
+    for attempt in range(1, rule.config.redraws + 1):
+        again = [i for i, case in enumerate(group) if case.contradicts(blocks[i], rule)]
+        if not again:
+            return
+        cases = [group[i] for i in again]
+        noises = {case.row: case.noise(source, draws, attempt) for case in cases}
+        for i, block in zip(again, generate(cases, noise=_joined(cases, noises)), strict=True):
+            blocks[i] = block
+            group[i].redrawn += 1
 
 
 def _joined(group: list[GrowingVolume], noises: dict[int, Tensor]) -> Tensor:

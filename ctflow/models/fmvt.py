@@ -121,7 +121,7 @@ class FMvT(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def _cross_attentions(self) -> list[CrossAttention]:
-        """Those of the blocks, the fine stage's last."""
+        """The blocks' cross-attentions in their order; the fine stage's come last."""
         return [module for module in self.modules() if isinstance(module, CrossAttention)]
 
     def _read(self, read: TextTokens) -> tuple[TextTokens, ...]:

@@ -61,6 +61,12 @@ class FlowTraining:
         task = replace(task, init_from=task.init_from or task.student.teacher)
         if task.init_from:
             task = replace(task, network=_as_loaded(task))
+            if not task.train_coarse and not task.network.fine_depth:
+                raise ConfigError(
+                    f"flow.train_coarse=false, and no fine stage in the network of {task.init_from}",
+                    "a fine stage, which alone is trained",
+                    "give flow.network.fine_size and flow.network.fine_depth, e.g. 128 and 4",
+                )
         shards = LatentShards(config.data.train)
         if teacher := task.student.teacher:
             _fitted(config.data.train, shards, FlowNetworkConfig.of(_loaded(teacher).config), teacher)

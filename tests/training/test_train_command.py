@@ -408,6 +408,12 @@ def test_fine_tuning_starts_from_exported_weights(whole: Path, tiny: TinyData, t
     more = [f"flow.init_from={tmp_path}/flow/fine/export", "name=finer", "flow.network.fine_size=16"]
     with pytest.raises(ConfigError, match=r"fine_size=16.*\n.*8, as the network of"):
         main(tiny.arguments("flow", tmp_path, *more, "flow.network.fine_depth=1"))
+    with pytest.raises(ConfigError, match="no fine stage in the network of"):
+        main(
+            tiny.arguments(
+                "flow", tmp_path, f"flow.init_from={start}", "name=none", "flow.train_coarse=false"
+            )
+        )
     with pytest.raises(ConfigError, match="train_coarse=false needs init_from=FOLDER"):
         main(tiny.arguments("flow", tmp_path, "name=frozen", "flow.train_coarse=false"))
 
