@@ -76,9 +76,11 @@ checkpoints: $(INSTALLED) ## Train the embedded checkpoint again (hours on a CPU
 		data.train=$(EMBEDDED)/both/latents/train data.valid=$(EMBEDDED)/both/latents/valid $(ARGS)
 	$(RUN) -m ctflow.train --config configs/embedded/vae_decoder.yaml runs_dir=$(EMBEDDED) $(EMBEDDED_DATA) \
 		autoencoder.init_from=$(EMBEDDED)/autoencoder/embedded/export $(ARGS)
+	$(RUN) -m ctflow.train --config configs/embedded/vae_decoder_longer.yaml runs_dir=$(EMBEDDED) $(EMBEDDED_DATA) \
+		autoencoder.init_from=$(EMBEDDED)/autoencoder/decoder/export $(ARGS)
 	$(RUN) -m ctflow.train --config configs/embedded/flow_longer.yaml runs_dir=$(EMBEDDED) flow.init_from=$(EMBEDDED)/flow/local/export \
 		data.train=$(EMBEDDED)/both/latents/train data.valid=$(EMBEDDED)/both/latents/valid \
-		flow.avae=$(EMBEDDED)/autoencoder/decoder/export flow.clip=$(EMBEDDED)/clip/embedded/export $(ARGS)
+		flow.avae=$(EMBEDDED)/autoencoder/decoder_longer/export flow.clip=$(EMBEDDED)/clip/embedded/export $(ARGS)
 	$(RUN) -m ctflow.pack source=$(EMBEDDED)/flow/longer/export output=checkpoints --config configs/embedded/pack.yaml
 
 .PHONY: test

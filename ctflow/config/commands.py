@@ -29,6 +29,8 @@ class SamplingChoice:
     time_shift: float | None = None
     churn: float | None = None
     churn_below: float | None = None
+    start_steps: int | None = None
+    start_temperature: float | None = None
     overlap: int | None = None
     text_guidance: float | None = None
     guidance_from: float | None = None

@@ -69,6 +69,11 @@ class RolloutConfig:
         churn: Share of the way to t = 0 that each step goes further, before fresh noise brings it back, so
             that errors of the network do not add up to mottle; 0: none. Not for dopri5.
         churn_below: Only steps that end below this time are churned; above it layout and sides are decided.
+        start_steps: Further steps near t = 1 for a block that no slice precedes: each halves the odds of the
+            time, down to where the first step ends. The patient is chosen there, and one long step would
+            choose nearly the same one every time. Not read by dopri5, nor where a single step ends at 0.
+        start_temperature: Standard deviation of the noise from which such a block starts; above 1 patients
+            vary more.
         overlap: Slices at the end of the volume so far that each new block repeats: they are held along the
             flow, and the block adds the rest. Blocks that follow real slices (next-block) repeat none.
         text_guidance: Scale of classifier-free guidance by the text; 1: none.
@@ -84,6 +89,8 @@ class RolloutConfig:
     time_shift: float = 1.0
     churn: float = 0.0
     churn_below: float = 1.0
+    start_steps: int = 0
+    start_temperature: float = 1.0
     overlap: int = 0
     text_guidance: float = 1.0
     guidance_from: float = 0.0
@@ -103,6 +110,10 @@ class RolloutConfig:
                 "time_shift is positive, guidance_from and churn_below lie in [0, 1], found "
                 f"{self.time_shift}, {self.guidance_from} and {self.churn_below}"
             )
+        if self.start_steps < 0:
+            raise ValueError(f"start_steps is 0 or more, found {self.start_steps}")
+        if self.start_temperature <= 0:
+            raise ValueError(f"start_temperature is positive, found {self.start_temperature}")
         if not 0 <= self.churn <= 1 or (self.churn and self.solver not in FIXED_SOLVERS):
             raise ValueError(
                 f"churn lies in [0, 1] and needs one of {FIXED_SOLVERS} (churn=0 turns it off), found "
@@ -112,3 +123,16 @@ class RolloutConfig:
             raise ValueError(
                 f"guidance scales are not negative, found {self.text_guidance} and {self.previous_guidance}"
             )
+
+    @property
+    def starts_apart(self) -> bool:
+        """Whether a block that no slice precedes is sampled in another way than the others."""
+        return bool(self.start_steps) or self.start_temperature != 1
+
+    def early(self, starts: bool) -> int:
+        """Further steps of a block, by whether no slice precedes it."""
+        return self.start_steps if starts and self.steps > 1 else 0
+
+    def draws(self, starts: bool) -> int:
+        """Draws of noise for a block: its start, and what churn adds after every step but the last."""
+        return self.steps + self.early(starts) if self.churn else 1

@@ -51,7 +51,7 @@ class Churn:
 
     Attributes:
         share: In (0, 1]; 1 solves every step to t = 0.
-        noise: Standard normal ``[steps - 1, B, ...]``.
+        noise: Standard normal ``[steps - 1, B, ...]``, early steps counted.
         below: Only steps that end below this time are churned: long steps through the times in which layout
             is decided would make volumes more alike.
     """
@@ -61,10 +61,30 @@ class Churn:
     below: float = 1.0
 
 
-def time_grid(steps: int, shift: float = 1.0) -> Tensor:
-    """Times ``[steps + 1]`` from 1 to 0, equally spaced, then shifted (``shift_times``)."""
+def time_grid(steps: int, shift: float = 1.0, early: int = 0) -> Tensor:
+    """Times of a fixed solver from 1 to 0.
+
+    Args:
+        steps: Equally spaced times, then shifted.
+        shift: Odds t / (1 - t) are multiplied by it (``shift_times``).
+        early: So many times more between 1 and the first step's end. Each has twice the odds of the next: a
+            direction of the data with the variance v is as strong as the noise at the odds √v, and the
+            directions of greatest variance hold the layout.
+
+    Returns:
+        ``[steps + early + 1]``.
+
+    Raises:
+        ValueError: ``early`` for a single step, which ends at 0.
+    """
     times = torch.linspace(1, 0, steps + 1)
-    return times if shift == 1 else shift_times(times, shift)
+    times = times if shift == 1 else shift_times(times, shift)
+    if not early:
+        return times
+    if steps < 2:
+        raise ValueError(f"early steps need a first step that ends above t = 0, found {steps} step")
+    odds = times[1] / (1 - times[1]) * 2.0 ** torch.arange(early, 0, -1)
+    return torch.cat([times[:1], odds / (1 + odds), times[1:]])
 
 
 def step_ends(times: Tensor, churn: float = 0.0, below: float = 1.0) -> Tensor:
@@ -86,10 +106,11 @@ def solve(
     known: KnownRegion | None = None,
     shift: float = 1.0,
     churn: Churn | None = None,
+    early: int = 0,
 ) -> Tensor:
     """Integrate from t = 1 to t = 0.
 
-    The fixed solvers take ``steps`` steps over ``time_grid(steps, shift)``; dopri5 chooses its own (relative
+    The fixed solvers take the steps of ``time_grid(steps, shift, early)``; dopri5 chooses its own (relative
     and absolute tolerance 1e-5).
 
     Args:
@@ -101,6 +122,7 @@ def solve(
             that the network sees it at the right noise level at every t.
         shift: Of the time grid; above 1 most steps lie near the noise, where layout is decided.
         churn: Fresh noise after every step but the last; None: none. Only for the fixed solvers.
+        early: Further steps before the first one's end (``time_grid``); not read by dopri5.
 
     Returns:
         The state at t = 0.
@@ -118,9 +140,9 @@ def solve(
     if solver == ADAPTIVE_SOLVER:
         z = _dopri5(field, z1)
     elif churn is None:
-        z = integrate(field, z1, time_grid(steps, shift), solver)
+        z = integrate(field, z1, time_grid(steps, shift, early), solver)
     else:
-        z = _churned(field, z1, time_grid(steps, shift).to(z1), solver, churn, known)
+        z = _churned(field, z1, time_grid(steps, shift, early).to(z1), solver, churn, known)
     return z if known is None else torch.where(known.mask, known.value, z)
 
 

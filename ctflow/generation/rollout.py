@@ -109,15 +109,14 @@ def rollout_stream(
     while active or waiting:
         while waiting and (not side_by_side or len(active) < side_by_side):
             active.append(waiting.popleft())
-        draws = config.steps if config.churn else 1
-        noises = {case.row: case.noise(source, draws) for case in active}  # [draws, C, T, h, w] each
+        noises = {case.row: case.noise(source, config.draws(case.starts)) for case in active}
         fresh = _recall(active, noises, memo, config, rule)
-        for group in [[case] for case in fresh] if config.solver == ADAPTIVE_SOLVER else [fresh]:
+        for group in _batches(fresh, config):
             generate = partial(
                 _generate, model, text=text, no_text=no_text, config=config, cancelled=cancelled
             )
-            blocks = list(generate(group, noise=_joined(group, noises))) if group else []
-            _draw_again(group, blocks, rule, generate, source, draws)
+            blocks = list(generate(group, noise=_joined(group, noises)))
+            _draw_again(group, blocks, rule, generate, source, config)
             for case, block in zip(group, blocks, strict=True):
                 if memo is not None and memo.keeps(case):
                     memo.put(_block_key(case, noises[case.row], config), block)
@@ -141,7 +140,7 @@ def _draw_again(
     rule: StopRule,
     generate: Callable[..., Tensor],
     source: NoiseSource,
-    draws: int,
+    config: RolloutConfig,
 ) -> None:
     """Replace the blocks in which a slice of the body follows an end slice, at most ``redraws`` times."""
     for attempt in range(1, rule.config.redraws + 1):
@@ -149,10 +148,20 @@ def _draw_again(
         if not again:
             return
         cases = [group[i] for i in again]
-        noises = {case.row: case.noise(source, draws, attempt) for case in cases}
+        noises = {case.row: case.noise(source, config.draws(case.starts), attempt) for case in cases}
         for i, block in zip(again, generate(cases, noise=_joined(cases, noises)), strict=True):
             blocks[i] = block
             group[i].redrawn += 1
+
+
+def _batches(fresh: list[GrowingVolume], config: RolloutConfig) -> list[list[GrowingVolume]]:
+    """Cases whose next blocks are solved together: those that take the same steps."""
+    if config.solver == ADAPTIVE_SOLVER:
+        return [[case] for case in fresh]
+    if not config.starts_apart:
+        return [fresh] if fresh else []
+    groups = ([case for case in fresh if case.starts is starts] for starts in (True, False))
+    return [group for group in groups if group]
 
 
 def _joined(group: list[GrowingVolume], noises: dict[int, Tensor]) -> Tensor:
@@ -204,8 +213,12 @@ def _generate(
     config: RolloutConfig,
     cancelled: Callable[[], bool] | None,
 ) -> Tensor:
-    """One block ``[B, C, T, h, w]`` for each case from its noise ``[draws, B, C, T, h, w]``."""
-    z1 = noise[0]
+    """One block ``[B, C, T, h, w]`` for each case from its noise ``[draws, B, C, T, h, w]``.
+
+    Where ``config.starts_apart``, either all cases start or none does.
+    """
+    starts = group[0].starts
+    z1 = noise[0] * config.start_temperature if starts else noise[0]
     churn = Churn(config.churn, noise[1:], config.churn_below) if config.churn else None
     previous = torch.stack([case.before() for case in group])  # [B, C, T, h, w]
     device = previous.device
@@ -231,7 +244,8 @@ def _generate(
             raise Cancelled
         return guided(z, t)
 
-    return solve(velocity, z1, config.steps, config.solver, known, config.time_shift, churn)
+    early = config.early(starts)
+    return solve(velocity, z1, config.steps, config.solver, known, config.time_shift, churn, early)
 
 
 def guided_velocity(
@@ -268,7 +282,10 @@ def guided_velocity(
 
 
 def evaluations(config: RolloutConfig) -> int:
-    """Evaluations of the network for one block, those of guidance included; 0: dopri5 chooses."""
+    """Evaluations of the network for a block that follows others, those of guidance included.
+
+    ``start_steps`` come on top for a volume's first block. 0: dopri5 chooses.
+    """
     if config.solver == ADAPTIVE_SOLVER:
         return 0
     count = 0

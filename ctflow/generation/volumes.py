@@ -238,6 +238,11 @@ class GrowingVolume:
         return self.slices - self.held
 
     @property
+    def starts(self) -> bool:
+        """Whether no slice precedes the next block."""
+        return self.position == 0
+
+    @property
     def block_index(self) -> int:
         """Index of the next block within the volume; given slices count as blocks."""
         return len(self.positions) + -(-self.given // BLOCK_LENGTH)

@@ -67,6 +67,8 @@ def test_an_expression_needs_no_quotes(pattern):
         (GenerateConfig, "sampling.steps=0", "steps and max_slices are at least 1, found 0"),
         (GenerateConfig, "sampling.overlap=16", "overlap lies between"),
         (GenerateConfig, "sampling.solver=rk9", "solver"),
+        (GenerateConfig, "sampling.start_steps=-1", "start_steps is 0 or more"),
+        (GenerateConfig, "sampling.start_temperature=0", "start_temperature is positive, found 0"),
     ],
 )
 def test_a_wrong_value_is_said_in_words(schema, argument, words):

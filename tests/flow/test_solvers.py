@@ -89,6 +89,30 @@ def test_a_shifted_grid_takes_most_steps_near_the_noise():
     assert errors[1] < errors[0] / 2
 
 
+def test_early_steps_halve_the_odds_down_to_the_first_steps_end():
+    plain, early = time_grid(8, 2.0), time_grid(8, 2.0, early=3)
+    assert torch.equal(early[4:], plain[1:]) and early[0] == 1
+    odds = early[1:5] / (1 - early[1:5])
+    torch.testing.assert_close(odds[:-1], 2 * odds[1:], rtol=1e-3, atol=0.0)
+    with pytest.raises(ValueError, match="found 1 step"):
+        time_grid(1, early=3)
+
+
+def test_early_steps_keep_the_directions_of_great_variance():
+    z1 = torch.ones(1, dtype=torch.float64)
+
+    def kept(variance, early):
+        def field(z, t):
+            return z * (t - (1 - t) * variance) / ((1 - t) ** 2 * variance + t**2)
+
+        return float(solve(field, z1, 8, shift=2.0, early=early)) / math.sqrt(variance)
+
+    # Eight Euler steps with a shift of 2 leave a quarter of it, five early ones as much as of others.
+    assert kept(3000, 0) < 0.25
+    assert kept(3000, 5) == pytest.approx(kept(1, 0), abs=0.02)
+    assert kept(1, 5) == pytest.approx(kept(1, 0), abs=0.01)
+
+
 def test_unknown_solver_and_no_steps():
     with pytest.raises(ValueError, match="'rk9'"):
         solve(growth, torch.zeros(1), 1, "rk9")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -300,6 +301,32 @@ def test_a_case_does_not_depend_on_the_others(solver, churn):
         assert (other.latents - together[1].latents).norm() < 1e-4 * together[1].latents.norm()
     (other_seed,) = rollout(model, cases[1:2], AIR, stop_rule(), config, noise=seeded_noise(5))
     assert not torch.allclose(other_seed.latents, alone.latents, atol=1e-2)
+
+
+def test_the_block_that_no_slice_precedes_has_steps_and_a_temperature_of_its_own():
+    model, cases = real_model(), real_cases("a", "b")
+    given = replace(cases[1], given=torch.randn(C, 5, SIDE, SIDE))
+    plain = RolloutConfig(steps=3, churn=0.5)
+    apart = (replace(plain, start_steps=2), replace(plain, start_temperature=1.3))
+    run = partial(rollout, model, start=AIR, rule=stop_rule(), noise=seeded_noise(4))
+    base, continued = run(cases=cases, config=plain), run(cases=[given], config=plain)[0]
+    for config in apart:
+        assert config.starts_apart and not plain.starts_apart
+        for old, new in zip(base, run(cases=cases, config=config), strict=True):
+            assert not torch.allclose(old.blocks[0], new.blocks[0], atol=1e-2)
+        # What continues given slices is sampled as before, also beside a case that starts.
+        both = run(cases=[cases[0], given], config=config)
+        torch.testing.assert_close(both[1].latents, continued.latents, rtol=1e-4, atol=1e-4)
+
+
+def test_start_steps_are_evaluations_of_the_first_block_alone():
+    model = Scripted({1.0: scripted_volume(40)})
+    config = replace(EULER, start_steps=2)
+    (result,) = rollout(model, [case(1.0)], AIR, stop_rule(), config)
+    blocks = len(result.blocks)
+    assert len(model.calls) == evaluations(config) * blocks + 2 and blocks > 1
+    single = replace(config, steps=1)
+    assert (single.early(True), config.early(True), config.early(False)) == (0, 2, 0)
 
 
 @torch.no_grad()
