@@ -70,8 +70,8 @@ class RolloutConfig:
             that errors of the network do not add up to mottle; 0: none. Not for dopri5.
         churn_below: Only steps that end below this time are churned; above it layout and sides are decided.
         start_steps: Further steps near t = 1 for a block that no slice precedes: each halves the odds of the
-            time, down to where the first step ends. The patient is chosen there, and one long step would
-            choose nearly the same one every time. Not read by dopri5, nor where a single step ends at 0.
+            time, down to where the first step ends. The patient is chosen there, and one long step
+            makes patients alike. Not read by dopri5, nor where a single step ends at 0.
         start_temperature: Standard deviation of the noise from which such a block starts; above 1 patients
             vary more.
         overlap: Slices at the end of the volume so far that each new block repeats: they are held along the
