@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from ctflow.types import BLOCK_LENGTH
 
-FIXED_SOLVERS = ("euler", "midpoint", "heun")
+FIXED_SOLVERS = ("euler", "midpoint", "heun", "multistep")
 SOLVERS = (*FIXED_SOLVERS, "dopri5")
 STOP_RULES = ("every_slice", "first_slice")
 
@@ -63,11 +63,13 @@ class RolloutConfig:
 
     Attributes:
         steps: Solver steps per block (not read by dopri5).
-        solver: ``euler``, ``midpoint``, ``heun`` or ``dopri5``.
+        solver: ``euler``, ``midpoint``, ``heun``, ``multistep`` (of second order at one evaluation a step) or
+            ``dopri5``.
         time_shift: Odds of the solver's equally spaced times are multiplied by it (not read by dopri5): above
             1 most steps lie near t = 1, where layout, sides and findings are decided.
         churn: Share of the way to t = 0 that each step goes further, before fresh noise brings it back, so
-            that errors of the network do not add up to mottle; 0: none. Not for dopri5.
+            that errors of the network do not add up to mottle; 0: none. With ``multistep`` such steps are
+            Euler steps. Not for dopri5.
         churn_below: Only steps that end below this time are churned; above it layout and sides are decided.
         start_steps: Further steps near t = 1 for a block that no slice precedes: each halves the odds of the
             time, down to where the first step ends. The patient is chosen there, and one long step

@@ -56,7 +56,7 @@ class FMvTConfig:
         preconditioned: The network predicts what a line through z cannot (Karras et al. 2022, section 5, for
             the straight path); otherwise the whole velocity.
         spectrum: The linear part of ``preconditioned`` knows the data's spectrum, which a training measures
-            (``FlowTask.spectrum_blocks``), and the network reads the linear estimate of the data in place of
+            (``FlowTask.measured_blocks``), and the network reads the linear estimate of the data in place of
             the noisy block; otherwise it takes the data for white.
         text_at_places: The product of report and place is added to the tokens before the first block.
         previous_noise_input: The level of the noise in the previous block is an input.
@@ -67,6 +67,8 @@ class FMvTConfig:
         fine_size: Width of a token of the fine stage: transformer blocks over patches of half the rows and
             columns, which correct the output after the local head; a multiple of the width of a head.
         fine_depth: Number of its blocks; 0: no fine stage.
+        start_directions: Principal directions of the blocks that begin a volume, measured by a training
+            (``FlowTask.measured_blocks``), along which a small head corrects such a block; 0: no such head.
         activation_checkpointing: Recompute each block in the backward pass instead of storing it.
     """
 
@@ -102,6 +104,7 @@ class FMvTConfig:
     local_blocks: int = 0
     fine_size: int = 0
     fine_depth: int = 0
+    start_directions: int = 0
     activation_checkpointing: bool = False
 
     @property
@@ -149,6 +152,8 @@ class FMvTConfig:
                 f"fine_size is a multiple of a head's width, {self.hidden_size // self.num_heads}, found "
                 f"{self.fine_size}"
             )
+        if self.start_directions < 0:
+            raise ValueError(f"start_directions is 0 or more, found {self.start_directions}")
         if self.spectrum and not self.preconditioned:
             raise ValueError("spectrum=true is a kind of preconditioning: it needs preconditioned=true")
 

@@ -259,10 +259,11 @@ class FlowTask:
         flow: Path, times and the noises and dropouts of training.
         text: ``tokens`` (masked hidden states) or ``pooled`` (one token, as published).
         init_from: Sharing folder or published weights to fine-tune from (weights only, fresh optimizer).
-        train_coarse: False trains the fine stage alone, in a third of the time; what it corrects stays as
-            ``init_from`` has it.
+        train_coarse: False trains the fine stage and the start head alone, in a third of the time; what they
+            correct stays as ``init_from`` has it.
         student: Distillation of a teacher into few steps without guidance.
-        spectrum_blocks: Training blocks whose spectrum is measured for ``network.spectrum``.
+        measured_blocks: Training blocks whose spectrum is measured for ``network.spectrum``, and first blocks
+            whose principal directions are for ``network.start_directions`` (held in half precision).
         avae: A-VAE of the latent shards, for decoding and export; empty: searched among runs by fingerprint.
         clip: Text encoder of the latent shards, for the export; empty: searched among runs by fingerprint.
         optimizer: Optimizer and its schedule.
@@ -278,7 +279,7 @@ class FlowTask:
     init_from: str = ""
     train_coarse: bool = True
     student: StudentConfig = field(default_factory=StudentConfig)
-    spectrum_blocks: int = 2048
+    measured_blocks: int = 2048
     avae: str = ""
     clip: str = ""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -290,8 +291,8 @@ class FlowTask:
     def __post_init__(self) -> None:
         if self.text not in ("tokens", "pooled"):
             raise ValueError(f"text must be 'tokens' or 'pooled', found {self.text!r}")
-        if self.spectrum_blocks < 1:
-            raise ValueError(f"spectrum_blocks must be at least 1, found {self.spectrum_blocks}")
+        if self.measured_blocks < 1:
+            raise ValueError(f"measured_blocks must be at least 1, found {self.measured_blocks}")
         if not self.train_coarse and not self.init_from:
             raise ValueError("train_coarse=false needs init_from=FOLDER, whose network stays")
         grid = self.rollout

@@ -26,6 +26,7 @@ from ctflow.models.fmvt_layers import (
     unpatchify,
 )
 from ctflow.models.spectrum import LinearEstimate, Spectrum
+from ctflow.models.start_head import StartHead
 
 _SPACING_SCALE = 100.0
 """The logarithm of a spacing is embedded a hundredfold: 1 % of a millimetre is a step of one."""
@@ -83,6 +84,10 @@ class FMvT(nn.Module):
         )
         self.fine = FineStage(config, channels + config.latent_channels) if config.fine_depth else None
         self.spectrum = Spectrum(config.latent_channels, config.input_size) if config.spectrum else None
+        block = (config.latent_channels, *config.input_size)
+        self.start_head = (
+            StartHead(block, config.start_directions, hidden) if config.start_directions else None
+        )
         self.null_previous = (
             nn.Parameter(torch.zeros(config.latent_channels, 1, 1, 1)) if config.learned_nulls else None
         )
@@ -115,6 +120,8 @@ class FMvT(nn.Module):
         if self.local_head is not None:
             for part in (self.local_head, *self.local_head.blocks):
                 outputs += [part.modulation, part.proj]
+        if self.start_head is not None:
+            outputs += [self.start_head.gates, self.start_head.proj]
         for layer in outputs:
             nn.init.zeros_(layer.weight)
             if isinstance(layer, nn.Conv3d) and layer.bias is not None:
@@ -199,7 +206,15 @@ class FMvT(nn.Module):
         if self.fine is not None:
             seen = torch.cat([inputs, out.to(inputs.dtype)], dim=1)  # [B, 3C or 3C + 1, T, h, w]
             out = out + self.fine(seen, tokens, time, texts[config.depth :], grid)  # [B, C, T, h, w]
-        return self._velocity(out, z, times, estimate) if config.preconditioned else out
+        velocity = self._velocity(out, z, times, estimate) if config.preconditioned else out
+        if self.start_head is None or conditions.position is None:
+            return velocity
+        starts = conditions.position == 0
+        if conditions.known is not None:
+            starts = starts & ~conditions.known.any(dim=1)
+        data = z - times[:, None, :, None, None] * velocity  # [B, C, T, h, w]
+        change = self.start_head(z, data, times.amax(dim=1), time)  # [B, C, T, h, w]
+        return velocity + starts[:, None, None, None, None] * change
 
     def _times(self, t: Tensor | float, z: Tensor) -> Tensor:
         """Flow times ``[B, T]``, or ``[B, 1]`` where a block has one time."""

@@ -63,7 +63,7 @@ class FlowModule(CountingModule):
         self.network: FMvT = FMvT(typed.network)
         if not typed.train_coarse:
             for name, parameter in self.network.named_parameters():
-                if not name.startswith("fine."):
+                if not name.startswith(("fine.", "start_head.")):
                     parameter.requires_grad_(False)
         self.averaged = averaged_copy(self.network)
         self.path = training_path(typed.flow)

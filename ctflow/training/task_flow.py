@@ -61,11 +61,13 @@ class FlowTraining:
         task = replace(task, init_from=task.init_from or task.student.teacher)
         if task.init_from:
             task = replace(task, network=_as_loaded(task))
-            if not task.train_coarse and not task.network.fine_depth:
+            if not (task.train_coarse or task.network.fine_depth or task.network.start_directions):
                 raise ConfigError(
-                    f"flow.train_coarse=false, and no fine stage in the network of {task.init_from}",
-                    "a fine stage, which alone is trained",
-                    "give flow.network.fine_size and flow.network.fine_depth, e.g. 128 and 4",
+                    "flow.train_coarse=false, and no fine stage or start head in the network of "
+                    f"{task.init_from}",
+                    "one of them, which alone is trained",
+                    "give flow.network.start_directions, e.g. 64, or flow.network.fine_size and "
+                    "flow.network.fine_depth, e.g. 128 and 4",
                 )
         shards = LatentShards(config.data.train)
         if teacher := task.student.teacher:
@@ -96,27 +98,32 @@ class FlowTraining:
             new = _grown(module.network, loaded)
             for network in (module.network, module.trained):
                 network.load_state_dict(loaded.state_dict() | new)
-        if (
-            run.checkpoint is None
-            and module.network.spectrum is not None
-            and not _knows_spectrum(config.flow)
-        ):
-            self._measure_spectrum(config, module)
+        if run.checkpoint is None:
+            known = _loaded(config.flow.init_from).config if config.flow.init_from else None
+            for part, asked in (("spectrum", "spectrum"), ("start_head", "start_directions")):
+                if getattr(module.network.config, asked) and not getattr(known, asked, False):
+                    self._measure(config, module, part)
         return module
 
-    def _measure_spectrum(self, config: TrainConfig, module: FlowModule) -> None:
-        """The same on every process: their loaders do not know each other yet."""
-        data = self.data(replace(config, data=replace(config.data, num_workers=0)))
+    def _measure(self, config: TrainConfig, module: FlowModule, part: str) -> None:
+        """What a part has to know of the data; the same everywhere: loaders do not know each other yet."""
+        p_start = 1.0 if part == "start_head" else config.data.p_start
+        data = self.data(replace(config, data=replace(config.data, num_workers=0, p_start=p_start)))
         data.setup("fit")
-        wanted = math.ceil(config.flow.spectrum_blocks / config.data.batch_size)
+        wanted = math.ceil(config.flow.measured_blocks / config.data.batch_size)
         batches = islice(cast(Iterable[BlockBatch], data.train_dataloader()), wanted)
-        shown = tqdm(
-            batches, "spectrum of the latents", wanted, leave=False, disable=not config.loop.progress
-        )
-        assert module.network.spectrum is not None and module.trained.spectrum is not None
-        count = module.network.spectrum.measure(batch.target for batch in shown)
-        module.trained.spectrum.load_state_dict(module.network.spectrum.state_dict())
-        log.info("spectrum of %d blocks", count)
+        shown = tqdm(batches, f"{part} of the latents", wanted, leave=False, disable=not config.loop.progress)
+        measured = getattr(module.network, part)
+        try:
+            count = measured.measure(batch.target for batch in shown)
+        except ValueError as error:
+            raise ConfigError(
+                f"latent shards in {config.data.train}: {error}",
+                "enough training blocks to measure",
+                "raise flow.measured_blocks, lower flow.network.start_directions, or encode more scans",
+            ) from None
+        getattr(module.trained, part).load_state_dict(measured.state_dict())
+        log.info("%s of %d blocks", part, count)
 
     def callbacks(self, config: TrainConfig, run: Run) -> list[L.Callback]:
         """Rollouts with images and Fréchet distances, where asked for.
@@ -208,9 +215,9 @@ def _as_loaded(task: FlowTask) -> FlowNetworkConfig:
             for.
     """
     network = _loaded(task.init_from).config
-    for name in ("local_channels", "local_blocks", "fine_size", "fine_depth"):
+    for name in ("local_channels", "local_blocks", "fine_size", "fine_depth", "start_directions"):
         wanted, own = getattr(task.network, name), getattr(network, name)
-        if wanted and (wanted < own or (wanted != own and own and name.startswith("fine"))):
+        if wanted and (wanted < own or (wanted != own and own and not name.startswith("local"))):
             raise ConfigError(
                 f"flow.network.{name}={wanted}",
                 f"{own}, as the network of {task.init_from} has" + ", or more" * name.startswith("local"),
@@ -218,36 +225,33 @@ def _as_loaded(task: FlowTask) -> FlowNetworkConfig:
             )
     network = replace(
         network,
-        # Checkpointing belongs to the training, not to the weights. A new fine stage and a new local head
-        # start at zero, new blocks of the head as the identity, and new channels unheard.
+        # Checkpointing belongs to the training, not to the weights. A new fine stage, start head and
+        # local head start at zero, new blocks of the latter as the identity, and new channels unheard.
         activation_checkpointing=task.network.activation_checkpointing,
         local_channels=max(network.local_channels, task.network.local_channels),
         local_blocks=max(network.local_blocks, task.network.local_blocks),
         fine_size=network.fine_size or task.network.fine_size,
         fine_depth=network.fine_depth or task.network.fine_depth,
+        start_directions=network.start_directions or task.network.start_directions,
         spectrum=network.spectrum or task.network.spectrum,
     )
     return FlowNetworkConfig.of(network)
 
 
 def _grown(network: FMvT, loaded: FMvT) -> dict[str, Tensor]:
-    """State of fine stage, local head and spectrum that the loaded network lacks, by the network's names."""
+    """State of fine stage, heads and spectrum that the loaded network lacks, by the network's names."""
     old, new = loaded.state_dict(), network.state_dict()
     if loaded.local_head is not None and network.local_head is not None:
         width = network.config.local_channels
         if width > loaded.config.local_channels:
             wide = loaded.local_head.widened(width).state_dict()
             new |= {f"local_head.{name}": value for name, value in wide.items()}
-    parts = ("fine.", "local_head.", "spectrum.")
+    parts = ("fine.", "local_head.", "start_head.", "spectrum.")
     return {
         name: value
         for name, value in new.items()
         if name.startswith(parts) and (name not in old or old[name].shape != value.shape)
     }
-
-
-def _knows_spectrum(task: FlowTask) -> bool:
-    return bool(task.init_from) and _loaded(task.init_from).config.spectrum
 
 
 def _fitted(

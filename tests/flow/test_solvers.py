@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from diffusers import DPMSolverMultistepScheduler
 
 from ctflow.flow import SOLVERS, Churn, KnownRegion, LinearPath, solve, time_grid
 
@@ -28,8 +29,41 @@ def test_order_of_convergence(solver, order):
     assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.1)
 
 
+@pytest.mark.parametrize(("steps", "shift", "early"), [(2, 1.0, 0), (8, 2.0, 0), (8, 2.0, 5), (20, 4.0, 0)])
+def test_multistep_is_the_solver_of_diffusers(steps, shift, early):
+    """Two Euler steps at the beginning and one at the end, the second order between them."""
+    times = time_grid(steps, shift, early)
+    other = DPMSolverMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, solver_order=2, euler_at_final=True
+    )
+    other.set_timesteps(len(times) - 1)
+    other.sigmas = times
+    z = noise = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
+    for index, step in enumerate(other.timesteps):
+        z = other.step(growth(z, times[index]), step, z).prev_sample
+    found = solve(growth, noise, steps, "multistep", shift=shift, early=early)
+    torch.testing.assert_close(found, z, rtol=1e-4, atol=1e-5)
+    exact = noise * math.exp(-1.5)
+    if steps > 2:
+        plain = solve(growth, noise, steps, "euler", shift=shift, early=early)
+        assert (found - exact).abs().max() < 0.5 * (plain - exact).abs().max()
+
+
+def test_multistep_forgets_where_churn_parts_two_steps():
+    """Churned steps and the one after them are Euler steps: nothing goes on from before the fresh noise."""
+    noise = torch.randn(6, 3, 4)
+    churned = [
+        solve(growth, noise[0], 6, name, churn=Churn(0.5, noise[1:])) for name in ("multistep", "euler")
+    ]
+    torch.testing.assert_close(*churned)
+    above = solve(growth, noise[0], 6, "multistep", churn=Churn(0.5, noise[1:], below=0.4))
+    euler = solve(growth, noise[0], 6, "euler", churn=Churn(0.5, noise[1:], below=0.4))
+    assert not torch.allclose(above, euler)
+
+
 @pytest.mark.parametrize(
-    ("solver", "tolerance"), [("euler", 0.02), ("midpoint", 1e-3), ("heun", 1e-3), ("dopri5", 1e-4)]
+    ("solver", "tolerance"),
+    [("euler", 0.02), ("midpoint", 1e-3), ("heun", 1e-3), ("multistep", 2e-3), ("dopri5", 1e-4)],
 )
 def test_the_gaussian_flow(solver, tolerance):
     z1 = torch.randn(64, generator=torch.Generator().manual_seed(0))
@@ -101,16 +135,19 @@ def test_early_steps_halve_the_odds_down_to_the_first_steps_end():
 def test_early_steps_keep_the_directions_of_great_variance():
     z1 = torch.ones(1, dtype=torch.float64)
 
-    def kept(variance, early):
-        def field(z, t):
-            return z * (t - (1 - t) * variance) / ((1 - t) ** 2 * variance + t**2)
-
-        return float(solve(field, z1, 8, shift=2.0, early=early)) / math.sqrt(variance)
+    def kept(variance, early, solver="euler"):
+        spread = math.sqrt(variance)
+        end = solve(lambda z, t: gaussian(z, t, spread), z1, 8, solver, shift=2.0, early=early)
+        return float(end) / spread
 
     # Eight Euler steps with a shift of 2 leave a quarter of it, five early ones as much as of others.
     assert kept(3000, 0) < 0.25
     assert kept(3000, 5) == pytest.approx(kept(1, 0), abs=0.02)
     assert kept(1, 5) == pytest.approx(kept(1, 0), abs=0.01)
+    # The second order keeps what Euler steps lose, at as many evaluations.
+    for variance in (3000, 1000, 300, 100, 30, 10):
+        assert kept(variance, 5) < 0.86
+        assert kept(variance, 5, "multistep") == pytest.approx(1, abs=0.03)
 
 
 def test_unknown_solver_and_no_steps():

@@ -27,6 +27,7 @@ from ctflow.data import LatentDataModule
 from ctflow.data.batches import BlockBatch
 from ctflow.errors import ConfigError
 from ctflow.models.spectrum import Spectrum
+from ctflow.models.start_head import StartHead
 from ctflow.processes import bf16_supported
 from ctflow.train import main
 from ctflow.training.tasks import TASKS
@@ -333,7 +334,7 @@ def test_the_spectrum_is_measured_once_and_stays(
 ) -> None:
     """A fine-tuning may add it; whoever starts from weights that have one keeps theirs."""
     old = whole / "flow" / "whole" / "export"
-    measured = ["flow.network.spectrum=true", "flow.spectrum_blocks=6", "loop.max_steps=2"]
+    measured = ["flow.network.spectrum=true", "flow.measured_blocks=6", "loop.max_steps=2"]
     main(tiny.arguments("flow", tmp_path, f"flow.init_from={old}", "name=added", *measured))
     start = tmp_path / "flow" / "added" / "export"
     before, added = load_fmvt(old / "fmvt"), load_fmvt(start / "fmvt")
@@ -358,6 +359,32 @@ def test_the_spectrum_is_measured_once_and_stays(
     )
     resumed = load_fmvt(tmp_path / "flow" / "kept" / "export" / "fmvt")
     assert resumed.spectrum is not None and torch.equal(resumed.spectrum.power, added.spectrum.power)
+
+
+def test_start_directions_are_measured_once_and_their_head_alone_can_be_trained(
+    whole: Path, tiny: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = whole / "flow" / "whole" / "export"
+    asked = ["flow.network.start_directions=3", "flow.measured_blocks=6", "flow.train_coarse=false"]
+    steps = ["loop.max_steps=3", "flow.optimizer.warmup_steps=0"]
+    main(tiny.arguments("flow", tmp_path, f"flow.init_from={old}", "name=added", *asked, *steps))
+    start = tmp_path / "flow" / "added" / "export"
+    before, added = load_fmvt(old / "fmvt"), load_fmvt(start / "fmvt")
+    assert added.config == replace(before.config, start_directions=3)
+    assert added.start_head is not None and added.start_head.proj.weight.any()
+    for name, value in before.state_dict().items():
+        assert torch.equal(added.state_dict()[name], value), name
+    directions = added.start_head.directions
+    torch.testing.assert_close(directions @ directions.T, torch.eye(3), rtol=0, atol=1e-3)
+
+    monkeypatch.setattr(StartHead, "measure", None)  # nobody measures again
+    for more in (steps[:1], ["loop.max_steps=4"]):  # another training, and its resumption
+        main(tiny.arguments("flow", tmp_path, f"flow.init_from={start}", "name=kept", *asked, *more))
+        kept = load_fmvt(tmp_path / "flow" / "kept" / "export" / "fmvt")
+        assert kept.start_head is not None and torch.equal(kept.start_head.directions, directions)
+    more = [f"flow.init_from={start}", "name=other", "flow.network.start_directions=4"]
+    with pytest.raises(ConfigError, match=r"start_directions=4.*\n.*3, as the network of"):
+        main(tiny.arguments("flow", tmp_path, *more))
 
 
 def test_fine_tuning_starts_from_exported_weights(whole: Path, tiny: TinyData, tmp_path: Path) -> None:
@@ -408,12 +435,15 @@ def test_fine_tuning_starts_from_exported_weights(whole: Path, tiny: TinyData, t
     more = [f"flow.init_from={tmp_path}/flow/fine/export", "name=finer", "flow.network.fine_size=16"]
     with pytest.raises(ConfigError, match=r"fine_size=16.*\n.*8, as the network of"):
         main(tiny.arguments("flow", tmp_path, *more, "flow.network.fine_depth=1"))
-    with pytest.raises(ConfigError, match="no fine stage in the network of"):
+    with pytest.raises(ConfigError, match="no fine stage or start head in the network of"):
         main(
             tiny.arguments(
                 "flow", tmp_path, f"flow.init_from={start}", "name=none", "flow.train_coarse=false"
             )
         )
+    few = ["name=few", "flow.network.start_directions=8", "flow.measured_blocks=8"]
+    with pytest.raises(ConfigError, match="8 principal directions need more than 8 first blocks, found 8"):
+        main(tiny.arguments("flow", tmp_path, f"flow.init_from={start}", *few))
     with pytest.raises(ConfigError, match="train_coarse=false needs init_from=FOLDER"):
         main(tiny.arguments("flow", tmp_path, "name=frozen", "flow.train_coarse=false"))
 
