@@ -207,9 +207,9 @@ class FMvT(nn.Module):
             seen = torch.cat([inputs, out.to(inputs.dtype)], dim=1)  # [B, 3C or 3C + 1, T, h, w]
             out = out + self.fine(seen, tokens, time, texts[config.depth :], grid)  # [B, C, T, h, w]
         velocity = self._velocity(out, z, times, estimate) if config.preconditioned else out
-        if self.start_head is None or conditions.position is None:
+        if self.start_head is None:
             return velocity
-        starts = conditions.position == 0
+        starts = _number(conditions.position, summary, "position") == 0
         if conditions.known is not None:
             starts = starts & ~conditions.known.any(dim=1)
         data = z - times[:, None, :, None, None] * velocity  # [B, C, T, h, w]
