@@ -81,7 +81,13 @@ checkpoints: $(INSTALLED) ## Train the embedded checkpoint again (hours on a CPU
 	$(RUN) -m ctflow.train --config configs/embedded/flow_longer.yaml runs_dir=$(EMBEDDED) flow.init_from=$(EMBEDDED)/flow/local/export \
 		data.train=$(EMBEDDED)/both/latents/train data.valid=$(EMBEDDED)/both/latents/valid \
 		flow.avae=$(EMBEDDED)/autoencoder/decoder_longer/export flow.clip=$(EMBEDDED)/clip/embedded/export $(ARGS)
-	$(RUN) -m ctflow.pack source=$(EMBEDDED)/flow/longer/export output=checkpoints --config configs/embedded/pack.yaml
+	$(RUN) -m ctflow.train --config configs/embedded/flow_start.yaml runs_dir=$(EMBEDDED) flow.init_from=$(EMBEDDED)/flow/longer/export \
+		data.train=$(EMBEDDED)/latents/train data.valid=$(EMBEDDED)/latents/valid \
+		flow.avae=$(EMBEDDED)/autoencoder/decoder_longer/export flow.clip=$(EMBEDDED)/clip/embedded/export $(ARGS)
+	$(RUN) -m ctflow.train --config configs/embedded/flow_start_pairs.yaml runs_dir=$(EMBEDDED) flow.init_from=$(EMBEDDED)/flow/start/export \
+		data.train=$(EMBEDDED)/latents/train data.valid=$(EMBEDDED)/latents/valid \
+		flow.avae=$(EMBEDDED)/autoencoder/decoder_longer/export flow.clip=$(EMBEDDED)/clip/embedded/export $(ARGS)
+	$(RUN) -m ctflow.pack source=$(EMBEDDED)/flow/start_pairs/export output=checkpoints --config configs/embedded/pack.yaml
 
 .PHONY: test
 test: $(INSTALLED) ## Run the fast tests

@@ -179,6 +179,9 @@ class FlowConfig:
         length_dropout: Probability of training a sample without its volume's length.
         pair_weight: Weight of the error in which the two samples of a contrast pair differ (``data.pairs``);
             1 weighs it as the rest.
+        decoded_share: Share of the loss that counts errors by what the decoder makes of them, in [0, 1): the
+            channels that hold the mean HU then weigh more than those that hold grain
+            (``training.decoded``). 0: all channels weigh alike.
     """
 
     path_offset: float = 0.0
@@ -193,6 +196,7 @@ class FlowConfig:
     previous_dropout: float = 0.1
     length_dropout: float = 0.1
     pair_weight: float = 1.0
+    decoded_share: float = 0.0
 
     def __post_init__(self) -> None:
         if self.time_distribution not in TIME_DISTRIBUTIONS:
@@ -213,3 +217,5 @@ class FlowConfig:
         dropouts = (self.text_dropout, self.previous_dropout, self.length_dropout)
         if not all(0 <= probability < 1 for probability in dropouts):
             raise ValueError(f"text_, previous_ and length_dropout lie in [0, 1), found {dropouts}")
+        if not 0 <= self.decoded_share < 1:
+            raise ValueError(f"decoded_share lies in [0, 1), found {self.decoded_share}")

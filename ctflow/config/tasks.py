@@ -303,6 +303,11 @@ class FlowTask:
                 "flow.rollout has text_guidance=1 and previous_guidance=1, found "
                 f"{grid.solver}, {grid.text_guidance} and {grid.previous_guidance}"
             )
+        if self.student.teacher and self.flow.decoded_share:
+            raise ValueError(
+                "a student's loss counts all channels alike: flow.flow.decoded_share=0, found "
+                f"{self.flow.decoded_share}"
+            )
         if self.student.teacher and grid.churn and grid.solver != "euler":
             raise ValueError(
                 "a student with churn takes Euler steps, because the last step of a churned solution is one: "

@@ -16,6 +16,7 @@ from ctflow.models import Conditions, FMvT
 from ctflow.models.fmvt_layers import FMvTBlock
 from ctflow.training.base import CountingModule, unique_keys
 from ctflow.training.cost import forward_gflop
+from ctflow.training.decoded import metric_root, weighed
 from ctflow.training.ema import averaged_copy
 from ctflow.training.optim import build_optimizer
 from ctflow.training.plain import from_plain, to_plain
@@ -68,12 +69,21 @@ class FlowModule(CountingModule):
         self.averaged = averaged_copy(self.network)
         self.path = training_path(typed.flow)
         self.val_losses = DecileLoss()
+        self.loss_root: Tensor | None
+        self.register_buffer("loss_root", None, persistent=False)  # measured at every start
 
     @property
     def trained(self) -> FMvT:
         """The network to export: the moving average."""
         assert isinstance(self.averaged, FMvT)
         return self.averaged
+
+    def count_as_decoded(self, metric: Tensor) -> None:
+        """Let the loss count errors by a ``decoder_metric`` as far as ``flow.decoded_share`` says.
+
+        A resumed training needs it too: it is no part of the checkpoint.
+        """
+        self.loss_root = metric_root(metric, self.config.flow.decoded_share).to(self.device)
 
     def tokens_per_sample(self) -> int:
         """Tokens of a block."""
@@ -101,19 +111,37 @@ class FlowModule(CountingModule):
     def training_step(self, batch: BlockBatch, batch_idx: int) -> Tensor:
         """Mean squared error of the predicted velocity."""
         chance = draw_samples(self.config, batch, self.random(block_keys(batch)))
-        loss = self.sample_losses(self.network, batch, chance, self.config.flow.pair_weight).mean()
+        weight = self.config.flow.pair_weight
+        loss = self.sample_losses(self.network, batch, chance, weight, self.loss_root).mean()
         self.batches += 1
         self.log_terms({"loss": loss}, len(batch.case_id))
         return loss
 
     def sample_losses(
-        self, network: nn.Module, batch: BlockBatch, chance: FlowDraw, pair_weight: float = 1.0
+        self,
+        network: nn.Module,
+        batch: BlockBatch,
+        chance: FlowDraw,
+        pair_weight: float = 1.0,
+        root: Tensor | None = None,
     ) -> Tensor:
-        """Mean squared velocity error of every sample, ``[B]`` float32; partners' difference weighs more."""
+        """Mean squared velocity error of every sample, ``[B]`` float32.
+
+        Args:
+            network: What predicts.
+            batch: Blocks with their conditions.
+            chance: What is random.
+            pair_weight: Weight of what partners differ in.
+            root: ``[C, C]`` by which latents are multiplied before their errors are squared
+                (``metric_root``); None: the errors themselves count.
+        """
         point = self.path.sample(batch.target, chance.noise, chance.t)
         z = with_known(point.z_t, batch.target, chance.known)
         prediction = network(z, chance.t, self.conditions(batch, chance))
-        return velocity_losses(prediction, point.velocity, batch, chance, pair_weight)
+        velocity = point.velocity
+        if root is not None:
+            prediction, velocity = weighed(prediction, root), weighed(velocity, root)
+        return velocity_losses(prediction, velocity, batch, chance, pair_weight)
 
     def conditions(self, batch: BlockBatch, chance: FlowDraw) -> Conditions:
         """What the network is told: previous blocks with their noise, dropped conditions gone."""

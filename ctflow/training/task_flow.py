@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import lightning as L
 import numpy as np
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -37,6 +38,7 @@ from ctflow.data import LatentDataModule, LatentShards
 from ctflow.data.batches import BlockBatch
 from ctflow.errors import ConfigError
 from ctflow.models import FMvT
+from ctflow.training.decoded import decoder_metric
 from ctflow.training.flow import FlowModule
 from ctflow.training.monitor import RolloutMonitor
 from ctflow.training.parts import matching_avae, matching_clip
@@ -46,6 +48,9 @@ from ctflow.training.task import card
 from ctflow.types import BLOCK_LENGTH
 
 log = logging.getLogger("ctflow")
+
+MEASURED_SLICES = 32
+"""Slices whose decoding says what errors in latents mean."""
 
 
 class FlowTraining:
@@ -103,6 +108,8 @@ class FlowTraining:
             for part, asked in (("spectrum", "spectrum"), ("start_head", "start_directions")):
                 if getattr(module.network.config, asked) and not getattr(known, asked, False):
                     self._measure(config, module, part)
+        if config.flow.flow.decoded_share:
+            _count_as_decoded(config, module)
         return module
 
     def _measure(self, config: TrainConfig, module: FlowModule, part: str) -> None:
@@ -157,6 +164,18 @@ class FlowTraining:
         save_avae(run.export / AVAE_FOLDER, avae)
         _copy_text_encoder(Path(config.flow.clip), run.export / CLIP_FOLDER)
         write_system_config(run.export, system_config(config, shards, avae.downscale), card=text)
+
+
+def _count_as_decoded(config: TrainConfig, module: FlowModule) -> None:
+    """Show the loss what the A-VAE's decoder makes of slices spread over the training set."""
+    shards = LatentShards(config.data.train)
+    avae = load_avae(config.flow.avae).with_whitening(shards.header.whitening)
+    cases = np.linspace(0, len(shards) - 1, min(len(shards), MEASURED_SLICES)).round().astype(int)
+    # The k-th of K slices lies at (k + ½) / K of its volume, so that all heights of a body are among them.
+    places = (np.arange(len(cases)) + 0.5) / len(cases)
+    whole = [shards.whitened(int(case)) for case in cases]  # each [C, S, h, w]
+    slices = [x[:, int(place * x.shape[1])] for x, place in zip(whole, places, strict=True)]
+    module.count_as_decoded(decoder_metric(avae, torch.stack(slices)))
 
 
 def system_config(config: TrainConfig, shards: LatentShards, downscale: int) -> SystemConfig:

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import re
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -456,6 +457,10 @@ def test_shipped_contrast_pairs_are_readable(repo_root):
     pairs = read_pairs(repo_root / AnalysisConfig().pairs)
     assert len(pairs) == 48 and {p.kind for p in pairs} == {"present or absent", "left or right"}
     assert all(p.reports[0] != p.reports[1] for p in pairs)
+    effusions = read_pairs(repo_root / "configs/eval/effusion_pairs.csv")
+    assert Counter(p.kind for p in effusions) == {"present or absent": 40, "left or right": 40}
+    assert {p.label for p in effusions} == {"Pleural effusion"}
+    assert all(p.reports[0] != p.reports[1] for p in effusions)
 
 
 def test_diversity_compares_seeds_and_patients(context):
