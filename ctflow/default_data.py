@@ -7,8 +7,6 @@ own and left alone.
 from __future__ import annotations
 
 import logging
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from ctflow.config.training import TrainConfig
 from ctflow.data import LatentShards, SliceShards, shards_to_encode
 from ctflow.data.manifest import MANIFEST
 from ctflow.errors import ConfigError
+from ctflow.processes import run_module
 from ctflow.training.cluster import first_process
 from ctflow.training.parts import TARGETS, matching_avae, matching_clip, newest_part
 
@@ -99,13 +98,11 @@ def run_preparation(module: str, arguments: list[str], accepted: tuple[int, ...]
     Raises:
         ConfigError: It ended with a status that is not ``accepted``.
     """
-    command = [sys.executable, "-m", module, *arguments]
-    log.info("running %s", " ".join(command[1:]))
-    status = subprocess.run(command, check=False).returncode
+    command = " ".join(["-m", module, *arguments])
+    log.info("running %s", command)
+    status = run_module(module, arguments)
     if status not in accepted:
-        raise ConfigError(
-            f"`python {' '.join(command[1:])}` ended with status {status}", "", "see its output above"
-        )
+        raise ConfigError(f"`python {command}` ended with status {status}", "", "see its output above")
 
 
 def _make_training_data(config: TrainConfig) -> None:

@@ -8,7 +8,10 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import signal
+import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -200,3 +203,26 @@ def matrix_peak(precision: str, device: torch.device, side: int) -> float:
             torch.cuda.synchronize()
         times.append(time.perf_counter() - began)
     return 2 * side**3 / min(times[1:]) / 1e9
+
+
+def run_module(module: str, arguments: Sequence[str]) -> int:
+    """Run ``python -m module`` with its output on this process's, and never leave it behind.
+
+    A SIGTERM to this process alone (a Ctrl-C goes to both) is handed on. The command then saves what it has
+    and ends, and this process goes on with its status: without that it would end, and the command would not.
+
+    Args:
+        module: A module of this environment.
+        arguments: Of its command line.
+
+    Returns:
+        Its exit status; negative: the signal that ended it.
+    """
+    with subprocess.Popen([sys.executable, "-m", module, *arguments]) as child:
+        if threading.current_thread() is not threading.main_thread():
+            return child.wait()  # signals reach the main thread alone
+        before = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+        try:
+            return child.wait()
+        finally:
+            signal.signal(signal.SIGTERM, before)

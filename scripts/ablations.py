@@ -11,12 +11,13 @@ from __future__ import annotations
 import argparse
 import csv
 import re
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 from omegaconf import OmegaConf
+
+from ctflow.processes import run_module
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs" / "ablations"
@@ -80,9 +81,8 @@ def train(arguments: argparse.Namespace, name: str, changes: list[str], seed: in
         "data.train": arguments.data / "train", "data.valid": arguments.data / "valid",
         "flow.avae": arguments.avae, "flow.clip": arguments.clip,
     }  # fmt: skip
-    command = [sys.executable, "-m", "ctflow.train", "--config", str(CONFIGS / "base.yaml")]
-    command += [*(f"{key}={value}" for key, value in keys.items()), *changes, *arguments.options]
-    if subprocess.run(command, check=False).returncode:
+    command = ["--config", str(CONFIGS / "base.yaml"), *(f"{key}={value}" for key, value in keys.items())]
+    if run_module("ctflow.train", [*command, *changes, *arguments.options]):
         return False
     (folder / "seconds.txt").write_text(f"{time.monotonic() - began:.0f}\n", encoding="utf-8")
     return True

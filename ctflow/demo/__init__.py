@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import logging
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +12,7 @@ from pathlib import Path
 from ctflow.config import parse_command
 from ctflow.config.demo import DemoConfig
 from ctflow.errors import CTFlowError
+from ctflow.processes import run_module
 
 log = logging.getLogger("ctflow")
 
@@ -77,7 +76,7 @@ class Stages:
         """
         log.info("== %s: python -m %s %s", name, module, " ".join(arguments))
         began = time.perf_counter()
-        status = subprocess.run([sys.executable, "-m", module, *arguments], check=False).returncode
+        status = run_module(module, arguments)
         self.seconds[name] = time.perf_counter() - began
         if status:
             raise CTFlowError(f"{name} ended with status {status}", "0", "its output above says why")

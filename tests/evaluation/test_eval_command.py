@@ -3,7 +3,6 @@
 import json
 import math
 import re
-import subprocess
 
 import pytest
 
@@ -122,11 +121,11 @@ def test_unknown_key_is_an_error(tiny_checkpoint):
 def test_missing_default_cases_are_made_at_the_models_own_size(tiny_checkpoint, tmp_path, monkeypatch):
     commands = []
 
-    def record(command, check):
-        commands.append(command[2:])
-        return subprocess.CompletedProcess(command, 0)
+    def record(module, arguments):
+        commands.append([module, *arguments])
+        return 0
 
-    monkeypatch.setattr(subprocess, "run", record)
+    monkeypatch.setattr("ctflow.default_data.run_module", record)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CTFlowError, match="manifest"):  # the recorder makes nothing
         command.main(["--checkpoint", str(tiny_checkpoint)])
@@ -139,7 +138,7 @@ def test_missing_default_cases_are_made_at_the_models_own_size(tiny_checkpoint, 
 
 def test_a_missing_file_is_said_before_phantoms_are_made(tiny_checkpoint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(subprocess, "run", None)
+    monkeypatch.setattr("ctflow.default_data.run_module", None)
     arguments = ["--checkpoint", str(tiny_checkpoint), "--analysis", "contrast", "analysis.pairs=pairs.csv"]
     with pytest.raises(CTFlowError, match=r"nothing at analysis\.pairs=pairs\.csv"):
         command.main(arguments)

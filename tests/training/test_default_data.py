@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,13 +23,12 @@ if TYPE_CHECKING:
 
 
 class Recorder:
-    """Stands in for ``subprocess.run``: notes the commands and leaves the manifests they would."""
+    """Stands in for ``run_module``: notes the commands and leaves the manifests they would."""
 
     def __init__(self, runs: Path, status: int = 0) -> None:
         self.runs, self.status, self.commands = runs, status, []
 
-    def __call__(self, command: list[str], check: bool) -> subprocess.CompletedProcess[bytes]:
-        module, arguments = command[2], command[3:]
+    def __call__(self, module: str, arguments: list[str]) -> int:
         self.commands.append((module, arguments))
         if not self.status and module != "data_prep.phantom":
             kind = "slices" if module == "data_prep.ct_rate" else "latents"
@@ -38,7 +36,7 @@ class Recorder:
                 manifest = self.runs / "shards" / kind / split / "manifest.jsonl"
                 manifest.parent.mkdir(parents=True, exist_ok=True)
                 manifest.touch()
-        return subprocess.CompletedProcess(command, self.status)
+        return self.status
 
 
 def _config(runs: Path, task: str, *more: str) -> TrainConfig:
@@ -49,7 +47,7 @@ def _config(runs: Path, task: str, *more: str) -> TrainConfig:
 
 def test_slices_are_made_once_from_phantoms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recorder = Recorder(tmp_path)
-    monkeypatch.setattr(subprocess, "run", recorder)
+    monkeypatch.setattr("ctflow.default_data.run_module", recorder)
     config = _config(tmp_path, "autoencoder", "default_data.volumes=5")
     ensure_training_data(config)
     ensure_training_data(config)
@@ -65,7 +63,7 @@ def test_latents_are_encoded_with_the_newest_networks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recorder = Recorder(tmp_path)
-    monkeypatch.setattr(subprocess, "run", recorder)
+    monkeypatch.setattr("ctflow.default_data.run_module", recorder)
     for task in ("autoencoder", "clip"):
         for name in ("old", "new"):
             export = tmp_path / task / name / "export" / "config.yaml"
@@ -85,7 +83,7 @@ def test_scans_without_a_validation_split_are_not_mixed_with_phantoms(
     tiny: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     recorder = Recorder(tmp_path)
-    monkeypatch.setattr(subprocess, "run", recorder)
+    monkeypatch.setattr("ctflow.default_data.run_module", recorder)
     shutil.copytree(tiny.slices / "train", tmp_path / "shards" / "slices" / "train")
     config = _config(tmp_path, "autoencoder")
     assert ensure_training_data(config).data.valid == ""
@@ -99,7 +97,7 @@ def test_a_missing_split_is_encoded_with_the_networks_of_the_other(
     tiny: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recorder = Recorder(tmp_path)
-    monkeypatch.setattr(subprocess, "run", recorder)
+    monkeypatch.setattr("ctflow.default_data.run_module", recorder)
     shutil.copytree(tiny.slices, tmp_path / "shards" / "slices")
     shutil.copytree(tiny.latents / "train", tmp_path / "shards" / "latents" / "train")
     for task, folder in (("autoencoder", tiny.avae), ("clip", tiny.clip)):
@@ -121,24 +119,24 @@ def test_a_missing_split_is_encoded_with_the_networks_of_the_other(
 
 def test_a_users_folder_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recorder = Recorder(tmp_path)
-    monkeypatch.setattr(subprocess, "run", recorder)
+    monkeypatch.setattr("ctflow.default_data.run_module", recorder)
     ensure_training_data(_config(tmp_path, "autoencoder", "data.train=mine"))
     assert not recorder.commands
 
 
 def test_only_the_first_process_makes_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recorder = Recorder(tmp_path)
-    monkeypatch.setattr(subprocess, "run", recorder)
+    monkeypatch.setattr("ctflow.default_data.run_module", recorder)
     monkeypatch.setenv("LOCAL_RANK", "1")
     ensure_training_data(_config(tmp_path, "autoencoder"))
     assert not recorder.commands
 
 
 def test_failures_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(subprocess, "run", Recorder(tmp_path, status=2))
+    monkeypatch.setattr("ctflow.default_data.run_module", Recorder(tmp_path, status=2))
     with pytest.raises(ConfigError, match="status 2"):
         ensure_training_data(_config(tmp_path, "autoencoder"))
-    monkeypatch.setattr(subprocess, "run", Recorder(tmp_path))
+    monkeypatch.setattr("ctflow.default_data.run_module", Recorder(tmp_path))
     monkeypatch.setattr("ctflow.training.parts.EMBEDDED", tmp_path / "nothing")
     with pytest.raises(ConfigError, match="make train-vae"):
         ensure_training_data(_config(tmp_path, "flow"))
@@ -148,11 +146,11 @@ def test_failures_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def _record(monkeypatch: pytest.MonkeyPatch, statuses: dict[str, int]) -> list[list[str]]:
     commands: list[list[str]] = []
 
-    def run(command: list[str], check: bool) -> subprocess.CompletedProcess[bytes]:
-        commands.append(command[2:])
-        return subprocess.CompletedProcess(command, statuses.get(command[2], 0))
+    def run(module: str, arguments: list[str]) -> int:
+        commands.append([module, *arguments])
+        return statuses.get(module, 0)
 
-    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr("ctflow.default_data.run_module", run)
     return commands
 
 
