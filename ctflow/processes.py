@@ -209,7 +209,7 @@ def run_module(module: str, arguments: Sequence[str]) -> int:
     """Run ``python -m module`` with its output on this process's, and never leave it behind.
 
     A SIGTERM to this process alone (a Ctrl-C goes to both) is handed on. The command then saves what it has
-    and ends, and this process goes on with its status: without that it would end, and the command would not.
+    and ends, whatever its status, and the signal takes its course here: no further command is run.
 
     Args:
         module: A module of this environment.
@@ -221,8 +221,17 @@ def run_module(module: str, arguments: Sequence[str]) -> int:
     with subprocess.Popen([sys.executable, "-m", module, *arguments]) as child:
         if threading.current_thread() is not threading.main_thread():
             return child.wait()  # signals reach the main thread alone
-        before = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+        handed_on: list[int] = []
+
+        def hand_on(number: int, _: object) -> None:
+            handed_on.append(number)
+            child.terminate()
+
+        before = signal.signal(signal.SIGTERM, hand_on)
         try:
-            return child.wait()
+            status = child.wait()
         finally:
             signal.signal(signal.SIGTERM, before)
+    if handed_on:
+        signal.raise_signal(signal.SIGTERM)
+    return status

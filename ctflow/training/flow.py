@@ -81,7 +81,7 @@ class FlowModule(CountingModule):
     def count_as_decoded(self, metric: Tensor) -> None:
         """Let the loss count errors by a ``decoder_metric`` as far as ``flow.decoded_share`` says.
 
-        A resumed training needs it too: it is no part of the checkpoint.
+        Call it for a resumed training as well: a checkpoint does not hold the root.
         """
         self.loss_root = metric_root(metric, self.config.flow.decoded_share).to(self.device)
 
