@@ -59,7 +59,8 @@ def test_the_metric_foretells_what_the_decoder_makes_of_a_smooth_error(avae: AVA
     foretold = torch.einsum("nc,cd,nd->n", directions, metric, directions)
     ratio = found / foretold  # one factor for all: the scale that the trace took away
     assert ratio.std() < 0.15 * ratio.mean()
-    assert foretold.max() > 20 * foretold.min()  # channels do not count alike: else all this would be idle
+    # Channels do not count alike, else all this would be idle: one direction holds most of the trace.
+    assert torch.linalg.eigvalsh(metric)[-1] > 0.75 * channels
 
 
 def test_a_linear_decoder_has_its_own_product_as_metric() -> None:
