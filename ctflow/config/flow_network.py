@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from ctflow.config.models import FMvTConfig
 
@@ -22,15 +23,24 @@ class FlowNetworkConfig(FMvTConfig):
     text_dim: int | None = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
-        """Check the given values; open ones are replaced for the check by values that fit anything.
+        """Check the given values, all but those that ``check_parts`` checks."""
+        self._check({"local_blocks": 0, "fine_size": 0, "fine_depth": 0, "spectrum": False})
 
-        Blocks alone may be asked for: the network to start from may have the head that they belong to.
+    def check_parts(self) -> None:
+        """Check heads, fine stage and spectrum against the network they belong to, which this one describes.
+
+        The network of a fine-tuning is that of ``init_from``, which the configuration does not describe.
+
+        Raises:
+            ValueError: A part does not fit.
         """
+        self._check({})
+
+    def _check(self, left_out: dict[str, Any]) -> None:
         given = {f.name: getattr(self, f.name) for f in fields(self)}
         stand_in = {"input_size": list(self.patch_size), "latent_channels": 1, "text_dim": 1}
-        if not self.local_channels:
-            given["local_blocks"] = 0
-        FMvTConfig(**given | {k: v for k, v in stand_in.items() if given[k] is None})
+        given |= {k: v for k, v in stand_in.items() if given[k] is None}
+        FMvTConfig(**given | left_out)
 
     @classmethod
     def of(cls, network: FMvTConfig) -> FlowNetworkConfig:

@@ -295,6 +295,8 @@ class FlowTask:
             raise ValueError(f"measured_blocks must be at least 1, found {self.measured_blocks}")
         if not self.train_coarse and not self.init_from:
             raise ValueError("train_coarse=false needs init_from=FOLDER, whose network stays")
+        if not (self.init_from or self.student.teacher):
+            self.network.check_parts()
         grid = self.rollout
         plain = (grid.text_guidance, grid.previous_guidance) == (1, 1)
         if self.student.teacher and not (plain and grid.solver in STUDENT_SOLVERS):

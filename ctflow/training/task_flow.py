@@ -231,7 +231,7 @@ def _as_loaded(task: FlowTask) -> FlowNetworkConfig:
 
     Raises:
         ConfigError: A narrower or shallower local head or another fine stage than the loaded one's is asked
-            for.
+            for, or a part that does not fit the loaded network.
     """
     network = _loaded(task.init_from).config
     for name in ("local_channels", "local_blocks", "fine_size", "fine_depth", "start_directions"):
@@ -242,18 +242,25 @@ def _as_loaded(task: FlowTask) -> FlowNetworkConfig:
                 f"{own}, as the network of {task.init_from} has" + ", or more" * name.startswith("local"),
                 f"leave flow.network.{name} out",
             )
-    network = replace(
-        network,
-        # Checkpointing belongs to the training, not to the weights. A new fine stage, start head and
-        # local head start at zero, new blocks of the latter as the identity, and new channels unheard.
-        activation_checkpointing=task.network.activation_checkpointing,
-        local_channels=max(network.local_channels, task.network.local_channels),
-        local_blocks=max(network.local_blocks, task.network.local_blocks),
-        fine_size=network.fine_size or task.network.fine_size,
-        fine_depth=network.fine_depth or task.network.fine_depth,
-        start_directions=network.start_directions or task.network.start_directions,
-        spectrum=network.spectrum or task.network.spectrum,
-    )
+    try:
+        network = replace(
+            network,
+            # Checkpointing belongs to the training, not to the weights. A new fine stage, start head and
+            # local head start at zero, new blocks of the latter as the identity, and new channels unheard.
+            activation_checkpointing=task.network.activation_checkpointing,
+            local_channels=max(network.local_channels, task.network.local_channels),
+            local_blocks=max(network.local_blocks, task.network.local_blocks),
+            fine_size=network.fine_size or task.network.fine_size,
+            fine_depth=network.fine_depth or task.network.fine_depth,
+            start_directions=network.start_directions or task.network.start_directions,
+            spectrum=network.spectrum or task.network.spectrum,
+        )
+    except ValueError as error:
+        raise ConfigError(
+            f"flow.network: {error}",
+            f"parts that fit the network of {task.init_from}",
+            "change the part, or leave it out",
+        ) from None
     return FlowNetworkConfig.of(network)
 
 
@@ -279,15 +286,8 @@ def _fitted(
     """The network with what it leaves open taken from the shards.
 
     Raises:
-        ConfigError: What it does say is not what the shards hold, or their latents give no whole patches;
-            local blocks without a local head.
+        ConfigError: What it does say is not what the shards hold, or their latents give no whole patches.
     """
-    if network.local_blocks and not network.local_channels:
-        raise ConfigError(
-            f"flow.network.local_blocks={network.local_blocks} without a local head",
-            "blocks of a head, whose width is flow.network.local_channels",
-            "give flow.network.local_channels, e.g. 48",
-        )
     record = shards.record(0)
     found: dict[str, Any] = {
         "input_size": [BLOCK_LENGTH, *record.mean.shape[2:]],

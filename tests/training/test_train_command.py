@@ -421,11 +421,16 @@ def test_fine_tuning_starts_from_exported_weights(whole: Path, tiny: TinyData, t
     more = [f"flow.init_from={tmp_path}/flow/grown/export", "name=less", "flow.network.local_blocks=1"]
     with pytest.raises(ConfigError, match="local_blocks=1"):
         main(tiny.arguments("flow", tmp_path, *more))
-    with pytest.raises(ConfigError, match="without a local head"):
+    with pytest.raises(ConfigError, match="local_blocks=1 need local_channels"):
         main(tiny.arguments("flow", tmp_path, "name=headless", "flow.network.local_blocks=1"))
+    # The network of init_from has heads of 8 numbers, the one that this configuration describes of 12.
+    wider = "flow.network.hidden_size=24"
+    with pytest.raises(ConfigError, match=r"a head's width, 8, found 12\n.*parts that fit the network of"):
+        unfit = ["flow.network.fine_size=12", "flow.network.fine_depth=1", "name=unfit"]
+        main(tiny.arguments("flow", tmp_path, f"flow.init_from={start}", wider, *unfit))
 
     fine = ["flow.network.fine_size=8", "flow.network.fine_depth=1", "flow.train_coarse=false", "name=fine"]
-    only = [*fine, "loop.max_steps=3", "flow.optimizer.warmup_steps=0"]
+    only = [*fine, wider, "loop.max_steps=3", "flow.optimizer.warmup_steps=0"]
     main(tiny.arguments("flow", tmp_path, f"flow.init_from={start}", *only))
     corrected = load_fmvt(tmp_path / "flow" / "fine" / "export" / "fmvt")
     assert corrected.config == replace(headed.config, fine_size=8, fine_depth=1)
