@@ -40,7 +40,7 @@ from ctflow.types import HUVolume
 
 log = logging.getLogger(__name__)
 
-FORMAT = 6
+FORMAT = 7
 REAL_SET, RECONSTRUCTED = "real", "reconstruction"
 
 

@@ -22,7 +22,7 @@ class Setting:
         given: Slices at the start of every volume that are real and must never be scored.
         spliced: Whether neighbouring blocks were generated independently, so that nothing longer than a
         block exists.
-        stops: Whether volumes end by the stop rule (else at the real volume's length).
+        stops: Whether volumes end where the end slices begin (else at the real volume's length).
         description: For the report.
     """
 
@@ -70,9 +70,9 @@ SETTINGS: dict[str, Setting] = {
             "Next-Block",
             given=0,
             spliced=True,
-            stops=False,
+            stops=True,
             description="each block generated from the REAL block before it (teacher forcing), as many as "
-            "the real volume has",
+            "the real volume has; end slices behind the last other slice end the volume",
         ),
     )
 }

@@ -38,7 +38,8 @@ class RolloutCase:
             unknown.
         given: Real first slices ``[C, S, h, w]``, whitened, that the rollout continues (gt-head: 16).
         real: Real volume ``[C, S, h, w]``, whitened: every block is generated from the real slices before it
-            (teacher forcing, next-block), as many as the real volume has, and nothing stops it earlier.
+            (teacher forcing, next-block), as many as the real volume has, and nothing stops it earlier. White
+            slices behind the last other one end the volume, as in every rollout.
     """
 
     case_id: str
@@ -302,8 +303,6 @@ class GrowingVolume:
     def kept(self) -> int:
         """Slices of the finished volume."""
         whole = min(self.slices, max(self.limit, self.given))
-        if self.real is not None:
-            return whole
         return max(min(whole - trailing_run(self.white[:whole]), self.slices - self.end), self.given)
 
     def append(self, block: Tensor, rule: StopRule) -> None:
@@ -316,7 +315,9 @@ class GrowingVolume:
         self.volume = torch.cat([self.volume, new], dim=1)
         self.white = torch.cat([self.white, flags])
         if self.real is not None:
-            self.stop = StopReason.REAL_LENGTH if self.slices >= self.limit else None
+            if self.slices >= self.limit:
+                ends = trailing_run(self.white[: self.limit])
+                self.stop = StopReason.END_RECOGNISED if ends else StopReason.REAL_LENGTH
             return
         if rule.is_end(flags) and self.slices - rule.end_run(flags) < self.limit:
             self.stop = StopReason.END_RECOGNISED

@@ -154,9 +154,9 @@ def test_monitor_readings_and_alarms():
     assert values["length_error"].value == pytest.approx(1 / 6)
     assert not values["checkerboard_4"].alarm and values["checkerboard_4"].value == pytest.approx(0.2)
     spliced = readings(SETTINGS["next-block"], MODEL, cases, cases, cases, STAND_IN.slices[0], 32)
-    assert not {"seam_ratio", "sharpest_steps", "drift_slope", "premature", "end_slices"} & {
-        r.monitor for r in spliced
-    }
+    of_spliced = {r.monitor: r for r in spliced}
+    assert not {"seam_ratio", "sharpest_steps", "drift_slope", "end_slices"} & set(of_spliced)
+    assert of_spliced["length_error"].value == pytest.approx(1 / 6)
     rolled = [
         replace(case, facts=replace(case.facts, end_slices=ends))
         for case, ends in zip(cases, (3, 0, 0, 0, 0, 0), strict=True)

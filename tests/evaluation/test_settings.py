@@ -14,6 +14,7 @@ from ctflow.evaluation.cases import CaseReader, case_set_hash, choose_cases
 from ctflow.evaluation.features import FeatureExtractor, FeaturePlan, Key, real_volume
 from ctflow.evaluation.settings import SETTINGS, ScoredVolume
 from ctflow.evaluation.system import generate_batch, usable_in
+from ctflow.generation.volumes import StopRule
 from ctflow.metrics import MetricError
 from ctflow.metrics.backbones import build_backbones
 from ctflow.metrics.images import slices_at
@@ -95,21 +96,33 @@ def test_next_block_has_as_many_slices_as_the_real_volume(tiny_system, tiny_shar
     assert [len(v.hu) for v in made] == [c.shape[0] for c in cases]
 
 
-def test_end_slices_that_are_scored_are_counted(tiny_system, tiny_shards, extractor):
-    """Only next-block goes on past an end: with a threshold so wide that every latent is the end slice's."""
+def test_end_slices_before_the_last_slice_are_counted(tiny_system, tiny_shards, extractor, monkeypatch):
+    """Only next-block goes on past an end: the third slice of each of its blocks is made to look like one."""
     reader = CaseReader(tiny_shards)
     cases = reader.cases()[:2]
 
-    def counted(name, stop):
-        config = RolloutConfig(steps=1, stop=stop)
-        made = list(generate_batch(tiny_system, SETTINGS[name], cases, reader.volume, config, 0))
-        assert all(extractor.extract(v).facts.end_slices == v.end_slices for v in made)
-        return [v.end_slices for v in made]
+    def made(name):
+        config = RolloutConfig(steps=1, stop=OPEN_END)
+        volumes = list(generate_batch(tiny_system, SETTINGS[name], cases, reader.volume, config, 0))
+        assert all(extractor.extract(v).facts.end_slices == v.end_slices for v in volumes)
+        return volumes
 
-    always = StopConfig(threshold=1e9)
-    assert counted("next-block", always) == [c.shape[0] for c in cases]
-    assert counted("next-block", OPEN_END) == counted("full-body", always) == [0, 0]
+    assert [v.end_slices for v in made("next-block")] == [0, 0]
+    third = torch.arange(16) == 2
+    monkeypatch.setattr(StopRule, "white_slices", lambda self, block: third[: block.shape[1]])
+    volumes = made("next-block")
+    assert [len(v.hu) for v in volumes] == [c.shape[0] for c in cases]
+    assert [v.end_slices for v in volumes] == [len(range(2, c.shape[0], 16)) for c in cases]
     assert real_volume("a", HUVolume(volume(20), SPACING)).end_slices is None
+
+
+def test_volumes_end_where_their_end_slices_begin(tiny_system, tiny_shards):
+    """In every setting; with a threshold so wide that every latent is the end slice's, at once."""
+    reader = CaseReader(tiny_shards)
+    config = RolloutConfig(steps=1, stop=StopConfig(threshold=1e9))
+    for setting in SETTINGS.values():
+        volumes = generate_batch(tiny_system, setting, reader.cases()[:2], reader.volume, config, 0)
+        assert [(len(v.hu), v.end_slices, v.stopped) for v in volumes] == 2 * [(setting.given, 0, True)]
 
 
 def test_windows_hold_no_given_slice_and_no_splice():

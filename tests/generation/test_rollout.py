@@ -239,13 +239,26 @@ def test_given_slices_are_never_trimmed():
 
 def test_next_block_follows_the_real_slices():
     real = torch.randn(C, 37, SIDE, SIDE)
-    model = Scripted({1.0: scripted_volume(5)})
+    model = Scripted({1.0: scripted_volume(64)})
     (result,) = rollout(model, [case(1.0, real=real)], AIR, stop_rule(), EULER)
     assert (result.slices, result.stop, len(result.blocks)) == (37, StopReason.REAL_LENGTH, 3)
     firsts = model.calls[:: EULER.steps]
     assert torch.equal(firsts[1]["previous"][0], real[:, :16])
     assert torch.equal(firsts[2]["previous"][0], real[:, 16:32])
     assert not torch.isclose(result.latents, real, atol=1e-3).all(dim=(0, 2, 3)).any()
+
+
+def test_end_slices_end_next_block_too_and_only_behind_the_last_other_slice():
+    real = torch.randn(C, 37, SIDE, SIDE)
+    model = Scripted({1.0: scripted_volume(34)})
+    (result,) = rollout(model, [case(1.0, real=real)], AIR, stop_rule(), EULER)
+    assert (result.slices, result.stop, len(result.blocks)) == (34, StopReason.END_RECOGNISED, 3)
+    assert result.white.tolist() == 34 * [False] + 3 * [True]
+    gap = scripted_volume(40)
+    gap[:, 28:32] = WHITE[:, None]
+    (result,) = rollout(Scripted({1.0: gap}), [case(1.0, real=real)], AIR, stop_rule(), EULER)
+    assert (result.slices, result.stop) == (37, StopReason.REAL_LENGTH)
+    assert result.white.nonzero().flatten().tolist() == [28, 29, 30, 31]
 
 
 @pytest.mark.parametrize("overlap", [1, 4, 7])
