@@ -93,7 +93,7 @@ before = memory.mib()
 torch.ones(2**25)
 print(before, memory.mib())
 """
-    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, encoding="utf-8")
     before, peak = map(float, done.stdout.split())
     assert before < 64
     assert 100 < peak < 200

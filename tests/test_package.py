@@ -147,7 +147,7 @@ def test_an_installed_package_generates_from_any_folder(prefix, tmp_path):
         [sys.executable, "-c", where],
         check=True,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         cwd=tmp_path,
         env=environment,
     )

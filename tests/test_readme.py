@@ -51,7 +51,7 @@ def typed(line: str, root: Path) -> list[str]:
         command = ["make", "-n", "--no-print-directory", "-f", str(root / "Makefile"), *shlex.split(line)[1:]]
         # A make that runs these tests must not pass on its own options, level and variables.
         own = {name: value for name, value in os.environ.items() if name not in MAKE_VARIABLES}
-        asked = subprocess.run(command, check=True, capture_output=True, text=True, cwd=root, env=own)
+        asked = subprocess.run(command, check=True, capture_output=True, encoding="utf-8", cwd=root, env=own)
         line = asked.stdout.strip().splitlines()[-1]
     words = shlex.split(line)
     assert words[0] == ".venv/bin/python" and words[1] == "-m"
@@ -67,7 +67,9 @@ def follow(root: Path, work: Path, source: Path) -> str:
         if line == "make tensorboard":  # serves until it is stopped
             continue
         command = typed(line.replace("/data/ct-rate", str(source)), root)
-        done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=work, env=environment)
+        done = subprocess.run(
+            command, check=False, capture_output=True, encoding="utf-8", cwd=work, env=environment
+        )
         printed += done.stdout + done.stderr
         assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
     return printed

@@ -76,7 +76,7 @@ def _start(root: Path) -> subprocess.Popen[str]:
     line = [sys.executable, "-m", "ctflow.challenge", "--config", str(root / "config.yaml")]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     return subprocess.Popen(
-        line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, encoding="utf-8"
+        line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, encoding="utf-8"
     )
 
 

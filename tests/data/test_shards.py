@@ -278,7 +278,7 @@ def main():
 run_command(main)
 """
     done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, encoding="utf-8", check=False
     )
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith("error: File too large: ") and done.stderr.count("\n") == 1

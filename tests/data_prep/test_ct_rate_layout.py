@@ -380,5 +380,5 @@ def test_a_plan_of_many_volumes_takes_seconds():
 
 def test_reading_processes_load_no_torch():
     code = "import sys, data_prep.ct_rate.prepare; print({'torch', 'lightning', 'h5py'} & {*sys.modules})"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True)
     assert found.stdout.strip() == "set()"

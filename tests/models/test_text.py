@@ -70,7 +70,10 @@ def test_the_vocabulary_is_the_same_in_every_process():
         "words = ['pleural effusion', 'nodule of 12 mm', 'no emphysema', 'cardiomegaly', 'left, right'] * 3; "
         "print(hashlib.sha256(train_wordpiece(words, 90).to_json().encode()).hexdigest())"
     )
-    runs = [subprocess.run([sys.executable, "-c", program], capture_output=True, text=True) for _ in range(3)]
+    runs = [
+        subprocess.run([sys.executable, "-c", program], capture_output=True, encoding="utf-8")
+        for _ in range(3)
+    ]
     assert all(run.returncode == 0 for run in runs), runs[0].stderr
     assert len({run.stdout for run in runs}) == 1
 

@@ -154,7 +154,7 @@ def test_killed_runs_go_on_as_if_nothing_had_happened(
     driver = subprocess.Popen(
         [sys.executable, str(DRIVER), "kill", str(tmp_path / "commands.json")],
         stdout=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     assert driver.stdout is not None
