@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Recorder:
-    """Stands in for ``run_module``: notes the commands and leaves the manifests they would."""
+    """Stands in for ``run_module``: it notes the commands and writes the manifests that they would write."""
 
     def __init__(self, runs: Path, status: int = 0) -> None:
         self.runs, self.status, self.commands = runs, status, []
