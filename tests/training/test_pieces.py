@@ -12,8 +12,8 @@ from torch import nn
 from ctflow.config import load_config
 from ctflow.config.encoders import AVAEConfig
 from ctflow.config.evaluation import FeatureFiles
+from ctflow.config.flow_network import FlowNetworkConfig
 from ctflow.config.generation import RolloutConfig
-from ctflow.config.models import FMvTConfig
 from ctflow.config.tasks import AdversaryConfig, AutoencoderTask, FlowMonitor, FlowTask
 from ctflow.config.training import TrainConfig
 from ctflow.data import SliceBatch
@@ -274,7 +274,7 @@ def test_impossible_values_are_refused(override: str) -> None:
 
 
 def test_diverged_weights_never_reach_a_checkpoint(tmp_path: Path) -> None:
-    module = FlowModule(FlowTask(network=FMvTConfig([16, 4, 4], 4, [4, 4, 4], 16, 1, 2, text_dim=8)))
+    module = FlowModule(FlowTask(network=FlowNetworkConfig([16, 4, 4], 4, [4, 4, 4], 16, 1, 2, text_dim=8)))
     check_finite(module, 1, tmp_path)
     with torch.no_grad():
         next(module.network.parameters()).view(-1)[0] = torch.nan
