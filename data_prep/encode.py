@@ -21,7 +21,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.utilities import rank_zero_only
 
-from ctflow.checkpoint import folder_fingerprint, load_avae, load_text_encoder, save_avae
+from ctflow.checkpoint import folder_fingerprint, load_avae, load_text_encoder, part_folder, save_avae
 from ctflow.config import parse_command, run_command
 from ctflow.config.data import EncodeConfig
 from ctflow.data import LatentHeader, LatentShards, LatentShardWriter, SliceShards
@@ -33,7 +33,7 @@ from ctflow.outputs import check_writable
 from ctflow.parts import Part, claimed, this_part
 from ctflow.shipped import shipped_path
 from ctflow.training.cluster import check_cluster, first_process
-from ctflow.training.parts import newest_part
+from ctflow.training.parts import FOLDERS, newest_part
 from ctflow.types import AIR_HU
 from ctflow.whitening import Whitening
 from data_prep.encode_predict import EncodeLoader, Encoder, ShardWriting
@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.warning("the preparation of %s: %s", config.source, line)
     sources = [SliceShards(source) for source, _ in places]
     config = _with_parts(config)
-    text_encoder = load_text_encoder(shipped_path(config.clip))
+    text_encoder = load_text_encoder(config.clip)
     avae = _avae(config, sources[0], part)
     with _one_thread():
         header = make_header(avae, config, _one_size(sources))
@@ -244,7 +244,7 @@ def _with_parts(config: EncodeConfig) -> EncodeConfig:
     for key, task, what in (("avae", "autoencoder", "A-VAE"), ("clip", "clip", "text encoder")):
         given = getattr(config, key)
         part = None if given else newest_part(Path(config.runs_dir), task)
-        found[key] = given if part is None else str(part.folder)
+        found[key] = str(part_folder(shipped_path(given), FOLDERS[task]) if part is None else part.folder)
         log.info("%s: %s (%s)", what, found[key], "as given" if part is None else part.why)
     return replace(config, **found)
 
@@ -256,7 +256,7 @@ def _avae(config: EncodeConfig, source: SliceShards, part: Part) -> AVAE:
         ConfigError: Several parts would measure it.
     """
     if config.whitening == "model":
-        return load_avae(shipped_path(config.avae))
+        return load_avae(config.avae)
     if (Path(config.avae_output) / "config.yaml").is_file():
         log.info("whitening taken from %s", config.avae_output)
         return load_avae(config.avae_output)
@@ -266,7 +266,7 @@ def _avae(config: EncodeConfig, source: SliceShards, part: Part) -> AVAE:
             "one A-VAE for all parts",
             "run once without parts until the whitening is measured (it is written first), then all parts",
         )
-    avae = load_avae(shipped_path(config.avae))
+    avae = load_avae(config.avae)
     avae = avae.with_whitening(measure_whitening(avae, source, config.batch_slices))
     rank_zero_only(save_avae)(config.avae_output, avae)
     return avae

@@ -194,6 +194,17 @@ def folder_fingerprint(folder: Path | str) -> str:
     return digest.hexdigest()
 
 
+def part_folder(folder: Path | str, part: str) -> Path:
+    """A part of a full checkpoint folder; the folder itself if it is the part, or a published layout.
+
+    Args:
+        folder: What was given as the place of a part.
+        part: ``AVAE_FOLDER``, ``FMVT_FOLDER`` or ``CLIP_FOLDER``.
+    """
+    inner = Path(folder) / part
+    return inner if (inner / CONFIG_FILE).is_file() else Path(folder)
+
+
 def _check_parts(folder: Path) -> None:
     parts = (AVAE_FOLDER, FMVT_FOLDER, CLIP_FOLDER)
     missing = [part for part in parts if not (folder / part / WEIGHTS_FILE).is_file()]

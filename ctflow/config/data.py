@@ -105,8 +105,10 @@ class EncodeConfig:
     """``python -m data_prep.encode``: slice shards to latent shards.
 
     Attributes:
-        avae: Sharing folder of the A-VAE; empty: the newest run's in ``runs_dir``, else the embedded one.
-        clip: Sharing folder of the text encoder (CT-CLIP or the embedded pair); empty: as for ``avae``.
+        avae: Folder of the A-VAE, or of a checkpoint with one; empty: the newest run's in ``runs_dir``, else
+            the embedded one.
+        clip: Folder of the text encoder (CT-CLIP or the embedded pair), or of a checkpoint with one; empty:
+            as for ``avae``.
         runs_dir: Where the runs lie.
         source: Folder of slice shards, or of such folders (``train``, ``valid``), which are all encoded.
         output: Folder of latent shards, with the sub-folders of ``source``; complete ones in it are kept.

@@ -10,7 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ctflow.checkpoint import CLIP_FOLDER, System, folder_fingerprint, load_system, load_text_encoder
+from ctflow.checkpoint import (
+    CLIP_FOLDER,
+    System,
+    folder_fingerprint,
+    load_system,
+    load_text_encoder,
+    part_folder,
+)
 from ctflow.config.evaluation import EvalConfig
 from ctflow.config.generation import RolloutConfig
 from ctflow.config.system import SystemConfig
@@ -171,6 +178,7 @@ def scorer_at(
     Raises:
         WeightsError: No such folder, or another layout.
     """
+    folder = part_folder(folder, CLIP_FOLDER)
     encoder = load_text_encoder(folder, tokenizer)
     encoder.clip.to(device)
     return ClipScorer(encoder, folder_fingerprint(folder))

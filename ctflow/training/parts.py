@@ -6,7 +6,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ctflow.checkpoint import AVAE_FOLDER, CLIP_FOLDER, CONFIG_FILE, folder_fingerprint, load_avae
+from ctflow.checkpoint import (
+    AVAE_FOLDER,
+    CLIP_FOLDER,
+    CONFIG_FILE,
+    folder_fingerprint,
+    load_avae,
+    part_folder,
+)
 from ctflow.data import LatentHeader
 from ctflow.errors import ConfigError, WeightsError
 from ctflow.shipped import EMBEDDED
@@ -88,7 +95,7 @@ def matching_clip(runs: Path, header: LatentHeader, given: str = "", init_from: 
 def _places(runs: Path, task: str, given: str, init_from: str) -> list[Path]:
     """The folder that was given alone; else the part of ``init_from``, then those of the runs."""
     if given:
-        return [Path(given)]
+        return [part_folder(given, FOLDERS[task])]
     own = Path(init_from) / FOLDERS[task]
     first = [own] if init_from and (own / CONFIG_FILE).is_file() else []
     return [*first, *_candidates(runs, task)]

@@ -16,13 +16,14 @@ import pytest
 import torch
 from tiny_system import BERT, CTVIT
 
-from ctflow.checkpoint import load_avae, load_text_encoder, save_avae, save_ctclip
+from ctflow.checkpoint import folder_fingerprint, load_avae, load_text_encoder, save_avae, save_ctclip
 from ctflow.config.encoders import AVAEConfig, CTCLIPConfig, VolumeGrid
 from ctflow.data import LatentShards, SliceRecord, SliceShards, SliceShardWriter
 from ctflow.data.verify import verify_folder
 from ctflow.errors import ConfigError, ShardError, WeightsError
 from ctflow.models import AVAE, CTCLIP, train_wordpiece
 from ctflow.parts import Part
+from ctflow.training.parts import matching_avae, matching_clip
 from ctflow.whitening import Whitening
 from data_prep import check, encode
 
@@ -79,6 +80,15 @@ def test_single_unknown_reports_are_named_and_encoded(root, tmp_path, caplog):
         assert encode.main(arguments(root, tmp_path / "latents", source=tmp_path / "slices")) == 0
     assert "1 of 2 reports have more than 60% words" in caplog.text and "does not know: case_1" in caplog.text
     assert len(LatentShards(tmp_path / "latents")) == 2
+
+
+def test_a_whole_checkpoint_stands_for_its_parts(root, tmp_path):
+    assert encode.main(arguments(root, tmp_path / "latents", avae=root, clip=root)) == 0
+    header = LatentShards(tmp_path / "latents").header
+    assert header.text_fingerprint == folder_fingerprint(root / "clip")
+    for match, part in ((matching_clip, "clip"), (matching_avae, "avae")):
+        for given in (root, root / part):
+            assert match(tmp_path / "runs", header, given=str(given)) == root / part
 
 
 def test_a_data_set_in_another_language_is_refused(root, tmp_path):
