@@ -98,6 +98,10 @@ class AutoencoderTask:
         init_from: Sharing folder or published weights to start from (weights only); empty: from scratch.
         train_encoder: False trains the decoder alone: latents and their whitening stay what they are, so that
             shards already encoded and transformers trained on them stay valid.
+        latent_noise: Greatest deviation of the white noise that whitened latents get before they are decoded;
+            it is drawn evenly from [0, latent_noise] for each slice. A generator's latents are never without
+            errors: such a decoder takes a part of them away, and reconstructs clean latents a little worse
+            (Zheng et al. 2025, arXiv 2510.11690, noise-augmented decoding). With train_encoder=false alone.
         flat_fraction: Share of training slices replaced by flat ones, half air and half at the top of the
             window: start and end slices are none that scans contain, and a rollout decodes them.
         kl_weight: Weight of the KL divergence, averaged over latent values; the mean absolute error in the
@@ -115,6 +119,7 @@ class AutoencoderTask:
     network: AVAEConfig = field(default_factory=AVAEConfig)
     init_from: str = ""
     train_encoder: bool = True
+    latent_noise: float = 0.0
     flat_fraction: float = 0.0
     kl_weight: float = 1e-6
     perceptual_weight: float = 0.0
@@ -132,6 +137,11 @@ class AutoencoderTask:
             raise ValueError(
                 "train_encoder=false needs init_from=FOLDER, whose encoder stays, and whitening_batches=0, "
                 f"found init_from={self.init_from!r}, whitening_batches={self.whitening_batches}"
+            )
+        if self.latent_noise < 0 or (self.latent_noise and self.train_encoder):
+            raise ValueError(
+                "latent_noise is not negative and needs train_encoder=false: the whitening is known then, "
+                f"found latent_noise={self.latent_noise}, train_encoder={self.train_encoder}"
             )
         if self.perceptual_weight > 0 and not self.perceptual_weights_path:
             raise ValueError(

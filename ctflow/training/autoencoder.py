@@ -95,9 +95,14 @@ class AutoencoderModule(CountingModule):
         return images.contiguous(memory_format=torch.channels_last)
 
     def _sample(self, posterior: Posterior, random: SampleRandom) -> Tensor:
-        """A latent per slice, its noise a function of (seed, batch number, slice)."""
+        """A latent per slice, its noises a function of (seed, batch number, slice)."""
         mean, std = posterior.mean.float(), torch.exp(0.5 * posterior.logvar.float())
-        return mean + std * random.normal(*mean.shape[1:])
+        latents = mean + std * random.normal(*mean.shape[1:])
+        if self.config.latent_noise > 0:
+            level = self.config.latent_noise * random.uniform()[:, None, None, None]
+            whitened = self.network.whiten(latents) + level * random.normal(*mean.shape[1:])
+            latents = self.network.unwhiten(whitened)
+        return latents
 
     def _perceptual(self, output: Tensor, images: Tensor) -> Tensor:
         window = self.network.config.intensity

@@ -18,7 +18,7 @@ from ctflow.config.tasks import AdversaryConfig, AutoencoderTask, FlowMonitor, F
 from ctflow.config.training import TrainConfig
 from ctflow.data import SliceBatch
 from ctflow.errors import ConfigError, CTFlowError, WeightsError
-from ctflow.models import AVAE
+from ctflow.models import AVAE, Posterior
 from ctflow.pictures import GAP, WHOLE, axial
 from ctflow.training import precision
 from ctflow.training.autoencoder import AutoencoderModule
@@ -36,6 +36,7 @@ from ctflow.training.rollout_metrics import images_of, rollout_metrics
 from ctflow.training.runs import LAST, locate_run
 from ctflow.training.task_autoencoder import copy_weights
 from ctflow.types import HUVolume
+from ctflow.whitening import Whitening
 
 CPU = torch.device("cpu")
 
@@ -261,6 +262,7 @@ def test_missing_checkpoints_are_errors(tmp_path: Path) -> None:
         "autoencoder.perceptual_weight=1.0",
         "autoencoder.flat_fraction=1.0",
         "autoencoder.train_encoder=false",
+        "autoencoder.latent_noise=0.3",
         "loop.accumulate=2",
         "loop.nodes=0",
         "flow.optimizer.momentum=1.0",
@@ -293,3 +295,25 @@ def test_a_share_of_the_slices_is_flat_air_or_white() -> None:
     assert 0.4 < flat.float().mean() < 0.6
     assert set(levels.tolist()) == {-1.0, 1.0} and 0.3 < (levels > 0).float().mean() < 0.7
     assert torch.equal(images[~flat], network.intensity.to_model(hu[~flat]))
+
+
+def test_noise_on_latents_has_one_level_for_all_whitened_channels_of_a_slice() -> None:
+    whitening = Whitening([0.5, 0.0, -2.0, 0.0], [1.0, 4.0, 0.25, 0.5])
+    network = AVAEConfig(
+        latent_channels=4,
+        block_out_channels=[8, 8],
+        layers_per_block=1,
+        norm_num_groups=4,
+        whitening=whitening,
+    )
+    task = AutoencoderTask(
+        network, init_from="start", train_encoder=False, whitening_batches=0, latent_noise=0.3
+    )
+    module = AutoencoderModule(task)
+    mean = torch.zeros(300, 4, 32, 32)
+    posterior = Posterior(mean, torch.full_like(mean, -60.0))
+    drawn = [module._sample(posterior, SampleRandom(0, 0, [f"a/{i}" for i in range(300)], CPU)) for _ in "12"]
+    assert torch.equal(drawn[0], drawn[1])
+    levels = (drawn[0] * torch.tensor(whitening.scale).view(4, 1, 1)).std(dim=(2, 3))  # [slices, channels]
+    assert torch.allclose(levels, levels.mean(1, keepdim=True).expand(-1, 4), rtol=0.15)
+    assert 0.28 < levels.max() < 0.33 and levels.min() < 0.02 and 0.13 < levels.mean() < 0.17
