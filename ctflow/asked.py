@@ -114,7 +114,10 @@ def asked_beside(report: str, measurement: Measurement) -> AskedAndFound:
 
 
 def _told(label: str, found: Found) -> str:
-    size = f"{found.size:.2f}" if found.unit == "ratio" else f"{found.size:.0f} {found.unit}"
+    if found.unit == "ratio":
+        size = f"{found.size:.2f}"
+    else:  # calcium of less than 1 ml is a finding: "0 ml" would deny it
+        size = f"{found.size:{'.1g' if found.size < 1 else '.0f'}} {found.unit}"
     return " ".join(part for part in (label.lower(), found.side or "", size) if part)
 
 

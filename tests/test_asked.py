@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from ctflow.asked import AskedAndFound, asked_and_found
+import pytest
+
+from ctflow.anatomy.findings import Found
+from ctflow.asked import AskedAndFound, _told, asked_and_found
 from data_prep.phantom import make_phantom
 from data_prep.phantom.contrast import graded_pair
 from data_prep.phantom.sampling import sample_spec
@@ -23,3 +26,13 @@ def test_a_phantom_shows_what_its_report_says():
 
 def test_nothing_is_told_as_nothing():
     assert str(AskedAndFound([], [], [])) == "asked: nothing; found: nothing"
+
+
+@pytest.mark.parametrize(
+    ("size", "unit", "told"),
+    [(0.34, "ml", "0.3 ml"), (0.04, "ml", "0.04 ml"), (284.4, "ml", "284 ml"), (0.52, "ratio", "0.52")],
+)
+def test_what_is_found_is_never_told_as_none(size: float, unit: str, told: str) -> None:
+    assert (
+        _told("Arterial wall calcification", Found(None, size, unit)) == f"arterial wall calcification {told}"
+    )
