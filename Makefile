@@ -87,7 +87,12 @@ checkpoints: $(INSTALLED) ## Train the embedded checkpoint again (hours on a CPU
 	$(RUN) -m ctflow.train --config configs/embedded/flow_start_pairs.yaml runs_dir=$(EMBEDDED) flow.init_from=$(EMBEDDED)/flow/start/export \
 		data.train=$(EMBEDDED)/latents/train data.valid=$(EMBEDDED)/latents/valid \
 		flow.avae=$(EMBEDDED)/autoencoder/decoder_longer/export flow.clip=$(EMBEDDED)/clip/embedded/export $(ARGS)
-	$(RUN) -m ctflow.pack source=$(EMBEDDED)/flow/start_pairs/export output=checkpoints --config configs/embedded/pack.yaml
+	$(RUN) -m ctflow.pack source=$(EMBEDDED)/flow/start_pairs/export output=$(EMBEDDED)/packed --config configs/embedded/pack.yaml
+	$(RUN) -m data_prep.redraw checkpoint=$(EMBEDDED)/packed source=$(EMBEDDED)/latents/train output=$(EMBEDDED)/redrawn/train
+	$(RUN) -m ctflow.train --config configs/embedded/vae_decoder_redrawn.yaml runs_dir=$(EMBEDDED) $(EMBEDDED_DATA) \
+		data.redrawn=$(EMBEDDED)/redrawn/train autoencoder.init_from=$(EMBEDDED)/autoencoder/decoder_longer/export $(ARGS)
+	$(RUN) -m ctflow.pack source=$(EMBEDDED)/packed avae=$(EMBEDDED)/autoencoder/decoder_redrawn/export output=checkpoints \
+		--config configs/embedded/pack.yaml
 
 .PHONY: test
 test: $(INSTALLED) ## Run the fast tests

@@ -15,6 +15,7 @@ COMMANDS = {
     "eval": ("ctflow.eval", "score a checkpoint, or any folder of volumes"),
     "prepare": ("data_prep.ct_rate", "scans (NIfTI, DICOM, NRRD, MetaImage) to slice shards"),
     "encode": ("data_prep.encode", "slice shards to latent shards"),
+    "redraw": ("data_prep.redraw", "latent shards as a checkpoint draws them, for a decoder's training"),
     "merge": ("data_prep.merge", "several sets of latent shards in one"),
     "convert": ("data_prep.convert", "a scan or a generated volume to another format"),
     "check": ("data_prep.check", "verify a folder of shards and draw a contact sheet"),

@@ -32,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from ctflow.checkpoint import (
         CARD_FILE,
         folder_fingerprint,
+        load_avae,
         load_system,
         mix,
         save_system,
@@ -43,6 +44,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     system = load_system(config.source)
     if config.mean_with:
         mix(system, load_system(config.mean_with), config.mean_with)
+    if config.avae:
+        avae, own = load_avae(config.avae), system.avae
+        if (avae.fingerprint(), avae.config.whitening) != (own.fingerprint(), own.config.whitening):
+            raise CTFlowError(
+                f"{config.avae} has another encoder or whitening than {config.source}",
+                "an A-VAE whose decoder alone was trained on (autoencoder.train_encoder=false)",
+                "the FMvT's latents are of the source's encoder: give an A-VAE that began as its own",
+            )
+        system.avae = avae
     provenance = dict(system.config.provenance)
     if config.training:
         # Paths of the training machine mean nothing to who gets the folder.

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from ctflow.config.generation import RolloutConfig
 from ctflow.formats import ENDINGS, ORIENTATIONS, VOXEL_TYPES
+from ctflow.types import BLOCK_LENGTH
 
 PRECISIONS = ("fp32", "bf16")
 MAX_UNKNOWN = 0.6
@@ -32,13 +33,15 @@ class SamplingChoice:
     start_steps: int | None = None
     start_temperature: float | None = None
     overlap: int | None = None
+    fade: int | None = None
     text_guidance: float | None = None
     guidance_from: float | None = None
     previous_guidance: float | None = None
     max_slices: int | None = None
 
     def __post_init__(self) -> None:
-        self.applied_to(RolloutConfig())  # checks what is given
+        # Checks what is given; a fade of any length fits into the longest overlap.
+        self.applied_to(RolloutConfig(overlap=BLOCK_LENGTH - 1))
 
     def applied_to(self, recommended: RolloutConfig) -> RolloutConfig:
         """The checkpoint's sampling with these choices in place."""

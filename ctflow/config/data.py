@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ctflow.config.commands import MAX_UNKNOWN
+from ctflow.config.commands import DEVICES, MAX_UNKNOWN
 from ctflow.config.encoders import VolumeGrid
 
 VIEWS = ("slices", "blocks", "volumes")
@@ -48,6 +48,8 @@ class DataConfig:
         p_start: Probability that a training pair of ``blocks`` is (start block, first block): StartBoost.
         pairs: Read contrast pairs (two cases of a patient that differ in one finding) side by side; cases
             without partner are left out.
+        redrawn: Folder of latent shards of training scans that ``data_prep.redraw`` made: ``slices`` reads
+            them beside the images of the scans that it holds. Empty: none.
         differing_share: With ``pairs``, probability that a training block is drawn where the two differ.
         posterior_noise: Latents of ``blocks`` are the posterior's mean plus this many of its deviations of
             noise: 1 samples the posterior, 0 takes its mean.
@@ -70,6 +72,7 @@ class DataConfig:
     seed: int = 0
     p_start: float = 0.15
     pairs: bool = False
+    redrawn: str = ""
     differing_share: float = 0.5
     posterior_noise: float = 1.0
     repeat: int = 1
@@ -159,6 +162,39 @@ class EncodeConfig:
             raise ValueError(
                 f"batch_slices and devices must be at least 1, found {self.batch_slices} and {self.devices}"
             )
+
+
+@dataclass
+class RedrawConfig:
+    """``python -m data_prep.redraw``: latent shards as a checkpoint draws them.
+
+    Attributes:
+        checkpoint: Checkpoint folder, ``run:NAME`` or ``latest``; empty: the embedded checkpoint.
+        source: Folder of latent shards of the checkpoint's A-VAE and text encoder.
+        output: Folder of latent shards; complete ones in it are kept.
+        most_steps: A volume is noised to the beginning of one of the last so many steps of the checkpoint's
+            grid, drawn evenly, and solved from there. More steps leave less of the volume.
+        seed: Seed of the noise and of the number of steps.
+        device: ``auto`` (CUDA where there is one), ``cpu`` or ``cuda``.
+        part: Which share of the shards this run redraws, from 0; null: what the scheduler says of the
+            process, else all of them.
+        parts: Shares in all; null: as for ``part``.
+    """
+
+    checkpoint: str = ""
+    source: str = "runs/shards/latents/train"
+    output: str = "runs/shards/redrawn/train"
+    most_steps: int = 5
+    seed: int = 0
+    device: str = "auto"
+    part: int | None = None
+    parts: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.most_steps < 1:
+            raise ValueError(f"most_steps is at least 1, found {self.most_steps}")
+        if self.device not in DEVICES:
+            raise ValueError(f"device is one of {DEVICES}, found {self.device!r}")
 
 
 @dataclass

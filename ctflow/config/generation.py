@@ -78,6 +78,8 @@ class RolloutConfig:
             vary more.
         overlap: Slices at the end of the volume so far that each new block repeats: they are held along the
             flow, and the block adds the rest. Blocks that follow real slices (next-block) repeat none.
+        fade: Slices of the overlap, its last ones, that a block draws anew instead: they pass from the
+            earlier block's to the new one's, so that the step between blocks is spread over several slices.
         text_guidance: Scale of classifier-free guidance by the text; 1: none.
         guidance_from: The text guides at times from this one on to t = 1 (Kynkäänniemi et al. 2024); below,
             one evaluation a step is enough and details stay as they are.
@@ -94,6 +96,7 @@ class RolloutConfig:
     start_steps: int = 0
     start_temperature: float = 1.0
     overlap: int = 0
+    fade: int = 0
     text_guidance: float = 1.0
     guidance_from: float = 0.0
     previous_guidance: float = 1.0
@@ -107,6 +110,10 @@ class RolloutConfig:
             raise ValueError(f"steps and max_slices are at least 1, found {self.steps} and {self.max_slices}")
         if not 0 <= self.overlap < BLOCK_LENGTH:
             raise ValueError(f"overlap lies between 0 and {BLOCK_LENGTH - 1} slices, found {self.overlap}")
+        if not 0 <= self.fade < max(self.overlap, 1):
+            raise ValueError(
+                f"fade is less than overlap, so that a slice is held, found {self.fade} of {self.overlap}"
+            )
         if self.time_shift <= 0 or not (0 <= self.guidance_from <= 1 and 0 <= self.churn_below <= 1):
             raise ValueError(
                 "time_shift is positive, guidance_from and churn_below lie in [0, 1], found "

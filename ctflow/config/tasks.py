@@ -102,6 +102,8 @@ class AutoencoderTask:
             it is drawn evenly from [0, latent_noise] for each slice. A generator's latents are never without
             errors: such a decoder takes a part of them away, and reconstructs clean latents a little worse
             (Zheng et al. 2025, arXiv 2510.11690, noise-augmented decoding). With train_encoder=false alone.
+        redrawn_share: Share of the slices that are decoded from latents as a generator draws them, of those
+            that ``data.redrawn`` holds; the others from their own posterior. With train_encoder=false alone.
         flat_fraction: Share of training slices replaced by flat ones, half air and half at the top of the
             window: start and end slices are none that scans contain, and a rollout decodes them.
         kl_weight: Weight of the KL divergence, averaged over latent values; the mean absolute error in the
@@ -120,6 +122,7 @@ class AutoencoderTask:
     init_from: str = ""
     train_encoder: bool = True
     latent_noise: float = 0.0
+    redrawn_share: float = 0.0
     flat_fraction: float = 0.0
     kl_weight: float = 1e-6
     perceptual_weight: float = 0.0
@@ -142,6 +145,11 @@ class AutoencoderTask:
             raise ValueError(
                 "latent_noise is not negative and needs train_encoder=false: the whitening is known then, "
                 f"found latent_noise={self.latent_noise}, train_encoder={self.train_encoder}"
+            )
+        if not 0 <= self.redrawn_share <= 1 or (self.redrawn_share and self.train_encoder):
+            raise ValueError(
+                "redrawn_share lies in [0, 1] and needs train_encoder=false: redrawn latents are of one "
+                f"encoder, found redrawn_share={self.redrawn_share}, train_encoder={self.train_encoder}"
             )
         if self.perceptual_weight > 0 and not self.perceptual_weights_path:
             raise ValueError(

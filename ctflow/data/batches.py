@@ -38,12 +38,15 @@ class SliceBatch(_Bundle):
         case_id: Case of each slice.
         slice_index: Int64 ``[B]``, from the inferior end.
         spacing: Float32 ``[B, 3]`` mm (z, y, x).
+        redrawn: Float32 ``[B, C, h, w]``: the slices' whitened latents as a generator draws them, NaN where
+            there are none; None: the view has none.
     """
 
     images: Tensor
     case_id: list[str]
     slice_index: Tensor
     spacing: Tensor
+    redrawn: Tensor | None = None
 
 
 @dataclass

@@ -83,7 +83,8 @@ class LatentDataModule(LightningDataModule):
         slices = SliceShards(folder, cases, config.in_memory and config.view == "slices", choice)
         scans = scans_of(slices.cases) if drawn else None
         if config.view == "slices":
-            return SliceView(slices, seed, scans)
+            redrawn = LatentShards(config.redrawn) if drawn and config.redrawn else None
+            return SliceView(slices, seed, scans, redrawn)
         return VolumeView(slices, config.grid, config.in_memory, seed, scans)
 
     def _samples(self, rows: int, view: View) -> int:

@@ -255,9 +255,9 @@ class LatentShards(ShardSet):
             raise self._not_finite(file.filename, i, "text vectors that are not finite")
         return text
 
-    def whitened(self, i: int) -> Tensor:
-        """A case's whitened posterior means, float32 ``[C, S, h, w]``, without end slices."""
-        mean, _ = self.posterior(i)
+    def whitened(self, i: int, start: int = 0, stop: int | None = None) -> Tensor:
+        """Whitened posterior means of slices ``start … stop−1`` (all by default), ``[C, n, h, w]``."""
+        mean, _ = self.posterior(i, start, stop)
         return self._whiten(torch.from_numpy(mean).float()).transpose(0, 1).contiguous()
 
     def air(self) -> Tensor:

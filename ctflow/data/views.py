@@ -99,15 +99,27 @@ class SliceView(View):
         shards: The set.
         seed: Seed of the draws.
         scans: As in ``View``.
+        redrawn: Latents of some of the scans as a generator draws them; None: batches have none.
+
+    Raises:
+        ShardError: ``redrawn`` holds none of the scans, or another number of slices of one.
     """
 
     shards: SliceShards
 
     def __init__(
-        self, shards: SliceShards, seed: int = 0, scans: Sequence[Sequence[int]] | None = None
+        self,
+        shards: SliceShards,
+        seed: int = 0,
+        scans: Sequence[Sequence[int]] | None = None,
+        redrawn: LatentShards | None = None,
     ) -> None:
         shards.one_size()
         super().__init__(shards, [case.slices for case in shards.cases], seed, scans)
+        self.redrawn = redrawn
+        self._redrawn_cases: dict[int, int] = {}
+        if redrawn is not None:
+            self._redrawn_cases = _same_scans(shards, redrawn)
 
     def batch(self, items: Sequence[int], epoch: int | None) -> SliceBatch:
         """HU slices ``[B, 1, H, W]``; the epoch decides which reconstruction."""
@@ -119,7 +131,39 @@ class SliceView(View):
             case_id=[case.case_id for case in cases],
             slice_index=torch.tensor([p.number for p in places]),
             spacing=torch.tensor([case.spacing for case in cases]),
+            redrawn=None if self.redrawn is None else torch.stack([self._redrawn(p) for p in places]),
         )
+
+    def _redrawn(self, place: Place) -> Tensor:
+        """A slice's redrawn latent ``[C, h, w]``, or NaN."""
+        assert self.redrawn is not None
+        if place.case not in self._redrawn_cases:
+            return torch.full_like(self.redrawn.air(), torch.nan)
+        case = self._redrawn_cases[place.case]
+        return self.redrawn.whitened(case, place.number, place.number + 1)[:, 0]
+
+
+def _same_scans(shards: SliceShards, redrawn: LatentShards) -> dict[int, int]:
+    """Index of a case among the slices: its index among the redrawn latents.
+
+    Raises:
+        ShardError: No case is in both, or one has another number of slices.
+    """
+    indices = {case.case_id: i for i, case in enumerate(redrawn.cases)}
+    found = {i: indices[case.case_id] for i, case in enumerate(shards.cases) if case.case_id in indices}
+    others = [i for i, k in found.items() if shards.cases[i].slices != redrawn.cases[k].slices]
+    if others or not found:
+        what = (
+            f"other numbers of slices, e.g. of {shards.cases[others[0]].case_id}"
+            if others
+            else "none of them"
+        )
+        raise ShardError(
+            f"{redrawn.folder} holds {what}",
+            f"redrawn latents of the scans in {shards.folder}",
+            "encode these slices, then redraw their latents: ctflow redraw",
+        )
+    return found
 
 
 class BlockView(View):

@@ -54,7 +54,7 @@ class Churn:
 
     Attributes:
         share: In (0, 1]; 1 solves every step to t = 0.
-        noise: Standard normal ``[steps - 1, B, ...]``, early steps counted.
+        noise: Standard normal ``[steps - 1, B, ...]``, early steps counted, steps taken before not.
         below: Only steps that end below this time are churned: long steps through the times in which layout
             is decided would make volumes more alike.
     """
@@ -110,42 +110,49 @@ def solve(
     shift: float = 1.0,
     churn: Churn | None = None,
     early: int = 0,
+    taken: int = 0,
 ) -> Tensor:
-    """Integrate from t = 1 to t = 0.
+    """Integrate from t = 1, or from the end of the first steps, to t = 0.
 
     The fixed solvers take the steps of ``time_grid(steps, shift, early)``; dopri5 chooses its own (relative
     and absolute tolerance 1e-5).
 
     Args:
         velocity: The field.
-        z1: Noise ``[B, ...]``.
-        steps: Number of steps; not read by dopri5.
+        z1: Noise ``[B, ...]``, or the state after ``taken`` steps.
+        steps: Number of steps of the grid; not read by dopri5.
         solver: One of ``SOLVERS``.
         known: Region held at known values: clean, or on the straight path from its noise to its value, so
             that the network sees it at the right noise level at every t.
         shift: Of the time grid; above 1 most steps lie near the noise, where layout is decided.
         churn: Fresh noise after every step but the last; None: none. Only for the fixed solvers.
         early: Further steps before the first one's end (``time_grid``); not read by dopri5.
+        taken: First steps of the grid that are left out; 0 for dopri5, and with a known region.
 
     Returns:
         The state at t = 0.
 
     Raises:
-        ValueError: An unknown solver, fewer than one step, or churn for dopri5.
+        ValueError: An unknown solver, fewer than one step, churn for dopri5, or ``taken`` where it cannot be.
     """
     if solver not in SOLVERS or steps < 1:
         raise ValueError(f"solver is one of {SOLVERS} with at least 1 step, found {solver!r} with {steps}")
     if churn is not None and solver == ADAPTIVE_SOLVER:
         raise ValueError(f"churn needs the steps of a fixed solver {FIXED_SOLVERS}, found {solver!r}")
+    if taken and not (0 < taken < steps + early and solver in FIXED_SOLVERS and known is None):
+        raise ValueError(
+            f"taken leaves out some steps of a fixed solver without known region, found {taken} of "
+            f"{steps + early} with {solver!r}"
+        )
     if known is not None and known.clean:
         z1 = torch.where(known.mask, known.value, z1)
     field = velocity if known is None else _hold(velocity, z1, known)
     if solver == ADAPTIVE_SOLVER:
         z = _dopri5(field, z1)
     elif churn is None:
-        z = integrate(field, z1, time_grid(steps, shift, early), solver)
+        z = integrate(field, z1, time_grid(steps, shift, early)[taken:], solver)
     else:
-        z = _churned(field, z1, time_grid(steps, shift, early).to(z1), solver, churn, known)
+        z = _churned(field, z1, time_grid(steps, shift, early)[taken:].to(z1), solver, churn, known)
     return z if known is None else torch.where(known.mask, known.value, z)
 
 

@@ -1,5 +1,6 @@
 """One system that generates: reports to latents, block by block, to slices in HU. It opens no file."""
 
+from ctflow.generation.redraw import redraw
 from ctflow.generation.rollout import (
     BlockMemo,
     encode_reports,
@@ -36,6 +37,7 @@ __all__ = [
     "encode_reports",
     "evaluations",
     "guided_velocity",
+    "redraw",
     "rollout",
     "rollout_stream",
     "seeded_noise",

@@ -222,6 +222,7 @@ class GrowingVolume:
         self.end = 0  # slices at the end of the volume that are its end
         # A block after real slices repeats no generated slice.
         self.overlap = config.overlap if case.real is None else 0
+        self.fade = config.fade
 
     @property
     def slices(self) -> int:
@@ -229,14 +230,24 @@ class GrowingVolume:
         return self.forgotten + self.volume.shape[1] - BLOCK_LENGTH
 
     @property
-    def held(self) -> int:
-        """Slices that the next block repeats."""
+    def repeated(self) -> int:
+        """Slices of the volume so far that the next block covers too."""
         return min(self.overlap, self.slices)
+
+    @property
+    def faded(self) -> int:
+        """Slices among them, the last ones, that the next block draws anew; given slices stay as they are."""
+        return min(self.fade, max(self.repeated - 1, 0), self.slices - self.given)
+
+    @property
+    def held(self) -> int:
+        """Slices among them, the first ones, that the next block is held at."""
+        return self.repeated - self.faded
 
     @property
     def position(self) -> int:
         """Index of the next block's first slice."""
-        return self.slices - self.held
+        return self.slices - self.repeated
 
     @property
     def starts(self) -> bool:
@@ -268,11 +279,11 @@ class GrowingVolume:
             self.forgotten += surplus
 
     def known(self, block: Tensor) -> tuple[Tensor, Tensor]:
-        """Mask ``[1, T, 1, 1]`` and values ``[C, T, h, w]`` of the slices that the next block repeats."""
+        """Mask ``[1, T, 1, 1]`` and values ``[C, T, h, w]`` of the slices that the next block is held at."""
         mask = torch.zeros(1, BLOCK_LENGTH, 1, 1, dtype=torch.bool, device=block.device)
         mask[:, : self.held] = True
         value = torch.zeros_like(block)
-        value[:, : self.held] = self.volume[:, self.volume.shape[1] - self.held :]
+        value[:, : self.held] = self.between(self.position, self.position + self.held)
         return mask, value
 
     def noise(self, source: NoiseSource, draws: int = 1, attempt: int = 0) -> Tensor:
@@ -288,17 +299,17 @@ class GrowingVolume:
 
         At a volume's end a model may hesitate from slice to slice between end and body.
         """
-        flags = rule.white_slices(block[:, self.held :]).cpu()
+        flags = rule.white_slices(block[:, self.repeated :]).cpu()
         if rule.config.rule != "every_slice" or (self.real is None and rule.is_end(flags)):
             return False
         flags = flags[: self.limit - self.slices]
         return bool((flags[:-1] & ~flags[1:]).any())
 
     def ready(self) -> int:
-        """Slices that are final: white ones at the end may turn out to be the volume's end."""
+        """Slices that are final: white ones may turn out to be the volume's end, faded ones still change."""
         if self.stop is not None:
             return self.kept()
-        return self.slices - trailing_run(self.white)
+        return self.slices - max(trailing_run(self.white), self.faded)
 
     def kept(self) -> int:
         """Slices of the finished volume."""
@@ -310,9 +321,9 @@ class GrowingVolume:
         self.positions.append(self.position)
         if self.keep:
             self.blocks.append(block)
-        new = block[:, self.held :]
+        new = block[:, self.repeated :]
         flags = rule.white_slices(new).cpu()
-        self.volume = torch.cat([self.volume, new], dim=1)
+        self.volume = torch.cat([self._faded_into(block, rule), new], dim=1)
         self.white = torch.cat([self.white, flags])
         if self.real is not None:
             if self.slices >= self.limit:
@@ -325,6 +336,20 @@ class GrowingVolume:
         elif self.slices >= self.limit:
             asked = self.limit == self.case.length
             self.stop = StopReason.LENGTH_REACHED if asked else StopReason.LIMIT_REACHED
+
+    def _faded_into(self, block: Tensor, rule: StopRule) -> Tensor:
+        """The volume so far, its last slices mixed with the block's, whose share grows slice by slice.
+
+        A white slice is mixed with no other: half an end is neither end nor body.
+        """
+        if not self.faded:
+            return self.volume
+        kept, old = self.volume[:, : -self.faded], self.volume[:, -self.faded :]
+        new = block[:, self.held : self.repeated]
+        share = torch.arange(1, self.faded + 1, device=block.device) / (self.faded + 1)
+        white = rule.white_slices(old) | rule.white_slices(new)
+        share = torch.where(white, 0.0, share)[:, None, None]
+        return torch.cat([kept, old + share * (new - old)], dim=1)
 
     def result(self) -> CaseRollout:
         """The finished volume, trimmed."""

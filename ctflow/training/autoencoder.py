@@ -67,9 +67,12 @@ class AutoencoderModule(CountingModule):
     def training_step(self, batch: SliceBatch, batch_idx: int) -> None:
         """One step of the A-VAE, then, from ``adversary.start_step`` on, one of the discriminator."""
         random = self.random(sample_keys(batch))
-        images = self._images(batch, random)
+        images, flat = self._images(batch, random)
         posterior = self.network.encode(images)
-        output = self.network.decode(self._sample(posterior, random)).float()
+        latents = self._sample(posterior, random)
+        if self.config.redrawn_share > 0:
+            latents = self._with_redrawn(latents, batch, flat, random)
+        output = self.network.decode(latents).float()
         terms = {"l1": (output - images).abs().mean(), "perceptual": self._perceptual(output, images)}
         terms["kl"] = posterior.kl().mean() / posterior.mean[0].numel()
         loss = terms["l1"] + self.config.perceptual_weight * terms["perceptual"]
@@ -84,15 +87,17 @@ class AutoencoderModule(CountingModule):
         self.batches += 1
         self.log_terms(terms, len(images))
 
-    def _images(self, batch: SliceBatch, random: SampleRandom) -> Tensor:
-        """Training images ``[N, C, H, W]``; a share of them flat."""
+    def _images(self, batch: SliceBatch, random: SampleRandom) -> tuple[Tensor, Tensor]:
+        """Training images ``[N, C, H, W]``, and which of them ``[N]`` were made flat."""
         window = self.network.config.intensity
         images = window.to_model(batch.images)
+        flat = torch.zeros(len(images), dtype=torch.bool, device=images.device)
         if self.config.flat_fraction > 0:
             chance = random.uniform()[:, None, None, None] / self.config.flat_fraction
             images = torch.where(chance < 0.5, window.low, torch.where(chance < 1.0, window.high, images))
+            flat = chance.flatten() < 1.0
         images = images.expand(-1, self.network.config.in_channels, -1, -1)
-        return images.contiguous(memory_format=torch.channels_last)
+        return images.contiguous(memory_format=torch.channels_last), flat
 
     def _sample(self, posterior: Posterior, random: SampleRandom) -> Tensor:
         """A latent per slice, its noises a function of (seed, batch number, slice)."""
@@ -103,6 +108,14 @@ class AutoencoderModule(CountingModule):
             whitened = self.network.whiten(latents) + level * random.normal(*mean.shape[1:])
             latents = self.network.unwhiten(whitened)
         return latents
+
+    def _with_redrawn(self, latents: Tensor, batch: SliceBatch, flat: Tensor, random: SampleRandom) -> Tensor:
+        """A share of the latents as a generator draws them, where there are such and no image is flat."""
+        assert batch.redrawn is not None
+        known = batch.redrawn.isfinite().all(dim=3).all(dim=2).all(dim=1)
+        chosen = (random.uniform() < self.config.redrawn_share) & known & ~flat
+        redrawn = self.network.unwhiten(batch.redrawn.nan_to_num())
+        return torch.where(chosen[:, None, None, None], redrawn, latents)
 
     def _perceptual(self, output: Tensor, images: Tensor) -> Tensor:
         window = self.network.config.intensity

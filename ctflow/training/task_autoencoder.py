@@ -13,7 +13,8 @@ import torch
 
 from ctflow.checkpoint import load_avae, save_avae
 from ctflow.config.training import TrainConfig
-from ctflow.data import LatentDataModule, SliceBatch
+from ctflow.data import LatentDataModule, LatentShards, SliceBatch
+from ctflow.errors import ConfigError, ShardError
 from ctflow.models import AVAE
 from ctflow.training.autoencoder import AutoencoderModule
 from ctflow.training.images import ReconstructionImages
@@ -26,11 +27,23 @@ class AutoencoderTraining:
     """The A-VAE from slice shards."""
 
     def prepare(self, config: TrainConfig, run: Run) -> TrainConfig:
-        """With ``init_from`` the architecture is that of the folder, but for the image channels."""
+        """With ``init_from`` the architecture is that of the folder, but for the image channels.
+
+        Raises:
+            CTFlowError: Redrawn latents without a share of them or the other way round, or of another A-VAE.
+        """
         task = config.autoencoder
+        if bool(task.redrawn_share) != bool(config.data.redrawn):
+            raise ConfigError(
+                f"autoencoder.redrawn_share={task.redrawn_share} and data.redrawn={config.data.redrawn!r}",
+                "both or neither",
+                "give the latents that ctflow redraw wrote, and the share of slices decoded from them",
+            )
         if task.init_from:
-            source = load_avae(task.init_from).config
-            task = replace(task, network=replace(source, in_channels=task.network.in_channels))
+            avae = load_avae(task.init_from)
+            if config.data.redrawn:
+                _check_redrawn(config.data.redrawn, avae)
+            task = replace(task, network=replace(avae.config, in_channels=task.network.in_channels))
         return replace(config, autoencoder=task)
 
     def data(self, config: TrainConfig) -> LatentDataModule:
@@ -65,6 +78,21 @@ class AutoencoderTraining:
             batches = islice(slices, config.autoencoder.whitening_batches)
             avae = avae.with_whitening(measure_whitening(avae, batches, config.seed))
         save_avae(run.export, avae, card=card("A-VAE", config, module.updates))
+
+
+def _check_redrawn(folder: str, avae: AVAE) -> None:
+    """Redrawn latents have to be of the A-VAE whose decoder is trained.
+
+    Raises:
+        ShardError: They are not.
+    """
+    header = LatentShards(folder).header
+    if (header.avae_fingerprint, header.whitening) != (avae.fingerprint(), avae.config.whitening):
+        raise ShardError(
+            f"{folder} holds latents of the A-VAE {header.avae_fingerprint[:12]}…",
+            f"of autoencoder.init_from, {avae.fingerprint()[:12]}…, with its whitening",
+            "redraw latents that this A-VAE encoded: ctflow redraw",
+        )
 
 
 @torch.no_grad()

@@ -66,6 +66,7 @@ def test_an_expression_needs_no_quotes(pattern):
         (TrainConfig, "loop.max_steps=[", r"'\[' is not readable"),
         (GenerateConfig, "sampling.steps=0", "steps and max_slices are at least 1, found 0"),
         (GenerateConfig, "sampling.overlap=16", "overlap lies between"),
+        (GenerateConfig, "sampling.fade=-1", "fade is less than overlap"),
         (GenerateConfig, "sampling.solver=rk9", "solver"),
         (GenerateConfig, "sampling.start_steps=-1", "start_steps is 0 or more"),
         (GenerateConfig, "sampling.start_temperature=0", "start_temperature is positive, found 0"),

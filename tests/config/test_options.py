@@ -19,7 +19,7 @@ from ctflow.config.app import AppConfig
 from ctflow.config.bench import BenchConfig
 from ctflow.config.challenge import ChallengeConfig
 from ctflow.config.commands import ConvertConfig, GenerateConfig
-from ctflow.config.data import CheckConfig, EncodeConfig, MergeConfig
+from ctflow.config.data import CheckConfig, EncodeConfig, MergeConfig, RedrawConfig
 from ctflow.config.demo import DemoConfig
 from ctflow.config.evaluation import EvalConfig
 from ctflow.config.pack import PackConfig
@@ -31,7 +31,7 @@ from ctflow.config.training import TrainConfig
 SCHEMAS = [
     TrainConfig, ChallengeConfig, ConvertConfig, GenerateConfig, IngestConfig, EncodeConfig, CheckConfig,
     PhantomConfig, PackConfig, BenchConfig, SystemConfig, DemoConfig, EvalConfig, AccuracyConfig,
-    AppConfig, MergeConfig,
+    AppConfig, MergeConfig, RedrawConfig,
 ]  # fmt: skip
 
 

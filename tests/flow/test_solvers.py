@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler
 
-from ctflow.flow import SOLVERS, Churn, KnownRegion, LinearPath, solve, time_grid
+from ctflow.flow import SOLVERS, Churn, KnownRegion, LinearPath, integrate, solve, time_grid
 
 
 def growth(z, t):
@@ -228,3 +228,32 @@ def test_churn_acts_below_a_time_alone():
 def test_churn_needs_steps():
     with pytest.raises(ValueError, match="churn needs the steps of a fixed solver"):
         solve(growth, torch.ones(1), 4, "dopri5", churn=Churn(0.5, torch.ones(3, 1)))
+
+
+@pytest.mark.parametrize(("solver", "share"), [("euler", 0.0), ("heun", 0.5), ("multistep", 0.0)])
+def test_steps_that_were_taken_are_left_out(solver, share):
+    """From the state after the first steps the others end where all of them end."""
+
+    def field(z, t):
+        return z - t
+
+    generator = torch.Generator().manual_seed(2)
+    z1, noise = torch.randn(3, generator=generator), torch.randn(5, 3, generator=generator)
+    churn = Churn(share, noise, below=0.45) if share else None  # none of the first two steps is churned
+    whole = solve(field, z1, 6, "euler" if solver == "multistep" else solver, shift=2.0, churn=churn)
+    first = integrate(field, z1, time_grid(6, 2.0)[:3], "euler" if solver == "multistep" else solver)
+    rest = Churn(share, noise[2:], below=0.45) if share else None
+    out = solve(field, first, 6, solver, shift=2.0, churn=rest, taken=2)
+    if solver == "multistep":  # of second order: nearer to the exact end than Euler steps
+        exact = solve(field, first, 600, "heun", shift=2.0, taken=200)
+        assert (out - exact).abs().max() < 0.7 * (whole - exact).abs().max()
+    else:
+        torch.testing.assert_close(out, whole)
+
+
+def test_steps_cannot_be_left_out_everywhere():
+    z = torch.zeros(2)
+    known = KnownRegion(torch.ones(2, dtype=torch.bool), z)
+    for solver, taken, region in (("euler", 4, None), ("dopri5", 1, None), ("euler", 1, known)):
+        with pytest.raises(ValueError, match=f"found {taken} of 4"):
+            solve(lambda z, t: z, z, 4, solver, region, taken=taken)

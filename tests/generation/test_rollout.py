@@ -278,6 +278,48 @@ def test_overlap(overlap):
         torch.testing.assert_close(call["previous"][0], before, rtol=1e-4, atol=1e-4)
 
 
+def two_versions(fade: int, white_at: int | None = None, **options):
+    """A rollout with overlap 4 whose second block draws other slices than its first; and the two versions."""
+    first, second = scripted_volume(40), scripted_volume(40, seed=1)
+    if white_at is not None:
+        second[:, white_at] = WHITE
+
+    class Changing(Scripted):
+        def forward(self, z, t, conditions):
+            self.volumes = {1.0: first if float(conditions.position[0]) == 0 else second}
+            return super().forward(z, t, conditions)
+
+    model = Changing({})
+    config = replace(EULER, overlap=4, fade=fade, max_slices=28)
+    (result,) = rollout(model, [case(1.0, **options)], AIR, stop_rule(redraws=0), config)
+    return result, first, second, model
+
+
+def test_faded_slices_pass_from_one_block_to_the_next():
+    result, first, second, model = two_versions(3)
+    assert (result.positions, result.slices) == ([0, 12], 28)
+    assert model.calls[-1]["known"].tolist() == [[True] + 15 * [False]]
+    torch.testing.assert_close(result.blocks[1][:, 0], first[:, 12], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(result.latents[:, :13], first[:, :13], rtol=1e-4, atol=1e-4)
+    for i, share in ((13, 0.25), (14, 0.5), (15, 0.75)):
+        mixed = first[:, i] + share * (second[:, i] - first[:, i])
+        torch.testing.assert_close(result.latents[:, i], mixed, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(result.latents[:, 16:], second[:, 16:28], rtol=1e-4, atol=1e-4)
+    plain = two_versions(0)[0]
+    torch.testing.assert_close(plain.latents[:, :16], first[:, :16], rtol=1e-4, atol=1e-4)
+
+
+def test_neither_white_nor_given_slices_are_faded():
+    result, first, second, _ = two_versions(2, white_at=14)
+    torch.testing.assert_close(result.latents[:, 14], first[:, 14], rtol=1e-4, atol=1e-4)
+    mixed = first[:, 15] + (second[:, 15] - first[:, 15]) * 2 / 3
+    torch.testing.assert_close(result.latents[:, 15], mixed, rtol=1e-4, atol=1e-4)
+    given = torch.randn(C, 16, SIDE, SIDE)
+    result, _, second, _ = two_versions(3, given=given)
+    assert torch.equal(result.latents[:, :16], given) and result.positions == [12]
+    torch.testing.assert_close(result.latents[:, 16:], second[:, 16:28], rtol=1e-4, atol=1e-4)
+
+
 def test_blocks_that_follow_real_slices_repeat_none():
     real, model = torch.zeros(C, 40, SIDE, SIDE), Scripted({1.0: scripted_volume(60)})
     made = [
@@ -404,6 +446,9 @@ def test_impossible_requests():
     for bad in ({"overlap": 16}, {"steps": 0}, {"text_guidance": -1.0}):
         with pytest.raises(ValueError, match=str(next(iter(bad.values())))):
             RolloutConfig(**bad)
+    for overlap, fade in ((4, 4), (0, 1), (4, -1)):
+        with pytest.raises(ValueError, match=f"found {fade} of {overlap}"):
+            RolloutConfig(overlap=overlap, fade=fade)
     with pytest.raises(ValueError, match="'sometimes'"):
         StopConfig(rule="sometimes")
 
@@ -456,8 +501,8 @@ def test_a_stream_gives_the_slices_of_the_whole_volumes_as_they_become_final():
     assert rounds[0].slices["case1.0"].shape[1] == 19
 
 
-@pytest.mark.parametrize("overlap", [0, 4])
-def test_without_latents_kept_the_same_slices_come_and_few_are_held(overlap, monkeypatch):
+@pytest.mark.parametrize(("overlap", "fade"), [(0, 0), (4, 0), (4, 3)])
+def test_without_latents_kept_the_same_slices_come_and_few_are_held(overlap, fade, monkeypatch):
     held = []
     forget = GrowingVolume.forget
 
@@ -467,7 +512,7 @@ def test_without_latents_kept_the_same_slices_come_and_few_are_held(overlap, mon
 
     monkeypatch.setattr(GrowingVolume, "forget", measured)
     model = Scripted({1.0: scripted_volume(130), 2.0: scripted_volume(20, seed=1)})
-    config = replace(EULER, overlap=overlap, max_slices=200)
+    config = replace(EULER, overlap=overlap, fade=fade, max_slices=200)
     streams = [
         list(rollout_stream(model, [case(1.0), case(2.0)], AIR, stop_rule(), config, keep=keep))
         for keep in (True, False)
@@ -479,6 +524,10 @@ def test_without_latents_kept_the_same_slices_come_and_few_are_held(overlap, mon
         for kept, bare in zip(one.finished, other.finished, strict=True):
             assert (kept.slices, kept.stop, kept.positions) == (bare.slices, bare.stop, bare.positions)
             assert bare.latents.shape[1] == 0 and kept.latents.shape[1] == kept.slices
+    for name in ("case1.0", "case2.0"):  # no slice is told before its last change
+        told = torch.cat([r.slices[name] for r in streams[1] if name in r.slices], dim=1)
+        (whole,) = (r for round_ in streams[0] for r in round_.finished if r.case_id == name)
+        assert torch.equal(told, whole.latents)
 
 
 def test_the_next_case_takes_the_place_of_one_that_has_ended():

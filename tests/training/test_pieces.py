@@ -263,6 +263,7 @@ def test_missing_checkpoints_are_errors(tmp_path: Path) -> None:
         "autoencoder.flat_fraction=1.0",
         "autoencoder.train_encoder=false",
         "autoencoder.latent_noise=0.3",
+        "autoencoder.redrawn_share=0.5",
         "loop.accumulate=2",
         "loop.nodes=0",
         "flow.optimizer.momentum=1.0",
@@ -289,8 +290,9 @@ def test_a_share_of_the_slices_is_flat_air_or_white() -> None:
     module = AutoencoderModule(AutoencoderTask(network=network, flat_fraction=0.5))
     hu = torch.linspace(-900.0, 900.0, 64).expand(400, 1, 1, 64).repeat(1, 1, 64, 1)
     batch = SliceBatch(hu, ["a"] * 400, torch.arange(400), torch.ones(400, 3))
-    images = module._images(batch, SampleRandom(0, 0, [f"a/{i}" for i in range(400)], CPU))
+    images, made = module._images(batch, SampleRandom(0, 0, [f"a/{i}" for i in range(400)], CPU))
     flat = images.flatten(1).std(dim=1) == 0
+    assert torch.equal(flat, made)
     levels = images[flat][:, 0, 0, 0]
     assert 0.4 < flat.float().mean() < 0.6
     assert set(levels.tolist()) == {-1.0, 1.0} and 0.3 < (levels > 0).float().mean() < 0.7
@@ -317,3 +319,29 @@ def test_noise_on_latents_has_one_level_for_all_whitened_channels_of_a_slice() -
     levels = (drawn[0] * torch.tensor(whitening.scale).view(4, 1, 1)).std(dim=(2, 3))  # [slices, channels]
     assert torch.allclose(levels, levels.mean(1, keepdim=True).expand(-1, 4), rtol=0.15)
     assert 0.28 < levels.max() < 0.33 and levels.min() < 0.02 and 0.13 < levels.mean() < 0.17
+
+
+def test_a_share_of_the_scans_is_decoded_from_redrawn_latents() -> None:
+    whitening = Whitening([1.0, 0.0, -1.0, 0.5], [2.0, 1.0, 0.5, 1.0])
+    network = AVAEConfig(
+        latent_channels=4,
+        block_out_channels=[8, 8],
+        layers_per_block=1,
+        norm_num_groups=4,
+        whitening=whitening,
+    )
+    task = AutoencoderTask(
+        network, init_from="start", train_encoder=False, whitening_batches=0, redrawn_share=0.6
+    )
+    module, keys = AutoencoderModule(task), [f"a/{i}" for i in range(600)]
+    redrawn = torch.randn(600, 4, 2, 2)
+    redrawn[400:, :, 1] = torch.nan  # not redrawn
+    flat = torch.arange(600) < 100
+    batch = SliceBatch(torch.zeros(600, 1, 4, 4), ["a"] * 600, torch.arange(600), torch.ones(600, 3), redrawn)
+    own = torch.full((600, 4, 2, 2), 7.0)
+    latents = module._with_redrawn(own, batch, flat, SampleRandom(0, 0, keys, CPU))
+    replaced = (latents != own).flatten(1).all(dim=1)
+    assert not replaced[:100].any() and not replaced[400:].any()
+    assert 0.5 < replaced[100:400].float().mean() < 0.7
+    torch.testing.assert_close(module.network.whiten(latents)[replaced], redrawn[replaced])
+    assert torch.equal(latents[~replaced], own[~replaced])

@@ -11,7 +11,7 @@ import pytest
 import torch
 from test_train_command import two_processes
 
-from ctflow.checkpoint import load_fmvt, load_system, mix, save_fmvt, save_system
+from ctflow.checkpoint import load_fmvt, load_system, mix, save_avae, save_fmvt, save_system
 from ctflow.config.flow_network import FlowNetworkConfig
 from ctflow.config.generation import RolloutConfig
 from ctflow.config.models import FlowConfig, FMvTConfig
@@ -344,6 +344,29 @@ def test_a_run_starts_from_its_teacher_and_exports_its_grid(
     for name, value in before.state_dict().items():
         assert torch.equal(value, first.state_dict()[name]), name
     assert not torch.equal(before.x_embedder.proj.weight, weights)
+
+
+def test_a_decoder_that_was_trained_on_is_packed_with_its_generator(runs: Path, tmp_path: Path) -> None:
+    source = runs / "flow/teacher/export"
+    avae = load_system(source).avae
+    with torch.no_grad():
+        for parameter in avae.net.decoder.parameters():
+            parameter.add_(0.1)
+    save_avae(tmp_path / "avae", avae)
+    pack([f"source={source}", f"avae={tmp_path}/avae", f"output={tmp_path}/packed", "half=false"])
+    packed, before = load_system(tmp_path / "packed"), load_system(source)
+    for name, value in packed.avae.state_dict().items():
+        assert torch.equal(value, avae.state_dict()[name]), name
+    assert not torch.equal(*(next(s.avae.net.decoder.parameters()) for s in (packed, before)))
+    for name, value in packed.fmvt.state_dict().items():
+        assert torch.equal(value, before.fmvt.state_dict()[name]), name
+
+    with torch.no_grad():
+        next(avae.net.encoder.parameters()).add_(0.1)
+    save_avae(tmp_path / "stranger", avae)
+    with pytest.raises(CTFlowError, match="another encoder"):
+        pack([f"source={source}", f"avae={tmp_path}/stranger", f"output={tmp_path}/refused"])
+    assert not (tmp_path / "refused").exists()
 
 
 def test_stopping_and_going_on_equals_one_run(
