@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
 from ctflow.checkpoint import folder_fingerprint, load_avae, load_text_encoder, part_folder, save_avae
@@ -43,6 +45,8 @@ from data_prep.unfinished import ENCODING, SHARDS, unfinished
 log = logging.getLogger("data_prep.encode")
 MEASURED_SLICES = 512
 """Slices, evenly spread over the set, that whitening is measured on."""
+LONGEST_WAIT = timedelta(days=7)
+"""A process whose shards are done waits for the others; one shard of large slices takes hours on a CPU."""
 
 
 def make_header(avae: AVAE, config: EncodeConfig, image_size: tuple[int, int]) -> LatentHeader:
@@ -156,7 +160,7 @@ def _encode(config: EncodeConfig, encoder: Encoder, splits: list[Split], part: P
     trainer = Trainer(
         accelerator=config.accelerator,
         devices=config.devices,
-        strategy="auto" if config.devices == 1 else "ddp",
+        strategy="auto" if config.devices == 1 else DDPStrategy(timeout=LONGEST_WAIT),
         precision="32-true" if config.precision == "fp32" else "bf16-mixed",
         plugins=[LightningEnvironment()] if alone else None,
         callbacks=[ShardWriting([(split.source, split.writer) for split in splits])],

@@ -305,3 +305,17 @@ def test_two_real_processes_write_the_bytes_of_one_also_when_killed(root, encode
             first.wait(30)
     subprocess.run(command, check=True, timeout=400, env=environment)
     same_bytes(encoded, tmp_path)
+
+
+@pytest.mark.slow
+def test_the_first_process_waits_for_the_others_before_it_says_what_is_done(root, tmp_path):
+    with SliceShardWriter(tmp_path / "slices", volumes_per_shard=1) as writer:
+        for i, slices in enumerate((2, 1500)):  # the second process takes the long one
+            hu = np.zeros((slices, 32, 32), dtype=np.int16)
+            writer.append(SliceRecord(f"case_{i}", f"p{i}", hu, (4.0, 2.0, 2.0), REPORTS[i], {}))
+    own = arguments(root, tmp_path / "latents", source=tmp_path / "slices", devices=2)
+    command = [sys.executable, "-m", "data_prep.encode", *own]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, check=True, timeout=400, env=environment, capture_output=True, text=True)
+    assert f"2 cases of {tmp_path / 'latents'} are encoded" in ended.stderr
+    assert "not done" not in ended.stderr
