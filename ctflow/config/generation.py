@@ -78,8 +78,9 @@ class RolloutConfig:
             vary more.
         overlap: Slices at the end of the volume so far that each new block repeats: they are held along the
             flow, and the block adds the rest. Blocks that follow real slices (next-block) repeat none.
-        fade: Slices of the overlap, its last ones, that a block draws anew instead: they pass from the
-            earlier block's to the new one's, so that the step between blocks is spread over several slices.
+        fade: Slices of the overlap, its last ones, that a block draws anew instead, from the noise that they
+            were drawn from: they pass from the earlier block's to the new one's, so that the step between
+            blocks is spread over several slices.
         text_guidance: Scale of classifier-free guidance by the text; 1: none.
         guidance_from: The text guides at times from this one on to t = 1 (Kynkäänniemi et al. 2024); below,
             one evaluation a step is enough and details stay as they are.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -223,6 +224,8 @@ class GrowingVolume:
         # A block after real slices repeats no generated slice.
         self.overlap = config.overlap if case.real is None else 0
         self.fade = config.fade
+        self.drawn: Tensor | None = None  # the next block's noise, if it was asked for
+        self.shared: Tensor | None = None  # that of the last block's last slices
 
     @property
     def slices(self) -> int:
@@ -287,12 +290,25 @@ class GrowingVolume:
         return mask, value
 
     def noise(self, source: NoiseSource, draws: int = 1, attempt: int = 0) -> Tensor:
-        """Of the next block, ``[draws, C, T, h, w]``: its start and what churn adds, new for each attempt."""
+        """Of the next block, ``[draws, C, T, h, w]``: its start and what churn adds, new for each attempt.
+
+        Slices that are drawn a second time, to be mixed, have the noise of the first time: both versions
+        then differ less. A first block may have more draws; the last ones belong to the same times.
+        """
         before = self.before()
         count = (attempt + 1) * draws  # another attempt takes what the source gives behind the earlier ones'
         shape = before.shape if count == 1 else (count, *before.shape)
         noise = source(self.case.case_id, self.block_index, shape).to(before)
-        return noise.view(count, *before.shape)[-draws:]
+        noise = noise.view(count, *before.shape)[-draws:]
+        if self.faded and self.shared is not None:
+            noise = noise.clone()
+            again, earlier = noise[:, :, self.held : self.repeated], self.shared[:, :, -self.faded :]
+            again[0] = earlier[0]
+            churned = min(draws, len(earlier)) - 1
+            again[draws - churned :] = earlier[len(earlier) - churned :]
+        if attempt == 0:
+            self.drawn = noise
+        return noise
 
     def contradicts(self, block: Tensor, rule: StopRule) -> bool:
         """Whether a solved block ``[C, T, h, w]`` would leave a white slice before one of the body.
@@ -319,6 +335,9 @@ class GrowingVolume:
     def append(self, block: Tensor, rule: StopRule) -> None:
         """Add a solved block ``[C, T, h, w]`` and decide whether the volume ends."""
         self.positions.append(self.position)
+        if self.fade and self.drawn is not None:
+            # Of the first attempt's even if the block is another's: a memo's block does not tell which it is.
+            self.shared = self.drawn[:, :, BLOCK_LENGTH - self.fade :].clone()
         if self.keep:
             self.blocks.append(block)
         new = block[:, self.repeated :]
@@ -338,7 +357,7 @@ class GrowingVolume:
             self.stop = StopReason.LENGTH_REACHED if asked else StopReason.LIMIT_REACHED
 
     def _faded_into(self, block: Tensor, rule: StopRule) -> Tensor:
-        """The volume so far, its last slices mixed with the block's, whose share grows slice by slice.
+        """The volume so far, its last slices mixed with the block's, whose share grows as half a cosine.
 
         A white slice is mixed with no other: half an end is neither end nor body.
         """
@@ -347,6 +366,7 @@ class GrowingVolume:
         kept, old = self.volume[:, : -self.faded], self.volume[:, -self.faded :]
         new = block[:, self.held : self.repeated]
         share = torch.arange(1, self.faded + 1, device=block.device) / (self.faded + 1)
+        share = (1 - torch.cos(math.pi * share)) / 2  # the least change where the mixture begins and ends
         white = rule.white_slices(old) | rule.white_slices(new)
         share = torch.where(white, 0.0, share)[:, None, None]
         return torch.cat([kept, old + share * (new - old)], dim=1)

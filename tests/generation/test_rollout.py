@@ -24,6 +24,7 @@ from ctflow.generation import (
 from ctflow.generation.rollout import encode_reports, evaluations, guided_velocity
 from ctflow.generation.volumes import GrowingVolume
 from ctflow.models import Conditions, FMvT, TextCondition
+from ctflow.seeding import case_noise
 
 C, SIDE = 4, 4
 WHITE = torch.full((C, SIDE, SIDE), 5.0)
@@ -301,7 +302,7 @@ def test_faded_slices_pass_from_one_block_to_the_next():
     assert model.calls[-1]["known"].tolist() == [[True] + 15 * [False]]
     torch.testing.assert_close(result.blocks[1][:, 0], first[:, 12], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(result.latents[:, :13], first[:, :13], rtol=1e-4, atol=1e-4)
-    for i, share in ((13, 0.25), (14, 0.5), (15, 0.75)):
+    for i, share in ((13, 0.5 - 0.125**0.5), (14, 0.5), (15, 0.5 + 0.125**0.5)):
         mixed = first[:, i] + share * (second[:, i] - first[:, i])
         torch.testing.assert_close(result.latents[:, i], mixed, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(result.latents[:, 16:], second[:, 16:28], rtol=1e-4, atol=1e-4)
@@ -312,12 +313,35 @@ def test_faded_slices_pass_from_one_block_to_the_next():
 def test_neither_white_nor_given_slices_are_faded():
     result, first, second, _ = two_versions(2, white_at=14)
     torch.testing.assert_close(result.latents[:, 14], first[:, 14], rtol=1e-4, atol=1e-4)
-    mixed = first[:, 15] + (second[:, 15] - first[:, 15]) * 2 / 3
+    mixed = first[:, 15] + (second[:, 15] - first[:, 15]) * 3 / 4
     torch.testing.assert_close(result.latents[:, 15], mixed, rtol=1e-4, atol=1e-4)
     given = torch.randn(C, 16, SIDE, SIDE)
     result, _, second, _ = two_versions(3, given=given)
     assert torch.equal(result.latents[:, :16], given) and result.positions == [12]
     torch.testing.assert_close(result.latents[:, 16:], second[:, 16:28], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("churn", "start_steps"), [(0.0, 0), (0.5, 0), (0.5, 2)])
+def test_faded_slices_are_drawn_again_from_their_own_noise(churn, start_steps):
+    config = RolloutConfig(steps=3, overlap=4, fade=3, churn=churn, start_steps=start_steps, max_slices=40)
+    growing = GrowingVolume(case(1.0), 0, AIR[:, None].repeat(1, 16, 1, 1), config, stop_rule(), True)
+    source, noises = seeded_noise(2), list[torch.Tensor]()
+    for block in range(3):
+        draws = config.draws(growing.starts)
+        noises.append(growing.noise(source, draws))
+        assert torch.equal(noises[-1], growing.noise(source, draws))  # asking again changes nothing
+        other = growing.noise(source, draws, attempt=1)
+        own = case_noise(2, "case1.0", block, (draws, *other.shape[1:]) if draws > 1 else other.shape[1:])
+        rest = slice(4, None) if block else slice(None)
+        assert torch.equal(noises[-1][:, :, rest], own.view_as(other)[:, :, rest])
+        assert not torch.equal(other[:, :, rest], noises[-1][:, :, rest])
+        if block:
+            again = noises[-1][:, :, 1:4]
+            assert torch.equal(again, other[:, :, 1:4])
+            before = noises[-2][:, :, 13:]
+            assert torch.equal(again[0], before[0])
+            assert draws == 1 or torch.equal(again[1:], before[1 - draws :])
+        growing.append(torch.randn(C, 16, SIDE, SIDE), stop_rule())
 
 
 def test_blocks_that_follow_real_slices_repeat_none():
