@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
 
 from ctflow.config.generation import RolloutConfig
+from ctflow.errors import ConfigError
 from ctflow.formats import ENDINGS, ORIENTATIONS, VOXEL_TYPES
 from ctflow.types import BLOCK_LENGTH
 
@@ -41,12 +42,26 @@ class SamplingChoice:
 
     def __post_init__(self) -> None:
         # Checks what is given; a fade of any length fits into the longest overlap.
-        self.applied_to(RolloutConfig(overlap=BLOCK_LENGTH - 1))
+        replace(RolloutConfig(overlap=BLOCK_LENGTH - 1), **self._chosen())
 
     def applied_to(self, recommended: RolloutConfig) -> RolloutConfig:
-        """The checkpoint's sampling with these choices in place."""
-        chosen = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
-        return replace(recommended, **chosen)
+        """The checkpoint's sampling with these choices in place.
+
+        Raises:
+            ConfigError: One of them does not go with what the checkpoint recommends.
+        """
+        try:
+            return replace(recommended, **self._chosen())
+        except ValueError as error:
+            given = ", ".join(f"{name}={value}" for name, value in self._chosen().items())
+            raise ConfigError(
+                f"sampling with {given}, and otherwise as the checkpoint recommends: {error}",
+                "choices that go together",
+                "give the other option too, e.g. sampling.fade=0 or sampling.churn=0",
+            ) from None
+
+    def _chosen(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
 
 
 @dataclass

@@ -13,10 +13,11 @@ from ctflow.config import config_to_yaml, load_config, run_command
 from ctflow.config.accuracy import AccuracyConfig
 from ctflow.config.bench import BenchConfig
 from ctflow.config.challenge import ChallengeConfig
-from ctflow.config.commands import ConvertConfig, GenerateConfig
+from ctflow.config.commands import ConvertConfig, GenerateConfig, SamplingChoice
 from ctflow.config.data import CheckConfig, EncodeConfig
 from ctflow.config.demo import DemoConfig
 from ctflow.config.evaluation import EvalConfig
+from ctflow.config.generation import RolloutConfig
 from ctflow.config.helptext import explain_keys
 from ctflow.config.pack import PackConfig
 from ctflow.config.phantom import PhantomConfig
@@ -184,3 +185,15 @@ def test_an_error_in_a_loader_process_is_told_in_its_own_words():
 
     code, told = ending(main)
     assert code == 2 and told.startswith("error: shard-3.h5, case 'a'") and "Traceback" not in told
+
+
+@pytest.mark.parametrize(
+    ("choice", "found"),
+    [({"overlap": 0}, "overlap=0.*found 4 of 0"), ({"solver": "dopri5"}, "found 0.6 with dopri5")],
+)
+def test_sampling_that_does_not_go_with_the_checkpoint_is_an_error_for_people(choice, found):
+    recommended = RolloutConfig(overlap=5, fade=4, churn=0.6)
+    with pytest.raises(ConfigError, match=found):
+        SamplingChoice(**choice).applied_to(recommended)
+    other = SamplingChoice(**choice, fade=0, churn=0.0).applied_to(recommended)
+    assert (other.fade, other.churn) == (0, 0.0)

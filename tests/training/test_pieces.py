@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -299,8 +300,8 @@ def test_a_share_of_the_slices_is_flat_air_or_white() -> None:
     assert torch.equal(images[~flat], network.intensity.to_model(hu[~flat]))
 
 
-def test_noise_on_latents_has_one_level_for_all_whitened_channels_of_a_slice() -> None:
-    whitening = Whitening([0.5, 0.0, -2.0, 0.0], [1.0, 4.0, 0.25, 0.5])
+def decoder_task(whitening: Whitening, **options: float) -> AutoencoderTask:
+    """A training of a tiny decoder alone."""
     network = AVAEConfig(
         latent_channels=4,
         block_out_channels=[8, 8],
@@ -308,9 +309,13 @@ def test_noise_on_latents_has_one_level_for_all_whitened_channels_of_a_slice() -
         norm_num_groups=4,
         whitening=whitening,
     )
-    task = AutoencoderTask(
-        network, init_from="start", train_encoder=False, whitening_batches=0, latent_noise=0.3
-    )
+    settings: dict[str, Any] = {"train_encoder": False, "whitening_batches": 0, **options}
+    return AutoencoderTask(network, init_from="start", **settings)
+
+
+def test_noise_on_latents_has_one_level_for_all_whitened_channels_of_a_slice() -> None:
+    whitening = Whitening([0.5, 0.0, -2.0, 0.0], [1.0, 4.0, 0.25, 0.5])
+    task = decoder_task(whitening, latent_noise=0.3)
     module = AutoencoderModule(task)
     mean = torch.zeros(300, 4, 32, 32)
     posterior = Posterior(mean, torch.full_like(mean, -60.0))
@@ -323,16 +328,7 @@ def test_noise_on_latents_has_one_level_for_all_whitened_channels_of_a_slice() -
 
 def test_a_share_of_the_scans_is_decoded_from_redrawn_latents() -> None:
     whitening = Whitening([1.0, 0.0, -1.0, 0.5], [2.0, 1.0, 0.5, 1.0])
-    network = AVAEConfig(
-        latent_channels=4,
-        block_out_channels=[8, 8],
-        layers_per_block=1,
-        norm_num_groups=4,
-        whitening=whitening,
-    )
-    task = AutoencoderTask(
-        network, init_from="start", train_encoder=False, whitening_batches=0, redrawn_share=0.6
-    )
+    task = decoder_task(whitening, redrawn_share=0.6)
     module, keys = AutoencoderModule(task), [f"a/{i}" for i in range(600)]
     redrawn = torch.randn(600, 4, 2, 2)
     redrawn[400:, :, 1] = torch.nan  # not redrawn
