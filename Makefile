@@ -91,8 +91,11 @@ checkpoints: $(INSTALLED) ## Train the embedded checkpoint again (hours on a CPU
 	$(RUN) -m data_prep.redraw checkpoint=$(EMBEDDED)/packed source=$(EMBEDDED)/latents/train output=$(EMBEDDED)/redrawn/train
 	$(RUN) -m ctflow.train --config configs/embedded/vae_decoder_redrawn.yaml runs_dir=$(EMBEDDED) $(EMBEDDED_DATA) \
 		data.redrawn=$(EMBEDDED)/redrawn/train autoencoder.init_from=$(EMBEDDED)/autoencoder/decoder_longer/export $(ARGS)
-	$(RUN) -m ctflow.pack source=$(EMBEDDED)/packed avae=$(EMBEDDED)/autoencoder/decoder_redrawn/export output=checkpoints \
+	$(RUN) -m ctflow.pack source=$(EMBEDDED)/packed avae=$(EMBEDDED)/autoencoder/decoder_redrawn/export output=$(EMBEDDED)/mended \
 		--config configs/embedded/pack.yaml
+	$(RUN) -m ctflow.train --config configs/embedded/flow_head.yaml runs_dir=$(EMBEDDED) flow.init_from=$(EMBEDDED)/mended \
+		data.train=$(EMBEDDED)/latents/train data.valid=$(EMBEDDED)/latents/valid $(ARGS)
+	$(RUN) -m ctflow.pack source=$(EMBEDDED)/flow/head/export output=checkpoints --config configs/embedded/pack.yaml
 
 .PHONY: test
 test: $(INSTALLED) ## Run the fast tests

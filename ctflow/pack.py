@@ -35,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         load_avae,
         load_system,
         mix,
+        mix_decoders,
         save_system,
     )  # takes seconds
 
@@ -45,14 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if config.mean_with:
         mix(system, load_system(config.mean_with), config.mean_with)
     if config.avae:
-        avae, own = load_avae(config.avae), system.avae
-        if (avae.fingerprint(), avae.config.whitening) != (own.fingerprint(), own.config.whitening):
-            raise CTFlowError(
-                f"{config.avae} has another encoder or whitening than {config.source}",
-                "an A-VAE whose decoder alone was trained on (autoencoder.train_encoder=false)",
-                "the FMvT's latents are of the source's encoder: give an A-VAE that began as its own",
-            )
-        system.avae = avae
+        mix_decoders(system, load_avae(config.avae), config.avae_share, config.avae)
     provenance = dict(system.config.provenance)
     if config.training:
         # Paths of the training machine mean nothing to who gets the folder.

@@ -43,8 +43,9 @@ MIN_POOL_ML = 10.0
 MIN_ASIDE_MM = 26.0
 MIN_BEHIND_MM = -48.0
 NEAR_WALL_MM = 12.0
-MIN_NEAR_WALL = 0.2
-"""Share of a pool's voxels that lie this near the wall; fluid round the heart does not."""
+MIN_NEAR_WALL = 0.1
+"""Share of a pool's voxels that lie this near the wall: 0.3 and more in phantoms' pleural pools, none in
+fluid round the heart."""
 
 BELOW_LUNG_MM = 20.0
 

@@ -158,12 +158,37 @@ def mix(system: System, other: System, origin: str) -> None:
         found = f"the FMvT of {origin} has another architecture"
     elif system.avae.fingerprint() != other.avae.fingerprint():
         found = f"the FMvT of {origin} was trained on the latents of another A-VAE"
+    elif not all(own[n].is_floating_point() or torch.equal(own[n], theirs[n]) for n in own):
+        found = f"the start head of {origin} has other principal directions"
     elif not _equal(system.text_encoder.clip.state_dict(), other.text_encoder.clip.state_dict()):
         found = f"the FMvT of {origin} was trained on the texts of another text encoder"
     else:
-        system.fmvt.load_state_dict({name: (own[name] + theirs[name]) / 2 for name in own})
+        mean = {name: (own[name] + theirs[name]) / 2 for name in own if own[name].is_floating_point()}
+        system.fmvt.load_state_dict(own | mean)
         return
     raise CTFlowError(found, "two trainings of one FMvT, on equal latents and texts", "leave mean_with out")
+
+
+def mix_decoders(system: System, other: AVAE, share: float, origin: str) -> None:
+    """Set the A-VAE's decoder to a mean of two decoders' weights.
+
+    Args:
+        system: Gets the mean.
+        other: An A-VAE with the system's encoder and whitening, whose decoder was trained on.
+        share: Of the other decoder, 0 to 1; 1 takes it as it is.
+        origin: Names the other A-VAE in errors.
+
+    Raises:
+        CTFlowError: The encoders, their whitening or the decoders' shapes differ.
+    """
+    own, theirs = system.avae.state_dict(), other.state_dict()
+    if (system.avae.fingerprint(), system.avae.config) != (other.fingerprint(), other.config):
+        raise CTFlowError(
+            f"{origin} has another architecture, encoder or whitening than the checkpoint's A-VAE",
+            "an A-VAE whose decoder alone was trained on (autoencoder.train_encoder=false)",
+            "the FMvT's latents are of the checkpoint's encoder: give an A-VAE that began as its own",
+        )
+    system.avae.load_state_dict({name: torch.lerp(own[name], theirs[name], share) for name in own})
 
 
 def _equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:

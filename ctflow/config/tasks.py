@@ -268,6 +268,14 @@ class StudentConfig:
             )
 
 
+TRAINED_PARTS = {
+    "local_head": "flow.network.local_channels, e.g. 48",
+    "fine": "flow.network.fine_size and flow.network.fine_depth, e.g. 128 and 4",
+    "start_head": "flow.network.start_directions, e.g. 64",
+}
+"""Parts of an FMvT that can be trained alone, and the options that give a network one of them."""
+
+
 @dataclass
 class FlowTask:
     """Training of the FMvT.
@@ -277,8 +285,8 @@ class FlowTask:
         flow: Path, times and the noises and dropouts of training.
         text: ``tokens`` (masked hidden states) or ``pooled`` (one token, as published).
         init_from: Sharing folder or published weights to fine-tune from (weights only, fresh optimizer).
-        train_coarse: False trains the fine stage and the start head alone, in a third of the time; what they
-            correct stays as ``init_from`` has it.
+        trained_parts: Parts of the network that alone are trained: ``local_head``, ``fine``, ``start_head``.
+            The rest stays as ``init_from`` has it, which takes a third to a half of the time. Empty: all.
         student: Distillation of a teacher into few steps without guidance.
         measured_blocks: Training blocks whose spectrum is measured for ``network.spectrum``, and first blocks
             whose principal directions are for ``network.start_directions`` (held in half precision).
@@ -295,7 +303,7 @@ class FlowTask:
     flow: FlowConfig = field(default_factory=FlowConfig)
     text: str = "tokens"
     init_from: str = ""
-    train_coarse: bool = True
+    trained_parts: list[str] = field(default_factory=list)
     student: StudentConfig = field(default_factory=StudentConfig)
     measured_blocks: int = 2048
     avae: str = ""
@@ -311,8 +319,12 @@ class FlowTask:
             raise ValueError(f"text must be 'tokens' or 'pooled', found {self.text!r}")
         if self.measured_blocks < 1:
             raise ValueError(f"measured_blocks must be at least 1, found {self.measured_blocks}")
-        if not self.train_coarse and not self.init_from:
-            raise ValueError("train_coarse=false needs init_from=FOLDER, whose network stays")
+        if unknown := set(self.trained_parts) - set(TRAINED_PARTS):
+            raise ValueError(
+                f"trained_parts are some of {', '.join(TRAINED_PARTS)}, found {', '.join(sorted(unknown))}"
+            )
+        if self.trained_parts and not self.init_from:
+            raise ValueError("trained_parts needs init_from=FOLDER, whose network stays")
         if not (self.init_from or self.student.teacher):
             self.network.check_parts()
         grid = self.rollout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +35,8 @@ class StartHead(nn.Module):
     """
 
     directions: Tensor
-    """Orthonormal ``[K, D]``; zeros until they are measured."""
+    """``[K, D]`` int8, because in a small checkpoint they are the greatest part. Each row is its direction up
+    to a factor; ``unit_directions`` are of length 1. Zeros until they are measured."""
     variance: Tensor
     """Of the data along them ``[K]``, falling."""
     mean: Tensor
@@ -44,7 +46,7 @@ class StartHead(nn.Module):
         super().__init__()
         self.block = block
         size = torch.Size(block).numel()
-        self.register_buffer("directions", torch.zeros(directions, size))
+        self.register_buffer("directions", torch.zeros(directions, size, dtype=torch.int8))
         self.register_buffer("variance", torch.ones(directions))
         self.register_buffer("mean", torch.zeros(directions))
         width = 4 * directions
@@ -88,7 +90,7 @@ class StartHead(nn.Module):
             read = torch.cat([noisy, apart, told], dim=1)  # [B, 2K + hidden]
             answer = of_noisy * noisy + of_apart * apart + self.proj(self.layers(read))  # [B, K]
             # dz/dt = (z - x) / t: a correction of the data by unknown * answer.
-            velocity = -(unknown / t * answer) @ self.directions.float()  # [B, D]
+            velocity = -(unknown / t * answer) @ self.unit_directions()  # [B, D]
             return velocity.view_as(z)
 
     @torch.no_grad()
@@ -122,12 +124,27 @@ class StartHead(nn.Module):
         values, vectors = values.flip(0)[:wanted], vectors.flip(1)[:, :wanted].float()
         parts = zip(vectors.split(_ROWS), rows, strict=True)
         sums = torch.stack([part.T @ (row.float() - mean) for part, row in parts]).sum(dim=0)
-        directions = nn.functional.normalize(sums, dim=1)  # [K, D]
-        self.directions.copy_(directions)
+        self.directions.copy_(_eight_bits(sums))
         self.variance.copy_((values / len(data)).clamp_min(LEAST_VARIANCE))
-        self.mean.copy_(directions @ mean)
+        self.mean.copy_(self.unit_directions() @ mean)
         return len(data)
+
+    def unit_directions(self) -> Tensor:
+        """The directions ``[K, D]`` float32, orthonormal but for the rounding to eight bits."""
+        return nn.functional.normalize(self.directions.float(), dim=1)
 
     def _components(self, block: Tensor) -> Tensor:
         """``[B, C, T, h, w]`` to ``[B, K]``."""
-        return block.float().flatten(1) @ self.directions.float().T
+        return block.float().flatten(1) @ self.unit_directions().T
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Weights from before directions had eight bits hold them in float16."""
+        name = f"{prefix}directions"
+        if name in state_dict and state_dict[name].is_floating_point():
+            state_dict[name] = _eight_bits(state_dict[name].float())
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+def _eight_bits(rows: Tensor) -> Tensor:
+    """Rows ``[K, D]`` as int8, the greatest number of each as ±127; zeros stay zeros."""
+    return (rows / rows.abs().amax(dim=1, keepdim=True).clamp_min(1e-20) * 127).round().to(torch.int8)

@@ -62,10 +62,9 @@ class FlowModule(CountingModule):
         self.config = typed
         self.save_hyperparameters({"config": to_plain(typed), "seed": seed})
         self.network: FMvT = FMvT(typed.network)
-        if not typed.train_coarse:
+        if typed.trained_parts:
             for name, parameter in self.network.named_parameters():
-                if not name.startswith(("fine.", "start_head.")):
-                    parameter.requires_grad_(False)
+                parameter.requires_grad_(name.split(".")[0] in typed.trained_parts)
         self.averaged = averaged_copy(self.network)
         self.path = training_path(typed.flow)
         self.val_losses = DecileLoss()

@@ -27,7 +27,7 @@ FIXED = {
     "autoencoder": r"network\..*|init_from|train_encoder|adversary\.(channels|layers)|(.*\.)?optimizer\.name",
     "clip": r"network\..*|init_from|train_text|sentence_attention|vocabulary_size|column_least"
     r"|optimizer\.name",
-    "flow": r"network\.(?!activation_checkpointing$).*|text|init_from|train_coarse|optimizer\.name",
+    "flow": r"network\.(?!activation_checkpointing$).*|text|init_from|trained_parts|optimizer\.name",
 }
 """Keys of a task's section that belong to the weights: a run cannot go on with others."""
 

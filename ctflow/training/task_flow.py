@@ -32,7 +32,7 @@ from ctflow.checkpoint import (
 )
 from ctflow.config.flow_network import FlowNetworkConfig
 from ctflow.config.system import SystemConfig
-from ctflow.config.tasks import FlowTask
+from ctflow.config.tasks import TRAINED_PARTS, FlowTask
 from ctflow.config.training import TrainConfig
 from ctflow.data import LatentDataModule, LatentShards
 from ctflow.data.batches import BlockBatch
@@ -66,13 +66,17 @@ class FlowTraining:
         task = replace(task, init_from=task.init_from or task.student.teacher)
         if task.init_from:
             task = replace(task, network=_as_loaded(task))
-            if not (task.train_coarse or task.network.fine_depth or task.network.start_directions):
+            sizes = {
+                "local_head": task.network.local_channels,
+                "fine": task.network.fine_depth,
+                "start_head": task.network.start_directions,
+            }
+            if missing := [part for part in task.trained_parts if not sizes[part]]:
                 raise ConfigError(
-                    "flow.train_coarse=false, and no fine stage or start head in the network of "
+                    f"flow.trained_parts={task.trained_parts}, and no {missing[0]} in the network of "
                     f"{task.init_from}",
-                    "one of them, which alone is trained",
-                    "give flow.network.start_directions, e.g. 64, or flow.network.fine_size and "
-                    "flow.network.fine_depth, e.g. 128 and 4",
+                    "parts that the network has",
+                    f"give {TRAINED_PARTS[missing[0]]}",
                 )
         shards = LatentShards(config.data.train)
         if teacher := task.student.teacher:

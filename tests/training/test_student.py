@@ -338,6 +338,12 @@ def test_a_run_starts_from_its_teacher_and_exports_its_grid(
             with pytest.raises(CTFlowError, match=found):
                 mix(system, other, "there")
             next(part.parameters()).copy_(kept)
+    for one in (system, other):
+        one.fmvt = FMvT(replace(NETWORK, start_directions=2))
+        assert one.fmvt.start_head is not None
+        one.fmvt.start_head.measure([torch.randn(8, 4, 16, 4, 4)])
+    with pytest.raises(CTFlowError, match="other principal directions"):
+        mix(system, other, "there")
     main(arguments(tiny, teacher, tmp_path, "name=first", "loop.max_steps=1"))
     # the first step of the warm-up has a learning rate of 0
     first, before = load_fmvt(tmp_path / "flow/first/export/fmvt"), load_fmvt(teacher / "fmvt")
@@ -361,10 +367,18 @@ def test_a_decoder_that_was_trained_on_is_packed_with_its_generator(runs: Path, 
     for name, value in packed.fmvt.state_dict().items():
         assert torch.equal(value, before.fmvt.state_dict()[name]), name
 
+    half = ["avae_share=0.25", f"output={tmp_path}/mixed", "half=false"]
+    pack([f"source={source}", f"avae={tmp_path}/avae", *half])
+    mixed, own = load_system(tmp_path / "mixed").avae.state_dict(), before.avae.state_dict()
+    for name, value in mixed.items():
+        torch.testing.assert_close(value, 0.75 * own[name] + 0.25 * avae.state_dict()[name], msg=name)
+    with pytest.raises(CTFlowError, match=r"avae_share lies in \[0, 1\], found 1.5"):
+        pack([f"source={source}", f"avae={tmp_path}/avae", "avae_share=1.5", f"output={tmp_path}/refused"])
+
     with torch.no_grad():
         next(avae.net.encoder.parameters()).add_(0.1)
     save_avae(tmp_path / "stranger", avae)
-    with pytest.raises(CTFlowError, match="another encoder"):
+    with pytest.raises(CTFlowError, match="encoder or whitening"):
         pack([f"source={source}", f"avae={tmp_path}/stranger", f"output={tmp_path}/refused"])
     assert not (tmp_path / "refused").exists()
 
