@@ -181,6 +181,9 @@ def _encode(config: EncodeConfig, encoder: Encoder, splits: list[Split], part: P
             write_text(folder / SHARDS, json.dumps(list(split.shards)) + "\n")
         stack.enter_context(_one_thread())
         trainer.predict(encoder, loaders, return_predictions=False)
+        # All processes end together: the first one keeps the folder claimed, and says what is done.
+        # A callback cannot wait: Lightning calls none in a process that finds its shards complete.
+        trainer.strategy.barrier()
     return rank
 
 

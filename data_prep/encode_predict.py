@@ -155,10 +155,6 @@ class ShardWriting(Callback):
             writer.finish()
             self._shard = ""
 
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """All processes end together: the first one keeps the folder claimed, and says what is done."""
-        trainer.strategy.barrier()
-
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Drop the unfinished shard."""
         for _, writer in self.places:

@@ -308,14 +308,26 @@ def test_two_real_processes_write_the_bytes_of_one_also_when_killed(root, encode
 
 
 @pytest.mark.slow
-def test_the_first_process_waits_for_the_others_before_it_says_what_is_done(root, tmp_path):
+@pytest.mark.parametrize("lengths", [(2, 1500), (1500, 2)])
+def test_two_processes_end_together(root, tmp_path, lengths):
     with SliceShardWriter(tmp_path / "slices", volumes_per_shard=1) as writer:
-        for i, slices in enumerate((2, 1500)):  # the second process takes the long one
+        for i, slices in enumerate(lengths):
             hu = np.zeros((slices, 32, 32), dtype=np.int16)
             writer.append(SliceRecord(f"case_{i}", f"p{i}", hu, (4.0, 2.0, 2.0), REPORTS[i], {}))
-    own = arguments(root, tmp_path / "latents", source=tmp_path / "slices", devices=2)
+    latents = tmp_path / "latents"
+    own = arguments(root, latents, source=tmp_path / "slices", devices=2)
     command = [sys.executable, "-m", "data_prep.encode", *own]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(command, check=True, timeout=400, env=environment, capture_output=True, text=True)
-    assert f"2 cases of {tmp_path / 'latents'} are encoded" in ended.stderr
-    assert "not done" not in ended.stderr
+    long_one = f"shard-{lengths.index(1500):05d}.h5"
+    for complete in (0, 1):
+        ended = subprocess.run(
+            command, check=False, timeout=400, env=environment, capture_output=True, text=True
+        )
+        assert ended.returncode == 0, ended.stderr
+        assert f"{complete} of 2 shards" in ended.stderr
+        assert f"2 cases of {latents} are encoded" in ended.stderr
+        assert "not done" not in ended.stderr
+        # The second run has work for one process alone.
+        (latents / long_one).unlink()
+        lines = (latents / "manifest.jsonl").read_text().splitlines(keepends=True)
+        (latents / "manifest.jsonl").write_text("".join(line for line in lines if long_one not in line))
