@@ -25,6 +25,8 @@ ANALYSIS_NAMES = (
     "utility",
 )
 SPLITS = ("cases", "slices")
+READ_AT = 0.985
+"""Flow time at which layout is still open and the report can decide it (docs/model.md)."""
 CHALLENGES = ("vlm3d-2025", "vlm3d-2026")
 PROTOCOLS = ("matched", "stylegan-v", *CHALLENGES)
 CT3D_PACKAGE = "package"
@@ -113,6 +115,7 @@ class AnalysisConfig:
         train_slices: ``memorisation``, ``capacity`` and ``utility``: slice shards the model was trained on.
         pairs: ``contrast``: CSV of report pairs.
         pair_seeds: ``contrast``: seeds per pair.
+        times: ``pairs``: flow times; 0.985, where the report decides, has to be one of them.
         readings: ``reading``: the filled CSV that came back; empty: a new pack is written.
         split: ``severity``: ``cases``: damaged volumes are held against other cases; ``slices``: every case's
             odd slices against its even ones, for few scans.
@@ -136,6 +139,7 @@ class AnalysisConfig:
     train_slices: str = "runs/shards/slices/train"
     pairs: str = "configs/eval/contrast_pairs.csv"
     pair_seeds: int = 4
+    times: list[float] = field(default_factory=lambda: [0.2, 0.5, 0.8, 0.9, 0.96, READ_AT, 0.995])
     split: str = "cases"
     readings: str = ""
     read_reports: int = 50
@@ -151,6 +155,8 @@ class AnalysisConfig:
         )  # fmt: skip
         if min(*counts, *self.lengths, *self.steps) < 1:
             raise ValueError(f"sizes of an analysis are at least 1, found {self}")
+        if READ_AT not in self.times or not all(0 < t < 1 for t in self.times):
+            raise ValueError(f"analysis.times lie between 0 and 1, {READ_AT} among them, found {self.times}")
         if any(s <= 0 for s in self.spacings) or not all(0 < s <= 1 for s in self.shares) or not self.shares:
             raise ValueError(
                 f"spacings are above 0 mm and shares in (0, 1], found {self.spacings} and {self.shares}"

@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ctflow.anatomy import LABELS, SIDED, found_places
+from ctflow.config.evaluation import READ_AT
 from ctflow.config.system import SystemConfig
 from ctflow.data import SliceShards
 from ctflow.data.reader import padded_slices
@@ -37,9 +38,6 @@ from ctflow.shipped import shipped_path
 from ctflow.text_files import read_table
 from ctflow.types import BLOCK_LENGTH, HUVolume
 
-TIMES = (0.2, 0.5, 0.8, 0.9, 0.96, 0.985, 0.995)
-READ_AT = 0.985
-"""Where layout is still open and the report can decide it (docs/model.md)."""
 BATCH = 8
 
 
@@ -68,7 +66,8 @@ def pairs(context: Context) -> AnalysisResult:
             "make some: python -m data_prep.phantom … pairs=true, then data_prep.ct_rate",
         )
     measured = [
-        _measure(system, shards, pair, config.seed) for pair in tqdm(partners, desc="pairs", unit="pair")
+        _measure(system, shards, pair, config.analysis.times, config.seed)
+        for pair in tqdm(partners, desc="pairs", unit="pair")
     ]
     total = sum(pair.losses for pair in measured)
     assert isinstance(total, np.ndarray)
@@ -78,18 +77,21 @@ def pairs(context: Context) -> AnalysisResult:
         "partner's (0.5: the report is not read), with its 95 % interval (Wilson). The figure shows the loss "
         "by time."
     )
-    figures = {"losses": (_plot(total), "Loss by time")}
-    return AnalysisResult("Is the report read?", text, _records(measured), figures)
+    times = config.analysis.times
+    figures = {"losses": (_plot(times, total), "Loss by time")}
+    return AnalysisResult("Is the report read?", text, _records(times, measured), figures)
 
 
 @torch.no_grad()
-def _measure(system: EvalSystem, shards: SliceShards, pair: tuple[int, int], seed: int) -> PairLosses:
+def _measure(
+    system: EvalSystem, shards: SliceShards, pair: tuple[int, int], times: Sequence[float], seed: int
+) -> PairLosses:
     entries = [shards.cases[i] for i in pair]
     reports = [shards.metadata(i)["report"] for i in pair]
     embedded = system.text.encode(reports)
     texts, none = encode_reports(system.fmvt, list(embedded.tokens), list(embedded.mask), guided=True)
     assert none is not None
-    losses = np.zeros((len(TIMES), 3))
+    losses = np.zeros((len(times), 3))
     for own, (index, entry) in enumerate(zip(pair, entries, strict=True)):
         volume = HUVolume(shards.hu(index).astype(np.float32), entry.spacing)
         previous, target = _blocks(system, volume)
@@ -99,8 +101,8 @@ def _measure(system: EvalSystem, shards: SliceShards, pair: tuple[int, int], see
             texts.select(torch.tensor([1 - own])),
             none.select(torch.tensor([0])),
         )
-        for row, t in enumerate(TIMES):
-            generator = derived_generator(seed, "pairs", entries[0].patient_id, row)
+        for row, t in enumerate(times):
+            generator = derived_generator(seed, "pairs", entries[0].patient_id, t)
             noise = torch.randn(target.shape, generator=generator).to(target)
             told = (entry.slices, spacing.to(target))
             losses[row] += _errors(system, previous, target, noise, t, choices, told)
@@ -146,12 +148,12 @@ def _errors(
     return errors
 
 
-def _records(measured: Sequence[PairLosses]) -> list[dict[str, Any]]:
+def _records(times: Sequence[float], measured: Sequence[PairLosses]) -> list[dict[str, Any]]:
     groups: dict[str, list[PairLosses]] = defaultdict(list)
     for pair in measured:
         groups[pair.finding].append(pair)
     groups = {"all": list(measured), **dict(sorted(groups.items()))}
-    at = TIMES.index(READ_AT)
+    at = list(times).index(READ_AT)
     records = []
     for name, own in groups.items():
         wins = sum(bool(pair.losses[at, 0] < pair.losses[at, 1]) for pair in own)
@@ -171,16 +173,16 @@ def _records(measured: Sequence[PairLosses]) -> list[dict[str, Any]]:
     return records
 
 
-def _plot(total: NDArray[np.float64]) -> Figure:
+def _plot(times: Sequence[float], total: NDArray[np.float64]) -> Figure:
     figure = Figure(figsize=(6, 3))
     left, right = figure.subplots(1, 2)
     for column, name in enumerate(("own report", "partner's report", "no report")):
-        left.plot(TIMES, total[:, column] / total[:, 0].max(), "o-", label=name)
+        left.plot(times, total[:, column] / total[:, 0].max(), "o-", label=name)
     left.set_xlabel("t (1 is noise)")
     left.set_ylabel("loss over its greatest")
     left.legend()
     for column, name in ((1, "partner's over own"), (2, "none over own")):
-        right.plot(TIMES, total[:, column] / total[:, 0], "o-", label=name)
+        right.plot(times, total[:, column] / total[:, 0], "o-", label=name)
     right.set_xlabel("t (1 is noise)")
     right.legend()
     figure.tight_layout()

@@ -95,6 +95,10 @@ def test_pairs_tell_whether_the_report_is_read(tiny_system, context, tmp_path):
     assert result.records[0]["pairs"] == 1 and result.records[0]["read"] in (0.0, 1.0)
     # Equal volumes under swapped reports: what one loses the other wins.
     assert result.records[0]["partner's loss over own"] == pytest.approx(1, abs=1e-4)
+    once = ANALYSES["pairs"](with_analysis(context, name="pairs", times=[0.985]))
+    assert once.records == result.records  # other times change nothing at this one
+    with pytest.raises(ValueError, match=r"0\.985 among them, found \[0\.9\]"):
+        AnalysisConfig(times=[0.9])
     with pytest.raises(CTFlowError, match="no contrast pair"):
         ANALYSES["pairs"](with_analysis(replace(context, config=replace(context.config, slices=str(
             write_shards(tmp_path / "alone", [20])
