@@ -23,6 +23,7 @@ ANALYSIS_NAMES = (
     "diversity",
     "alignment",
     "utility",
+    "response",
 )
 SPLITS = ("cases", "slices")
 READ_AT = 0.985

@@ -25,6 +25,7 @@ def redraw(
     config: RolloutConfig,
     steps: int,
     noise: Tensor,
+    starts: bool = False,
 ) -> Tensor:
     """A volume drawn again, block by block, each under the real slices before it (SDEdit, Meng et al. 2022).
 
@@ -38,10 +39,12 @@ def redraw(
         white: The whitened latent of an end slice ``[C, h, w]``.
         text: The report's tokens ``[L, D]`` and mask ``[L]``.
         spacing: Millimetres between slices, rows and columns.
-        config: Solver, steps and guidance. All blocks are redrawn as blocks that follow others are drawn.
+        config: Solver, steps and guidance.
         steps: The last so many steps of the grid are taken, at least 1.
         noise: Standard normal ``[steps, K, C, T, h, w]`` for the K blocks: the noise that is added, then what
             churn draws.
+        starts: Blocks are redrawn as a volume's first one is drawn, with ``start_steps`` more; else as those
+            that follow others.
 
     Returns:
         ``[C, S, h, w]``.
@@ -49,8 +52,9 @@ def redraw(
     Raises:
         ValueError: More steps than the grid has.
     """
-    if not 1 <= steps <= config.steps:
-        raise ValueError(f"the grid has {config.steps} steps, found {steps} to take")
+    early = config.early(starts)
+    if not 1 <= steps <= config.steps + early:
+        raise ValueError(f"the grid has {config.steps + early} steps, found {steps} to take")
     slices = latents.shape[1]
     blocks = -(-slices // BLOCK_LENGTH)
     end = white[:, None].expand(-1, blocks * BLOCK_LENGTH - slices, -1, -1)
@@ -65,10 +69,12 @@ def redraw(
         length=torch.full((blocks,), torch.nan, device=latents.device),
         spacing=torch.tensor([list(spacing)], device=latents.device).expand(blocks, -1),
     )
-    taken = config.steps - steps
-    at = time_grid(config.steps, config.time_shift)[taken]
+    taken = config.steps + early - steps
+    at = time_grid(config.steps, config.time_shift, early)[taken]
     z = LinearPath().sample(parts[1:], noise[0], at).z_t
     churn = Churn(config.churn, noise[1:], config.churn_below) if config.churn else None
     field = guided_velocity(model, conditions, None if no_text is None else no_text.select(rows), config)
-    drawn = solve(field, z, config.steps, config.solver, shift=config.time_shift, churn=churn, taken=taken)
+    drawn = solve(
+        field, z, config.steps, config.solver, shift=config.time_shift, churn=churn, early=early, taken=taken
+    )
     return torch.cat(drawn.unbind(), dim=1)[:, :slices]

@@ -13,7 +13,7 @@ from ctflow.evaluation.analyses.pairs import contrast, pairs
 from ctflow.evaluation.analyses.reading import reading
 from ctflow.evaluation.analyses.rollouts import length, seams, steps
 from ctflow.evaluation.analyses.sets import diversity, memorisation, utility
-from ctflow.evaluation.analyses.yardsticks import capacity, floors, reconstruction, severity
+from ctflow.evaluation.analyses.yardsticks import capacity, floors, reconstruction, response, severity
 from ctflow.evaluation.report import write_analysis
 from ctflow.evaluation.results import run_facts
 from ctflow.evaluation.system import EvalSystem
@@ -36,6 +36,7 @@ ANALYSES: dict[str, Callable[[Context], AnalysisResult]] = {
     "diversity": diversity,
     "alignment": alignment,
     "utility": utility,
+    "response": response,
 }
 assert tuple(ANALYSES) == ANALYSIS_NAMES
 

@@ -1,17 +1,25 @@
-"""References for a table: other real volumes, the loss of the A-VAE, damage, one overfitted volume."""
+"""References for a table: other real volumes, the loss of the A-VAE, damage, one overfitted volume, and real
+blocks that are noised and drawn back.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
 
+from ctflow.data import SliceShards
+from ctflow.errors import EvaluationError
 from ctflow.evaluation.analyses.base import AnalysisResult, Context, line_plot
 from ctflow.evaluation.cases import CaseReader, CaseSets, HalvedReader, RealCase, choose_cases, halved
 from ctflow.evaluation.collect import Batch, Group, Wanted
@@ -20,13 +28,18 @@ from ctflow.evaluation.features import FeatureExtractor, real_volume
 from ctflow.evaluation.results import OTHER_REAL
 from ctflow.evaluation.rows import Compared, clip_rows, slice_rows, volume_rows
 from ctflow.evaluation.settings import REAL, ScoredVolume
+from ctflow.flow import time_grid
+from ctflow.generation import redraw
 from ctflow.metrics.damage import DAMAGES
-from ctflow.metrics.images import SCORE_WINDOW, at_side
+from ctflow.metrics.images import SCORE_WINDOW, at_side, spacing_at
 from ctflow.metrics.reconstruction import ReconstructionMetric, load_lpips, lpips_input
+from ctflow.metrics.tissues import tissue_shares
 from ctflow.pictures import LUNG, SOFT_TISSUE
+from ctflow.seeding import derived_generator
 from ctflow.types import BLOCK_LENGTH, HUVolume
 
 UNDAMAGED = "none"
+FIRST, LATER = "first", "later"
 SHOWN = (
     "fid_rand2d", "kid_rand2d", "fvd_rand3d_f16", "seam_ratio", "checkerboard_2", "drift_z", "fd_ct3d",
     "kd_ct3d",
@@ -262,3 +275,156 @@ def _damaged(name: str, level: float, case: RealCase, index: int, reader: CaseRe
 
 def _kind(name: str, level: float) -> str:
     return f"damage {name} {level}"
+
+
+class Drawn(NamedTuple):
+    """What is followed together.
+
+    Attributes:
+        blocks: ``first`` or ``later``.
+        steps: Of the sampling grid that are taken; 0: the real block, encoded and decoded.
+    """
+
+    blocks: str
+    steps: int
+
+
+def response(context: Context) -> AnalysisResult:
+    """Means and deviations over patients of what comes back from each time of the sampling grid."""
+    config, rollout = context.config, context.rollout
+    if rollout.solver == "dopri5":
+        raise EvaluationError(
+            "sampling with dopri5, which chooses its own steps",
+            "a solver with a grid of times",
+            "give another one, e.g. sampling.solver=euler",
+        )
+    shards = SliceShards(Path(config.slices))
+    cases = sorted({int(i) for i in np.linspace(0, len(shards) - 1, min(config.cases, len(shards)))})
+    if len(cases) < 2:
+        raise EvaluationError(
+            f"{len(cases)} case in {config.slices}", "two or more, to have a deviation", "give more cases"
+        )
+    grids = {
+        blocks: time_grid(rollout.steps, rollout.time_shift, rollout.early(blocks == FIRST))
+        for blocks in (FIRST, LATER)
+    }
+    found: dict[Drawn, list[dict[str, float]]] = {}
+    for case in tqdm(cases, desc="response", unit="volume"):
+        for group, measured in _drawn_back(context, shards, case, grids).items():
+            found.setdefault(group, []).append(measured)
+    times = {group: _begin(grids[group.blocks], group.steps) for group in found}
+    records = _responses(found, times)
+    text = (
+        f"Blocks of {len(cases)} real volumes were noised to a time of the sampling grid and drawn back with "
+        "their own report, as a rollout draws them: first blocks with the steps and the temperature of a "
+        "volume's start, later ones under the real block before. 'difference' is the mean of what comes back "
+        "minus that of the blocks encoded and decoded, in deviations over patients; 'ratio' divides the "
+        "deviations, 'correlation' is over patients. An exact generator has differences of 0 and ratios of 1 "
+        "at every time; correlations may fall towards t = 1."
+    )
+    return AnalysisResult(
+        "Where is variety lost?", text, records, {"response": (_plot_response(records), "By time")}
+    )
+
+
+def _taken(total: int) -> list[int]:
+    """Numbers of last steps that are taken, all of them first."""
+    return sorted({total, *(max(1, ceil(total * share)) for share in (0.75, 0.5, 0.25)), 1}, reverse=True)
+
+
+def _begin(grid: Tensor, steps: int) -> float:
+    """Where the last so many steps begin."""
+    return round(float(grid[len(grid) - 1 - steps]), 4)
+
+
+@torch.no_grad()
+def _drawn_back(
+    context: Context, shards: SliceShards, case: int, grids: Mapping[str, Tensor]
+) -> dict[Drawn, dict[str, float]]:
+    """What is followed of one volume, by blocks and steps; later blocks only where there are some."""
+    system, config = context.system, context.config
+    entry, report = shards.cases[case], shards.metadata(case)["report"]
+    volume = HUVolume(shards.hu(case).astype(np.float32), entry.spacing)
+    latents = system.encode(volume)  # [C, S, h, w]
+    side = system.config.image_size
+    start = system.avae.air_latent(side)[:, None].expand(-1, BLOCK_LENGTH, -1, -1)
+    white = system.avae.white_latent(side)
+    embedded = system.text.encode([report])
+    spacing = spacing_at(entry.spacing, volume.hu.shape[1], side)
+    found = {}
+    for blocks, grid in grids.items():
+        first = blocks == FIRST
+        shown = latents[:, :BLOCK_LENGTH] if first else latents
+        if not first and latents.shape[1] <= BLOCK_LENGTH:
+            continue
+        kept = slice(0, BLOCK_LENGTH) if first else slice(BLOCK_LENGTH, None)
+        found[Drawn(blocks, 0)] = _measured(context, shown[:, kept])
+        count = -(-shown.shape[1] // BLOCK_LENGTH)
+        for steps in _taken(len(grid) - 1):
+            generator = derived_generator(config.seed, "response", entry.case_id, blocks, steps)
+            shape = (steps, count, latents.shape[0], BLOCK_LENGTH, *latents.shape[2:])
+            noise = torch.randn(shape, generator=generator).to(latents)
+            if first and steps == len(grid) - 1:
+                noise[0] *= context.rollout.start_temperature
+            text = (embedded.tokens[0], embedded.mask[0])
+            drawn = redraw(
+                system.fmvt, shown, start, white, text, spacing, context.rollout, steps, noise, starts=first
+            )
+            found[Drawn(blocks, steps)] = _measured(context, drawn[:, kept])
+    return found
+
+
+def _measured(context: Context, latents: Tensor) -> dict[str, float]:
+    """What is followed of some slices ``[C, S, h, w]``."""
+    shares = tissue_shares(context.system.decode(latents))
+    return shares | {"latents' deviation": float(latents.std())}
+
+
+def _responses(
+    found: Mapping[Drawn, list[dict[str, float]]], times: Mapping[Drawn, float]
+) -> list[dict[str, Any]]:
+    records = []
+    for group, measured in found.items():
+        if not group.steps:
+            continue
+        real = found[Drawn(group.blocks, 0)]
+        for name in measured[0]:
+            a, b = (np.array([case[name] for case in cases]) for cases in (real, measured))
+            deviation = max(float(a.std()), 1e-12)
+            records.append(
+                {
+                    "blocks": group.blocks,
+                    "t": times[group],
+                    "quantity": name,
+                    "volumes": len(b),
+                    "real": round(float(a.mean()), 4),
+                    "drawn": round(float(b.mean()), 4),
+                    "difference": round(float(b.mean() - a.mean()) / deviation, 3),
+                    "ratio": round(float(b.std()) / deviation, 3),
+                    "correlation": round(_correlation(a, b), 3),
+                }
+            )
+    return records
+
+
+def _correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    """Pearson's; nan where one does not vary."""
+    return float(np.corrcoef(a, b)[0, 1]) if a.std() > 0 and b.std() > 0 else float("nan")
+
+
+def _plot_response(records: list[dict[str, Any]]) -> Figure:
+    figure = Figure(figsize=(8, 5))
+    axes = figure.subplots(2, 2, sharex=True, squeeze=False)
+    for column, blocks in enumerate((FIRST, LATER)):
+        for row, value in enumerate(("difference", "ratio")):
+            plot = axes[row][column]
+            for name in dict.fromkeys(r["quantity"] for r in records):
+                own = [r for r in records if r["blocks"] == blocks and r["quantity"] == name]
+                plot.plot([r["t"] for r in own], [r[value] for r in own], "o-", label=name, markersize=3)
+            plot.axhline(float(row), color="grey", linewidth=0.8)
+            plot.set_ylabel(value)
+            plot.set_title(f"{blocks} blocks" if row == 0 else "")
+        axes[1][column].set_xlabel("noised to t")
+    axes[0][0].legend(fontsize="x-small")
+    figure.tight_layout()
+    return figure

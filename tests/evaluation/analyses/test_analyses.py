@@ -34,6 +34,7 @@ from ctflow.evaluation.cases import HalvedReader, RealCase, halved
 from ctflow.evaluation.features import CaseFeatures, Key, Samples, VolumeFacts
 from ctflow.evaluation.results import ALL, MODEL, findings_table
 from ctflow.evaluation.run import evaluate
+from ctflow.flow import time_grid
 from ctflow.metrics.damage import DAMAGES
 from ctflow.metrics.images import volume_at
 from ctflow.metrics.monitors import MonitorRecord
@@ -103,6 +104,73 @@ def test_pairs_tell_whether_the_report_is_read(tiny_system, context, tmp_path):
         ANALYSES["pairs"](with_analysis(replace(context, config=replace(context.config, slices=str(
             write_shards(tmp_path / "alone", [20])
         ))), name="pairs"))  # fmt: skip
+
+
+def test_response_of_a_generator_that_answers_with_the_data(tiny_system, context, tmp_path, monkeypatch):
+    """Through the analysis' own function; what is drawn back is given, so that the numbers are known."""
+    shards = write_shards(tmp_path / "response", [16, 20, 36])
+    rollout = replace(context.rollout, steps=4, start_steps=2)
+    asked = replace(context, config=replace(
+        context.config, slices=str(shards), sampling=SamplingChoice(steps=4, start_steps=2)
+    ))  # fmt: skip
+    seen = []
+
+    def halfway(model, latents, start, white, text, spacing, config, steps, noise, starts):
+        assert config.steps == rollout.steps and noise.shape[0] == steps
+        seen.append((starts, steps, latents.shape[1], tuple(noise.shape[1:3])))
+        return latents
+
+    monkeypatch.setattr("ctflow.evaluation.analyses.yardsticks.redraw", halfway)
+    records = ANALYSES["response"](asked).records
+    channels = tiny_system.avae.config.latent_channels
+    assert {s for s in seen if s[0]} == {(True, n, 16, (1, channels)) for n in (6, 5, 3, 2, 1)}
+    assert {s[2:] for s in seen if not s[0]} == {(20, (2, channels)), (36, (3, channels))}
+    assert {s[1] for s in seen if not s[0]} == {4, 3, 2, 1}
+    assert {r["blocks"]: r["volumes"] for r in records} == {"first": 3, "later": 2}
+    assert {r["quantity"] for r in records} == {
+        "mean HU", "body", "lung of body", "fat of body", "soft tissue of body", "bone of body",
+        "latents' deviation",
+    }  # fmt: skip
+    times = sorted({r["t"] for r in records if r["blocks"] == "first"}, reverse=True)
+    assert times[0] == 1 and len(times) == 5
+    assert times[-1] == pytest.approx(float(time_grid(4, rollout.time_shift, 2)[-2]), abs=1e-4)
+    for record in records:
+        assert record["difference"] == 0 and record["real"] == record["drawn"], record
+        assert record["ratio"] in (0, 1)  # 0 where the phantoms' own deviation is
+
+
+def test_response_finds_the_variety_that_is_lost(context, tmp_path, monkeypatch):
+    asked = replace(context, config=replace(
+        context.config, slices=str(write_shards(tmp_path / "response", [16, 16, 16, 16]))
+    ))  # fmt: skip
+    real = [torch.randn(4, 16, 8, 8, generator=torch.Generator().manual_seed(i)) * (i + 1) for i in range(4)]
+    mean = float(torch.stack([x.std() for x in real]).mean())
+    given = iter(real)
+    monkeypatch.setattr(type(context.system), "encode", lambda self, volume: next(given))
+
+    def half(model, latents, *_, **__):
+        wanted = mean + (latents.std() - mean) / 2
+        return latents * wanted / latents.std()
+
+    monkeypatch.setattr("ctflow.evaluation.analyses.yardsticks.redraw", half)
+    records = [r for r in ANALYSES["response"](asked).records if r["quantity"] == "latents' deviation"]
+    assert records and {r["ratio"] for r in records} == {0.5} and {r["correlation"] for r in records} == {1}
+    assert {r["difference"] for r in records} == {0}
+
+
+def test_response_runs_with_the_network_and_says_what_it_cannot(context, tmp_path):
+    asked = replace(
+        context, config=replace(context.config, slices=str(write_shards(tmp_path / "two", [18, 17])))
+    )
+    result = ANALYSES["response"](asked)
+    assert {(r["blocks"], r["t"]) for r in result.records} == {("first", 1.0), ("later", 1.0)}
+    assert any(r["difference"] != 0 for r in result.records) and "response" in result.figures
+    with pytest.raises(CTFlowError, match="dopri5"):
+        ANALYSES["response"](replace(asked, config=replace(
+            asked.config, sampling=SamplingChoice(solver="dopri5")
+        )))  # fmt: skip
+    with pytest.raises(CTFlowError, match="two or more"):
+        ANALYSES["response"](replace(asked, config=replace(asked.config, cases=1)))
 
 
 def test_reconstruction_counts_its_slices_and_writes_everything(context):
