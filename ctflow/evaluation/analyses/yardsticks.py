@@ -367,9 +367,19 @@ def _drawn_back(
             if first and steps == len(grid) - 1:
                 noise[0] *= context.rollout.start_temperature
             text = (embedded.tokens[0], embedded.mask[0])
-            drawn = redraw(
-                system.fmvt, shown, start, white, text, spacing, context.rollout, steps, noise, starts=first
-            )
+            with torch.autocast(system.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+                drawn = redraw(
+                    system.fmvt,
+                    shown,
+                    start,
+                    white,
+                    text,
+                    spacing,
+                    context.rollout,
+                    steps,
+                    noise,
+                    starts=first,
+                )
             found[Drawn(blocks, steps)] = _measured(context, drawn[:, kept])
     return found
 
@@ -390,7 +400,7 @@ def _responses(
         real = found[Drawn(group.blocks, 0)]
         for name in measured[0]:
             a, b = (np.array([case[name] for case in cases]) for cases in (real, measured))
-            deviation = max(float(a.std()), 1e-12)
+            deviation = float(a.std()) or math.nan  # nothing is measured in deviations of equal patients
             records.append(
                 {
                     "blocks": group.blocks,
