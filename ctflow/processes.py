@@ -5,6 +5,7 @@ PyTorch is imported where it is used: the commands check their arguments before.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import logging
 import os
@@ -98,6 +99,22 @@ def joined_ranks() -> Iterator[Ranks]:
     finally:
         if own:
             dist.destroy_process_group()
+
+
+def leave_group_at_exit() -> None:
+    """Leave the process group that Lightning joins, when this process ends; it leaves NCCL's alone.
+
+    A process that ends in a gloo group aborts now and then (status -6, "terminate called without an active
+    exception"): the group's threads outlive the interpreter.
+    """
+
+    def leave() -> None:
+        import torch.distributed as dist
+
+        if dist.is_available() and dist.is_initialized():
+            dist.destroy_process_group()
+
+    atexit.register(leave)
 
 
 def device_of(name: str) -> torch.device:

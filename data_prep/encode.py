@@ -33,6 +33,7 @@ from ctflow.models import AVAE, TextEncoder
 from ctflow.models.text import UNKNOWN_WORTH_A_WORD
 from ctflow.outputs import check_writable
 from ctflow.parts import Part, claimed, this_part
+from ctflow.processes import leave_group_at_exit
 from ctflow.shipped import shipped_path
 from ctflow.training.cluster import check_cluster, first_process
 from ctflow.training.parts import FOLDERS, newest_part
@@ -180,6 +181,7 @@ def _encode(config: EncodeConfig, encoder: Encoder, splits: list[Split], part: P
             stack.enter_context(claimed(folder, part, split.writer.folder))
             write_text(folder / SHARDS, json.dumps(list(split.shards)) + "\n")
         stack.enter_context(_one_thread())
+        leave_group_at_exit()
         trainer.predict(encoder, loaders, return_predictions=False)
         # All processes end together: the first one keeps the folder claimed, and says what is done.
         # A callback cannot wait: Lightning calls none in a process that finds its shards complete.

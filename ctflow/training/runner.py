@@ -20,7 +20,7 @@ from ctflow.data import LatentDataModule
 from ctflow.data.stream import EvaluationLoader
 from ctflow.errors import ConfigError
 from ctflow.outputs import check_writable
-from ctflow.processes import log_threads
+from ctflow.processes import leave_group_at_exit, log_threads
 from ctflow.training.base import CountingModule
 from ctflow.training.callbacks import LearningRate, Limits, PeriodicCheckpoint, SeedEachBatch, remove_partial
 from ctflow.training.checkpoint_io import BesideTarget
@@ -127,6 +127,7 @@ def fit(config: TrainConfig, run: Run, task: Task, data: LatentDataModule, step:
     stop = next(callback for callback in trainer.callbacks if isinstance(callback, StopOnSignal))  # type: ignore[attr-defined]
     # Lightning's own handlers end a training with status 0 and save nothing.
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    leave_group_at_exit()
     with stop.listening(), naming_wrong_weights(run.checkpoint):
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     return trainer

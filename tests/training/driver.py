@@ -9,6 +9,7 @@ once per process.
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import json
 import os
@@ -24,6 +25,8 @@ from ctflow.training import runner  # noqa: F401  (imports everything before the
 from ctflow.training.callbacks import SeedEachBatch
 
 HANG_AT = 5
+STILL_JOINED = 9
+"""Status of a rank that has not left the process group when the interpreter ends; it aborts now and then."""
 
 
 def hang(seed_batch):
@@ -34,6 +37,11 @@ def hang(seed_batch):
         seed_batch(self, trainer, module, batch, batch_idx)
 
     return on_train_batch_start
+
+
+def check_left() -> None:
+    if torch.distributed.is_initialized():
+        os._exit(STILL_JOINED)
 
 
 def stopped_at(command: list[str], place: str, method: str) -> int:
@@ -59,6 +67,7 @@ def stopped_at(command: list[str], place: str, method: str) -> int:
 if __name__ == "__main__":
     mode, commands = sys.argv[1], json.loads(Path(sys.argv[2]).read_text(encoding="utf-8"))
     torch.set_num_threads(1)
+    atexit.register(check_left)  # is called after what is registered later
     if mode == "stop":
         statuses = [stopped_at(*entry) for entry in commands]
         sys.exit(0 if set(statuses) == {143} else f"statuses {statuses}")
